@@ -1,0 +1,1 @@
+"""The agent: write-protects the memory of processes and streams what gets dirty."""

@@ -1,0 +1,1 @@
+"""Mirrors of the kernel headers: numbers and layouts, no behaviour."""

@@ -1,0 +1,1 @@
+"""The collector: merges the dirty sets of all hosts, keeps them, and answers orchestrators."""

@@ -1,0 +1,1 @@
+"""What agent, collector and client share: the contract, page sets, names and statuses."""

@@ -1,0 +1,65 @@
+"""The printed names of hosts and targets: ``HOST/PID@START``."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from wetink.v1.types_pb2 import Target
+
+HOST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,253}")
+_TARGET: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253})/(?P<pid>[0-9]{1,10})(?:@(?P<start>[0-9]{1,20}))?")
+_PID_MAX: Final = (1 << 32) - 1
+_START_MAX: Final = (1 << 64) - 1
+
+
+class NameMalformed(ValueError):
+    """A name that cannot be one. The sentence says of what form it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetName:
+    """A target as a person names it.
+
+    ``start_time_ticks`` is None where the name leaves it open: the youngest process with that pid.
+    """
+
+    host_id: str
+    pid: int
+    start_time_ticks: int | None = None
+
+    def __str__(self) -> str:
+        """Give the printed form."""
+        start = "" if self.start_time_ticks is None else f"@{self.start_time_ticks}"
+        return f"{self.host_id}/{self.pid}{start}"
+
+
+def parse_target(text: str) -> TargetName:
+    """Read ``HOST/PID`` or ``HOST/PID@START``.
+
+    Raises:
+        NameMalformed: It is neither.
+    """
+    match = _TARGET.fullmatch(text)
+    pid = int(match["pid"]) if match else 0
+    start = int(match["start"]) if match and match["start"] is not None else None
+    if match is None or not 1 <= pid <= _PID_MAX or (start is not None and start > _START_MAX):
+        message = f"{text[:300]!r} names no target: write HOST/PID or HOST/PID@START, as `wetink targets` prints it"
+        raise NameMalformed(message)
+    return TargetName(match["host"], pid, start)
+
+
+def check_host_id(text: str) -> str:
+    """Give a host id back when it can be one.
+
+    Raises:
+        NameMalformed: It cannot.
+    """
+    if not HOST_ID.fullmatch(text):
+        message = f"{text[:300]!r} is no host id: use 1 to 253 of letters, digits, dot, underscore and hyphen"
+        raise NameMalformed(message)
+    return text
+
+
+def name_of(target: Target) -> str:
+    """Give the full printed name of a target: ``HOST/PID@START``."""
+    return f"{target.host_id}/{target.pid}@{target.start_time_ticks}"

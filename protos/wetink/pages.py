@@ -1,0 +1,113 @@
+"""Page sets between memory and the wire: Roaring64 portable bytes with a checksum, and their split into messages.
+
+A set in memory is a ``pyroaring.BitMap64`` of page numbers. What the bytes mean is said in ``types.proto``.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from pyroaring import BitMap64
+
+from wetink.v1.types_pb2 import PageSet
+
+PAGE_SIZE: Final = 4096
+"""Bytes a page, wherever no target says otherwise."""
+
+MESSAGE_BYTES_MAX: Final = 1 << 20
+"""Bound on one serialized message, both ways: small enough to hold hundreds, large enough for 64 Ki random pages."""
+
+PART_BYTES_MAX: Final = 480 * 1024
+"""Bound on one serialized page set in a message: two of them and all other fields stay below the message's bound."""
+
+
+class CorruptPageSet(ValueError):
+    """A page set whose checksum, encoding or count is wrong. The sentence says which."""
+
+
+def encode(pages: BitMap64) -> PageSet:
+    """Turn a set into its message.
+
+    Args:
+        pages: Page numbers. The caller bounds its size: see ``split``.
+    """
+    if not pages:
+        return PageSet()
+    data = pages.serialize()
+    return PageSet(roaring64=data, crc32=crc32(data), page_count=len(pages))
+
+
+def decode(message: PageSet) -> BitMap64:
+    """Turn a message into its set.
+
+    Raises:
+        CorruptPageSet: The checksum does not match, the bytes are no bitmap, or the count differs. The checksum is
+            looked at first, because a damaged bitmap often decodes to another valid set.
+    """
+    if not message.roaring64:
+        if message.page_count:
+            text = f"page set of {message.page_count} pages has no bitmap"
+            raise CorruptPageSet(text)
+        return BitMap64()
+    found = crc32(message.roaring64)
+    if found != message.crc32:
+        text = f"page set has checksum {found:#010x}, its message says {message.crc32:#010x}"
+        raise CorruptPageSet(text)
+    try:
+        pages = BitMap64.deserialize(message.roaring64)
+    except (ValueError, MemoryError) as error:
+        text = f"page set of {len(message.roaring64)} bytes is no Roaring64 bitmap"
+        raise CorruptPageSet(text) from error
+    if len(pages) != message.page_count:
+        text = f"page set holds {len(pages)} pages, its message says {message.page_count}"
+        raise CorruptPageSet(text)
+    return pages
+
+
+def split(pages: BitMap64, bytes_max: int = PART_BYTES_MAX) -> Iterator[PageSet]:
+    """Cut a set into messages of bounded size, in ascending order of their pages. The empty set gives none.
+
+    Args:
+        pages: Page numbers.
+        bytes_max: Bound on each ``roaring64``. At least 64.
+    """
+    if not pages:
+        return
+    message = encode(pages)
+    if len(message.roaring64) <= bytes_max:
+        yield message
+        return
+    middle = pages[len(pages) // 2]
+    below = BitMap64()
+    below.add_range(pages[0], middle)
+    yield from split(pages & below, bytes_max)
+    yield from split(pages - below, bytes_max)
+
+
+def runs(pages: BitMap64) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Give a set as runs of adjacent pages.
+
+    Returns:
+        The first page of each run, and the page after its last, both ascending.
+    """
+    numbers = np.frombuffer(pages.to_array(), dtype=np.uint64)
+    if not numbers.size:
+        return numbers, numbers
+    breaks = np.flatnonzero(np.diff(numbers) != 1)
+    starts = numbers[np.concatenate(([0], breaks + 1))]
+    ends = numbers[np.concatenate((breaks, [numbers.size - 1]))] + np.uint64(1)
+    return starts, ends
+
+
+def address_ranges(pages: BitMap64, page_size: int = PAGE_SIZE) -> list[tuple[int, int]]:
+    """Give a set as ``(start_address, length_bytes)`` runs, ascending and not touching.
+
+    Args:
+        pages: Page numbers.
+        page_size: Bytes a page.
+    """
+    starts, ends = runs(pages)
+    size = np.uint64(page_size)
+    return list(zip((starts * size).tolist(), ((ends - starts) * size).tolist(), strict=True))

@@ -1,0 +1,42 @@
+"""gRPC statuses with a reason a program can act on: ``google.rpc.ErrorInfo`` of domain ``wetink``.
+
+Source: AIP-193 (errors); ``grpcio-status`` for the trailer ``grpc-status-details-bin``.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+DOMAIN: Final = "wetink"
+
+
+def status_with_reason(
+    code: grpc.StatusCode, reason: str, message: str, metadata: Mapping[str, str] | None = None
+) -> grpc.Status:
+    """Make a status to abort a call with.
+
+    Args:
+        code: The gRPC status code.
+        reason: UPPER_SNAKE_CASE, as the .proto names it at the call.
+        message: One sentence: what happened, to which object, what to do.
+        metadata: Further facts for programs. Keys are named in the .proto.
+    """
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata or {})
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    number: int = code.value[0]
+    return rpc_status.to_status(status_pb2.Status(code=number, message=message, details=[detail]))
+
+
+def error_info(error: grpc.RpcError | grpc.Call) -> error_details_pb2.ErrorInfo | None:
+    """Give the reason a failed call came with, or None where it came with none of ours."""
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            return info
+    return None
