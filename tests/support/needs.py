@@ -1,0 +1,122 @@
+"""What a test needs from the machine, and what happens where it is missing.
+
+A test names its needs with ``@pytest.mark.needs("kernel", "root")``; a fixture or a helper calls ``needs("redis")``.
+A missing need skips the test, with a sentence that says what is missing and how to get it. Needs that are listed in
+the environment variable ``WETINK_REQUIRE`` (separated by commas) fail the test instead: CI names all of them, so that
+nothing is left out there in silence.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+REQUIRE: Final = "WETINK_REQUIRE"
+"""The environment variable with the names of the needs that must be there."""
+
+
+class UnknownNeed(ValueError):
+    """A need that nobody has defined. The sentence names those that exist."""
+
+
+def needs(*names: str) -> None:
+    """Go on when everything named is there; otherwise skip the running test, or fail it where it is required.
+
+    Raises:
+        UnknownNeed: A name stands for no need.
+    """
+    for name in names:
+        reason = missing(name)
+        if reason is None:
+            continue
+        sentence = f"needs {name}: {reason}"
+        if name in required():
+            pytest.fail(f"{sentence} ({REQUIRE} says that it must be there)", pytrace=False)
+        pytest.skip(sentence)
+
+
+@cache
+def missing(name: str) -> str | None:
+    """Say what is missing for a need and how to get it, or give None when it is there. Each is probed once.
+
+    Raises:
+        UnknownNeed: The name stands for no need.
+    """
+    check(name)
+    return PROBES[name]()
+
+
+def required() -> frozenset[str]:
+    """Give the needs that must be there.
+
+    Raises:
+        UnknownNeed: ``WETINK_REQUIRE`` has a name that stands for no need.
+    """
+    names = frozenset(filter(None, (name.strip() for name in os.environ.get(REQUIRE, "").split(","))))
+    for name in names:
+        check(name)
+    return names
+
+
+def check(name: str) -> None:
+    """Accept the name of a need.
+
+    Raises:
+        UnknownNeed: It stands for none.
+    """
+    if name not in PROBES:
+        message = f"{name!r} is no need: there are {', '.join(sorted(PROBES))} (tests/support/needs.py)"
+        raise UnknownNeed(message)
+
+
+def _no_kernel() -> str | None:
+    try:
+        from wetink_agent.probe import why_not_wp_async  # noqa: PLC0415 (only tests with this need may import the agent)
+    except ModuleNotFoundError as error:
+        return f"the agent's probe cannot be imported: {error}"
+    return why_not_wp_async()
+
+
+def _no_root() -> str | None:
+    if os.geteuid() == 0:
+        return None
+    return f"runs as user {os.geteuid()}; start the tests as root"
+
+
+def _no_cc() -> str | None:
+    if shutil.which("cc") is None:
+        return "there is no C compiler `cc`; apt-get install gcc"
+    source = "#include <stdlib.h>\n#include <linux/userfaultfd.h>\nint main(void) { return EXIT_SUCCESS; }\n"
+    with tempfile.TemporaryDirectory() as directory:
+        compiled = subprocess.run(
+            ["cc", "-x", "c", "-", "-o", Path(directory) / "program"],
+            input=source,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if compiled.returncode == 0:
+        return None
+    return "`cc` cannot build a program with the kernel's headers; apt-get install gcc libc6-dev linux-libc-dev"
+
+
+def _no_redis() -> str | None:
+    absent = [name for name in ("redis-server", "redis-cli", "redis-benchmark") if shutil.which(name) is None]
+    if not absent:
+        return None
+    return f"there is no {', '.join(absent)}; apt-get install redis-server redis-tools"
+
+
+PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
+    "kernel": _no_kernel,  # UFFD_FEATURE_WP_ASYNC and PAGEMAP_SCAN, asked of the running kernel
+    "root": _no_root,  # ptrace of others, their pagemap, pidfd_getfd
+    "cc": _no_cc,  # a C compiler, the C library's headers, the kernel's headers
+    "redis": _no_redis,  # redis-server and its load generator
+}
+"""Each need by name. A probe says what is missing, or gives None."""
