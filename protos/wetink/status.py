@@ -32,7 +32,7 @@ def status_with_reason(
     return rpc_status.to_status(status_pb2.Status(code=number, message=message, details=[detail]))
 
 
-def error_info(error: grpc.RpcError | grpc.Call) -> error_details_pb2.ErrorInfo | None:
+def error_info(error: grpc.Call) -> error_details_pb2.ErrorInfo | None:
     """Give the reason a failed call came with, or None where it came with none of ours."""
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():

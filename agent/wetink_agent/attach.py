@@ -1,0 +1,372 @@
+"""Take a userfaultfd over the memory of an unmodified running process: ptrace, one borrowed thread, pidfd_getfd.
+
+One thread is stopped for about a millisecond. It is made to call ``userfaultfd`` and ``close``; the agent takes the
+descriptor in between and holds the only copy. Everything else about the thread is put back, with the kernel's own
+restart of an interrupted system call.
+
+**The borrowed thread does not need us to come back.** A tracer can be killed at any instruction, and then the thread
+runs on with whatever registers it has. So what it is given to run is not a lone ``syscall`` instruction but a stub
+which, left alone, closes the descriptor, restores the signal mask and every register it used, and jumps to where the
+thread was. The stub lies in unused bytes at the end of the thread's vdso: executable, private, in every process, and
+no stack is touched (a goroutine's has no room to spare). A living tracer takes the same path in steps, and in the end
+puts back what it found itself.
+
+Signals are blocked on the way, so that no handler ever sees the thread inside the stub; those that come stay pending
+and are delivered afterwards with all they carry.
+
+Source: ptrace(2), pidfd_getfd(2), vdso(7); the restart codes are those of ``include/linux/errno.h``.
+"""
+
+import errno
+import os
+import signal
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar
+
+from wetink import syscalls
+from wetink_agent import procfs
+from wetink_agent.errors import NoSuchProcess, NotPermitted, TrackingError, Untrackable
+from wetink_agent.uapi import ptrace as pt
+from wetink_agent.uapi.userfaultfd import UFFD_USER_MODE_ONLY
+
+STOP_SECONDS_MAX: Final = 1.0
+"""How long a thread may take to stop: one that sleeps uninterruptibly for longer is left alone."""
+
+_NR_CLOSE: Final = 3
+_NR_RT_SIGPROCMASK: Final = 14
+_NR_RESTART_SYSCALL: Final = 219
+_NR_USERFAULTFD: Final = 323
+_SIG_SETMASK: Final = 2
+_SIGSET_SIZE_BYTES: Final = 8
+_SYSCALL_SIZE_BYTES: Final = 2
+_USER_CS_64: Final = 0x33
+_MASK_64: Final = (1 << 64) - 1
+
+# Linux include/linux/errno.h: what a system call leaves in rax when a stop interrupted it.
+_RESTART_SAME: Final = frozenset({512, 513, 514})  # ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND
+_RESTART_BLOCK: Final = 516  # ERESTART_RESTARTBLOCK
+
+_WALL: Final = 0x40000000
+
+_Result = TypeVar("_Result")
+
+
+def take_userfaultfd(pid: int) -> int:
+    """Give a new userfaultfd over the memory of a process, of which no copy is left in the process.
+
+    Full mode where the process may have it, else UFFD_USER_MODE_ONLY: with WP_ASYNC both see the kernel's writes too.
+
+    Args:
+        pid: A process in this pid namespace.
+
+    Raises:
+        NoSuchProcess: It is not there, or exits meanwhile.
+        NotPermitted: The kernel forbids it.
+        Untrackable: It is a kernel thread, is traced by somebody else, is no x86-64 process, has a seccomp filter that
+            cannot be suspended, or no thread of it stops in time.
+    """
+    # A thread of its own: when it ends, for whatever reason, the kernel detaches from everything it traces.
+    return _in_own_thread(lambda: _take(pid))
+
+
+def _in_own_thread(work: Callable[[], _Result]) -> _Result:
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread, whatever it is
+            errors.append(error)
+
+    thread = threading.Thread(target=body, name="attach")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _take(pid: int) -> int:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        raise _explain(error, pid) from error
+    try:
+        _refuse_the_unfit(pid)
+        suspend_seccomp = procfs.has_seccomp_filter(pid)
+        tid = procfs.borrowable_thread(pid)
+        try:
+            with _Borrowed(pid, tid, suspend_seccomp=suspend_seccomp) as thread:
+                return thread.make_userfaultfd(lambda number: syscalls.pidfd_getfd(pidfd, number))
+        except OSError as error:
+            raise _explain(error, pid) from error
+    finally:
+        os.close(pidfd)
+
+
+def _refuse_the_unfit(pid: int) -> None:
+    if procfs.is_kernel_thread(pid):
+        message = f"process {pid} is a kernel thread and has no memory of its own to track"
+        raise Untrackable(message)
+    tracer = procfs.tracer_of(pid)
+    if tracer:
+        message = f"process {pid} is already traced by process {tracer}: detach that (a debugger, strace) and try again"
+        raise Untrackable(message)
+
+
+def _explain(error: OSError, pid: int) -> TrackingError:
+    match error.errno:
+        case errno.ESRCH | errno.ENOENT:
+            return NoSuchProcess(f"there is no process {pid}: it has exited, or the pid is wrong")
+        case errno.EPERM | errno.EACCES:
+            return NotPermitted(
+                f"not permitted to attach to process {pid} ({error.strerror}): "
+                "run the agent as its user, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+            )
+        case _:
+            return Untrackable(f"cannot attach to process {pid}: {error.strerror}")
+
+
+class _Borrowed:
+    """One thread of the target, seized. Use as a context manager; leaving it detaches."""
+
+    def __init__(self, pid: int, tid: int, *, suspend_seccomp: bool) -> None:
+        """Seize the thread and stop it."""
+        self._pid = pid
+        self._tid = tid
+        self._suspend_seccomp = suspend_seccomp
+        self._memory = -1
+        self._room: _Room | None = None
+
+    def __enter__(self) -> Self:
+        """Seize the thread and stop it."""
+        options = pt.PTRACE_O_TRACESYSGOOD | (pt.PTRACE_O_SUSPEND_SECCOMP if self._suspend_seccomp else 0)
+        try:
+            self._ptrace(pt.PTRACE_SEIZE, options, "PTRACE_SEIZE")
+        except OSError as error:
+            if self._suspend_seccomp and error.errno in {errno.EPERM, errno.EINVAL}:
+                message = (
+                    f"process {self._pid} has a seccomp filter that might kill it for a foreign system call: give the "
+                    "agent CAP_SYS_ADMIN, so that it can suspend the filter, or let the process use the handshake"
+                )
+                raise NotPermitted(message) from error
+            raise
+        try:
+            # While the target still runs: only what must be done in the stop is done in the stop.
+            self._memory = os.open(f"/proc/{self._pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+            self._room = _find_room(self._pid, self._memory)
+            self._ptrace(pt.PTRACE_INTERRUPT, 0, "PTRACE_INTERRUPT")
+            self._run_to(pt.PTRACE_CONT, _is_event_stop, resume_first=False)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the thread go on."""
+        try:
+            self._ptrace(pt.PTRACE_DETACH, 0, "PTRACE_DETACH")
+        except OSError as error:
+            # It died while it was borrowed, or never stopped; then the end of this thread of ours detaches.
+            if error.errno != errno.ESRCH:
+                raise
+        finally:
+            self._close()
+
+    def make_userfaultfd(self, take: Callable[[int], int]) -> int:
+        """Make the stopped thread open a userfaultfd, take it, and make the thread close its own copy.
+
+        Args:
+            take: Gives our copy of the target's descriptor.
+        """
+        assert self._room is not None
+        own, mask = self._registers(), self._signal_mask()
+        if own.cs != _USER_CS_64:
+            message = f"process {self._pid} is not a 64-bit x86 process: only those can be attached"
+            raise Untrackable(message)
+        os.pwrite(self._memory, _stub_code(own, mask), self._room.address)
+        try:
+            # In this order: from the moment the mask is ours, the stub is what the thread runs, and it restores it.
+            self._lend(own, os.O_CLOEXEC | os.O_NONBLOCK)
+            self._set_signal_mask(b"\xff" * _SIGSET_SIZE_BYTES)
+            number = self._finish_call()
+            if number == -errno.EPERM:
+                self._lend(own, os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY)
+                number = self._finish_call()
+            if number < 0:
+                raise OSError(-number, f"{os.strerror(-number)} (userfaultfd)")
+            try:
+                return take(number)
+            finally:
+                self._finish_call()  # the stub's own close
+        finally:
+            self._give_back(own, mask)
+
+    def _lend(self, own: pt.user_regs_struct, flags: int) -> None:
+        assert self._room is not None
+        lent = pt.user_regs_struct.from_buffer_copy(own)
+        lent.rip = self._room.address
+        lent.rax = _NR_USERFAULTFD
+        lent.rdi = flags
+        lent.orig_rax = _MASK_64  # no system call is under way, so nothing is restarted before ours
+        self._set_registers(lent)
+
+    def _finish_call(self) -> int:
+        """Run through the next system call of the stub; what it gave, where a negative number is an errno."""
+        self._run_to(pt.PTRACE_SYSCALL, _is_syscall_stop)
+        self._run_to(pt.PTRACE_SYSCALL, _is_syscall_stop)
+        return _signed(self._registers().rax)
+
+    def _give_back(self, own: pt.user_regs_struct, mask: bytes) -> None:
+        assert self._room is not None
+        try:
+            # The kernel restarts an interrupted call only on its way out of a signal stop, so go through one.
+            self._ptrace(pt.PTRACE_INTERRUPT, 0, "PTRACE_INTERRUPT")
+            self._run_to(pt.PTRACE_CONT, _is_event_stop)
+            # In this order: while the mask is not yet the thread's own, the stub is what it would run.
+            self._set_signal_mask(mask)
+            self._set_registers(own)
+            os.pwrite(self._memory, self._room.found, self._room.address)
+        except OSError as error:
+            # It was killed while it was borrowed: nothing is left to be put back.
+            if error.errno not in {errno.ESRCH, errno.EIO}:
+                raise
+
+    def _run_to(self, request: int, reached: Callable[[int], bool], *, resume_first: bool = True) -> None:
+        """Resume until the thread stops in the way that is meant; other stops are passed by.
+
+        Those are group stops, which go on when we detach, and the delivery of signals that cannot be blocked.
+        """
+        if resume_first:
+            self._ptrace(request, 0, "PTRACE_CONT")
+        status = self._wait()
+        while not reached(status):
+            passed_on = 0 if _is_event_stop(status) or _is_syscall_stop(status) else os.WSTOPSIG(status)
+            self._ptrace(request, passed_on, "PTRACE_CONT")
+            status = self._wait()
+
+    def _wait(self) -> int:
+        """Wait until the thread stops; the wait status."""
+        deadline = time.monotonic() + STOP_SECONDS_MAX
+        pause = 0.0
+        while True:
+            tid, status = os.waitpid(self._tid, os.WNOHANG | _WALL)
+            if tid:
+                if os.WIFSTOPPED(status):
+                    return status
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+            if time.monotonic() > deadline:
+                message = (
+                    f"thread {self._tid} of process {self._pid} did not stop within {STOP_SECONDS_MAX:g} s: it sleeps "
+                    "uninterruptibly (state D); try again later"
+                )
+                raise Untrackable(message)
+            # A stop comes within microseconds on an idle core; a target that shares ours needs us to sleep.
+            time.sleep(pause)
+            pause = min(pause + 20e-6, 1e-3)
+
+    def _registers(self) -> pt.user_regs_struct:
+        registers = pt.user_regs_struct()
+        syscalls.ptrace_regset(pt.PTRACE_GETREGSET, self._tid, pt.NT_PRSTATUS, registers, "PTRACE_GETREGSET")
+        return registers
+
+    def _set_registers(self, registers: pt.user_regs_struct) -> None:
+        syscalls.ptrace_regset(pt.PTRACE_SETREGSET, self._tid, pt.NT_PRSTATUS, registers, "PTRACE_SETREGSET")
+
+    def _signal_mask(self) -> bytes:
+        return syscalls.ptrace_buffer(
+            pt.PTRACE_GETSIGMASK, self._tid, _SIGSET_SIZE_BYTES, bytes(_SIGSET_SIZE_BYTES), "PTRACE_GETSIGMASK"
+        )
+
+    def _set_signal_mask(self, mask: bytes) -> None:
+        syscalls.ptrace_buffer(pt.PTRACE_SETSIGMASK, self._tid, _SIGSET_SIZE_BYTES, mask, "PTRACE_SETSIGMASK")
+
+    def _ptrace(self, request: int, data: int, name: str) -> None:
+        syscalls.ptrace(request, self._tid, 0, data, name)
+
+    def _close(self) -> None:
+        if self._memory >= 0:
+            os.close(self._memory)
+            self._memory = -1
+
+
+def _is_event_stop(status: int) -> bool:
+    return status >> 16 == pt.PTRACE_EVENT_STOP
+
+
+def _is_syscall_stop(status: int) -> bool:
+    return os.WSTOPSIG(status) == signal.SIGTRAP | 0x80
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _stub_code(own: pt.user_regs_struct, mask: bytes) -> bytes:
+    """Assemble what the thread runs: our call, then by itself all that leads back to where it was.
+
+    Only instructions that leave the flags alone are used; ``syscall`` itself overwrites rcx and r11.
+    """
+    rax, rip = own.rax, own.rip
+    if _signed(own.orig_rax) >= 0:
+        code = -_signed(own.rax)
+        # What the kernel itself would do on the way out: go back over the syscall instruction.
+        if code in _RESTART_SAME:
+            rax, rip = own.orig_rax, rip - _SYSCALL_SIZE_BYTES
+        elif code == _RESTART_BLOCK:
+            rax, rip = _NR_RESTART_SYSCALL, rip - _SYSCALL_SIZE_BYTES
+    return (
+        _STUB_HEAD
+        + b"\x48\xb8" + struct.pack("<Q", rax)  # mov rax, ...
+        + b"\x48\xbf" + struct.pack("<Q", own.rdi)  # mov rdi, ...
+        + b"\x48\xbe" + struct.pack("<Q", own.rsi)  # mov rsi, ...
+        + b"\x48\xba" + struct.pack("<Q", own.rdx)  # mov rdx, ...
+        + b"\x49\xba" + struct.pack("<Q", own.r10)  # mov r10, ...
+        + b"\x48\xb9" + struct.pack("<Q", own.rcx)  # mov rcx, ...
+        + b"\x49\xbb" + struct.pack("<Q", own.r11)  # mov r11, ...
+        + b"\xff\x25\x00\x00\x00\x00" + struct.pack("<Q", rip)  # jmp [rip + 0]
+        + mask
+    )  # fmt: skip
+
+
+_STUB_HEAD: Final = (
+    b"\x0f\x05"  # syscall: the one we ask for
+    b"\x89\xc7"  # mov edi, eax: its descriptor; a failure gives a number that close refuses
+     b"\xb8" + struct.pack("<I", _NR_CLOSE)  # mov eax, close
+    + b"\x0f\x05"  # syscall
+    + b"\xb8" + struct.pack("<I", _NR_RT_SIGPROCMASK)  # mov eax, rt_sigprocmask
+    + b"\xbf" + struct.pack("<I", _SIG_SETMASK)  # mov edi, SIG_SETMASK
+    + b"\x48\x8d\x35" + struct.pack("<I", 5 + 6 + 2 + 7 * 10 + 6 + 8)  # lea rsi, [rip + distance to the mask]
+    + b"\xba\x00\x00\x00\x00"  # mov edx, 0
+    + b"\x41\xba" + struct.pack("<I", _SIGSET_SIZE_BYTES)  # mov r10d, size of the mask
+    + b"\x0f\x05"  # syscall
+)  # fmt: skip
+_STUB_SIZE_BYTES: Final = len(_STUB_HEAD) + 7 * 10 + 6 + 8 + _SIGSET_SIZE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Bytes of the target's vdso that nothing uses, and what belongs there."""
+
+    address: int
+    found: bytes
+
+
+def _find_room(pid: int, memory: int) -> _Room:
+    """Find room at the end of the vdso, behind its image."""
+    start, end = procfs.vdso_range(pid)
+    if start == end:
+        message = f"process {pid} has no vdso, which attaching needs: let it use the handshake"
+        raise Untrackable(message)
+    address = end - _STUB_SIZE_BYTES
+    found = os.pread(memory, _STUB_SIZE_BYTES, address)
+    # An agent that was killed while it attached leaves its stub; the thread has long run through it.
+    if found.strip(b"\0") and not found.startswith(_STUB_HEAD):
+        message = f"process {pid} has a vdso with no {_STUB_SIZE_BYTES} bytes of room: let it use the handshake"
+        raise Untrackable(message)
+    return _Room(address, bytes(_STUB_SIZE_BYTES))

@@ -1,0 +1,51 @@
+"""What every backend is to the rest of the agent: it harvests rounds over one process."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from pyroaring import BitMap64
+
+from wetink.v1 import types_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """What one pass over a target found. The page sets share no page and are not changed any more.
+
+    ``cautious_page_count`` is how many of ``written`` are there with no sign of a write. ``mapped`` and ``unmapped``
+    are ``(start_address, end_address)`` pairs. ``frozen`` is whether the target was stopped throughout.
+    """
+
+    began_time_ns: int
+    written: BitMap64
+    vanished: BitMap64
+    populated_page_count: int
+    cautious_page_count: int = 0
+    frozen: bool = False
+    mapped: tuple[tuple[int, int], ...] = ()
+    unmapped: tuple[tuple[int, int], ...] = ()
+
+
+class Backend(Protocol):
+    """Finds out which pages of one process were written. Not safe for two threads at once."""
+
+    kind: types_pb2.Backend
+
+    def harvest(self) -> Harvest:
+        """Find what was written or vanished since the harvest before, and arm for the next.
+
+        The first harvest has every populated page as written.
+
+        Raises:
+            TargetExited, TargetReplaced: There is nothing to harvest any more. Never an empty harvest.
+            TrackingError: It cannot go on.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Make the next harvest a first one."""
+        ...
+
+    def close(self) -> None:
+        """Stop tracking; the target keeps nothing."""
+        ...

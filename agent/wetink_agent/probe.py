@@ -1,0 +1,78 @@
+"""Find out by doing whether this kernel can track with ``wp-async``: never by asking which version it is."""
+
+import mmap
+import os
+from ctypes import addressof, c_char, sizeof
+
+from wetink import syscalls
+from wetink_agent.uapi import fs
+from wetink_agent.uapi import userfaultfd as uf
+
+FEATURES = uf.UFFD_FEATURE_PAGEFAULT_FLAG_WP | uf.UFFD_FEATURE_WP_UNPOPULATED | uf.UFFD_FEATURE_WP_ASYNC
+"""What ``wp-async`` asks the kernel for."""
+
+
+def why_not_wp_async() -> str | None:
+    """Say which feature ``wp-async`` lacks here, as the end of a sentence, or None where it lacks nothing.
+
+    Writes to a page of its own under write-protection and looks whether the scan sees it.
+    """
+    try:
+        uffd = syscalls.userfaultfd(os.O_CLOEXEC | os.O_NONBLOCK | uf.UFFD_USER_MODE_ONLY)
+    except OSError as error:
+        return f"userfaultfd(2) fails here: {error.strerror}"
+    try:
+        return _try(uffd)
+    finally:
+        os.close(uffd)
+
+
+def _try(uffd: int) -> str | None:
+    try:
+        syscalls.ioctl(uffd, uf.UFFDIO_API, uf.uffdio_api(api=uf.UFFD_API, features=FEATURES), "UFFDIO_API")
+    except OSError:
+        return "it lacks UFFD_FEATURE_WP_ASYNC (Linux 6.7 and later have it)"
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+        page[0] = 1
+        view = c_char.from_buffer(page)
+        try:
+            return _try_page(uffd, addressof(view), page)
+        finally:
+            del view
+
+
+def _try_page(uffd: int, address: int, page: mmap.mmap) -> str | None:
+    span = uf.uffdio_range(start=address, len=mmap.PAGESIZE)
+    register = uf.uffdio_register(range=span, mode=uf.UFFDIO_REGISTER_MODE_WP)
+    try:
+        syscalls.ioctl(uffd, uf.UFFDIO_REGISTER, register, "UFFDIO_REGISTER")
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return f"its write-protection fails: {error.strerror}"
+    try:
+        seen = [_written(fd, address)]
+        seen.append(_written(fd, address))
+        page[0] = 2
+        seen.append(_written(fd, address))
+    except OSError:
+        return "it lacks PAGEMAP_SCAN (Linux 6.7 and later have it)"
+    finally:
+        os.close(fd)
+    return None if seen == [True, False, True] else "its write-protection does not report a write that happened"
+
+
+def _written(fd: int, address: int) -> bool:
+    """Scan and re-arm one page."""
+    region = fs.page_region()
+    argument = fs.pm_scan_arg(
+        size=sizeof(fs.pm_scan_arg),
+        flags=fs.PM_SCAN_WP_MATCHING,
+        start=address,
+        end=address + mmap.PAGESIZE,
+        vec=addressof(region),
+        vec_len=1,
+        category_anyof_mask=fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED,
+        return_mask=fs.PAGE_IS_WRITTEN | fs.PAGE_IS_PRESENT,
+    )
+    count = syscalls.ioctl(fd, fs.PAGEMAP_SCAN, argument, "PAGEMAP_SCAN")
+    return bool(count and region.categories & fs.PAGE_IS_WRITTEN)

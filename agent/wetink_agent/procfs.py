@@ -1,0 +1,243 @@
+"""What ``/proc`` tells about processes and their memory, parsed once and here only.
+
+Source: proc_pid_maps(5), proc_pid_stat(5), proc_pid_status(5), proc_pid_cgroup(5).
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from wetink_agent.errors import NoSuchProcess
+
+COMMAND_CHARACTERS_MAX: Final = 256
+"""Characters of a command line that are kept: bound of the contract."""
+
+_PF_KTHREAD: Final = 0x00200000
+_STATE_STOPPED: Final = frozenset("Tt")
+_STATE_GONE: Final = frozenset("ZX")
+_SECCOMP_MODE_FILTER: Final = "2"
+
+_MAPPING: Final = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([ps]) ([0-9a-f]+) ([0-9a-f:]+) ([0-9]+)[ ]*(.*)$", re.MULTILINE
+)
+_VDSO: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) .*\[vdso\]$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One line of ``/proc/PID/maps``."""
+
+    start: int
+    end: int
+    writable: bool
+    shared: bool
+    device: str
+    inode: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What ``/proc/PID/stat`` tells."""
+
+    state: str
+    parent_pid: int
+    flags: int
+    start_time_ticks: int
+    layout: tuple[int, ...]
+    """Where program text and stack begin: execve(2) sets them anew."""
+
+
+def read_maps(pid: int) -> bytes:
+    """Give ``/proc/PID/maps`` as it is; empty for a process without memory, a kernel thread or a zombie.
+
+    Raises:
+        NoSuchProcess: It is gone.
+        PermissionError: It belongs to somebody else.
+    """
+    return _read(pid, "maps")
+
+
+def parse_maps(maps: bytes) -> Iterator[Mapping]:
+    """Parse what ``read_maps`` gave, in ascending order."""
+    for match in _MAPPING.finditer(maps):
+        start, end, _, writable, _, shared, _, device, inode, name = match.groups()
+        yield Mapping(
+            start=int(start, 16),
+            end=int(end, 16),
+            writable=writable == b"w",
+            shared=shared == b"s",
+            device=device.decode(),
+            inode=int(inode),
+            name=os.fsdecode(name),
+        )
+
+
+def vdso_range(pid: int) -> tuple[int, int]:
+    """Give the first address of a process's vdso and the one after its last; two zeros where it has none."""
+    match = _VDSO.search(read_maps(pid))
+    return (int(match[1], 16), int(match[2], 16)) if match else (0, 0)
+
+
+def stat(pid: int) -> Stat:
+    """Give what ``/proc/PID/stat`` tells.
+
+    Raises:
+        NoSuchProcess: It is gone.
+    """
+    return _parse_stat(_read(pid, "stat"))
+
+
+def is_kernel_thread(pid: int) -> bool:
+    """Whether a process is a thread of the kernel, which has no memory of its own."""
+    return bool(stat(pid).flags & _PF_KTHREAD)
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether every thread of a process is stopped, by a signal, a tracer or its cgroup's freezer."""
+    try:
+        states = [_parse_stat(_read(pid, f"task/{tid}/stat")).state for tid in _threads(pid)]
+    except NoSuchProcess:
+        return False
+    return (bool(states) and _STATE_STOPPED.issuperset(states)) or _is_cgroup_frozen(pid)
+
+
+def tracer_of(pid: int) -> int:
+    """Give the pid of the process that traces this one, or 0."""
+    return int(_status_field(pid, "TracerPid") or 0)
+
+
+def has_seccomp_filter(pid: int) -> bool:
+    """Whether system calls of a process go through a seccomp filter."""
+    return _status_field(pid, "Seccomp") == _SECCOMP_MODE_FILTER
+
+
+def borrowable_thread(pid: int) -> int:
+    """Give the thread an attach should stop: the leader, or the first that lives where the leader has exited.
+
+    Always the same one, so that of two agents only one can have it.
+    """
+    for tid in [pid, *sorted(_threads(pid))]:
+        if _parse_stat(_read(pid, f"task/{tid}/stat")).state not in _STATE_GONE:
+            return tid
+    message = f"process {pid} has exited and waits to be reaped"
+    raise NoSuchProcess(message)
+
+
+def command(pid: int) -> str:
+    """Give the command line of a process, cut at its bound; its name in brackets where it has none."""
+    words = _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
+    if not words:
+        words = f"[{_read(pid, 'comm').decode(errors='replace').strip()}]"
+    return "".join(c if c.isprintable() else "?" for c in words[:COMMAND_CHARACTERS_MAX])
+
+
+def cgroup(pid: int) -> str:
+    """Give the cgroup path of a process: of the unified hierarchy unless that is the root, else the longest."""
+    unified, paths = "", [""]
+    for line in _read(pid, "cgroup").decode(errors="replace").splitlines():
+        number, _, path = line.split(":", 2)
+        if number == "0":
+            unified = path
+        paths.append(path)
+    return unified if unified not in {"", "/"} else max(paths, key=len)
+
+
+def pids() -> list[int]:
+    """Give every process of this pid namespace."""
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def parents(of: Iterable[int]) -> dict[int, int]:
+    """Give the parent of each process that is still there."""
+    found: dict[int, int] = {}
+    for pid in of:
+        try:
+            found[pid] = stat(pid).parent_pid
+        except NoSuchProcess:
+            continue
+    return found
+
+
+def boot_id() -> str:
+    """Give the id of this boot of this host."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def memory_devices(pid: int, *types: str) -> frozenset[str]:
+    """Give the device numbers, as ``maps`` writes them, of the mounts a process sees whose files are memory.
+
+    Args:
+        pid: The process.
+        types: Names of file systems; none means tmpfs and hugetlbfs.
+    """
+    wanted = types or ("tmpfs", "hugetlbfs")
+    devices = set()
+    for line in _read(pid, "mountinfo").decode(errors="replace").splitlines():
+        fields, _, rest = line.partition(" - ")
+        if rest.split(" ", 1)[0] in wanted:
+            major, minor = fields.split()[2].split(":")
+            devices.add(f"{int(major):02x}:{int(minor):02x}")
+    return frozenset(devices)
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise _gone(pid) from error
+
+
+def _is_cgroup_frozen(pid: int) -> bool:
+    for line in _read(pid, "cgroup").decode(errors="replace").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            events = Path("/sys/fs/cgroup", path.lstrip("/"), "cgroup.events")
+            if _has_line(events, "frozen 1"):
+                return True
+        elif "freezer" in controllers.split(","):
+            state = Path("/sys/fs/cgroup/freezer", path.lstrip("/"), "freezer.state")
+            if _has_line(state, "FROZEN"):
+                return True
+    return False
+
+
+def _has_line(path: Path, line: str) -> bool:
+    try:
+        return line in path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return False
+
+
+def _parse_stat(text: bytes) -> Stat:
+    # The name stands in parentheses and may hold anything, parentheses too: the fields begin after the last one.
+    fields = text[text.rindex(b")") + 2 :].split()
+    return Stat(
+        state=fields[0].decode(),
+        parent_pid=int(fields[1]),
+        flags=int(fields[6]),
+        start_time_ticks=int(fields[19]),
+        layout=(int(fields[23]), int(fields[24]), int(fields[25])),
+    )
+
+
+def _status_field(pid: int, name: str) -> str:
+    for line in _read(pid, "status").decode(errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return value.strip()
+    return ""
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise _gone(pid) from error
+
+
+def _gone(pid: int) -> NoSuchProcess:
+    return NoSuchProcess(f"there is no process {pid}: it has exited, or the pid is wrong")

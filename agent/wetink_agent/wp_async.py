@@ -1,0 +1,433 @@
+"""The ``wp-async`` backend: the kernel resolves write-protect faults itself, the agent harvests with PAGEMAP_SCAN.
+
+Each round does five steps in this order, and each is needed (kernel facts are measured in ``tests/kernel``):
+
+1. audit: find populated anonymous memory under no registration. All of it is written.
+2. register the mappings it lies in.
+3. census: one scan gives what is populated and what was written, and arms what was written again.
+4. audit again: what appeared unregistered meanwhile is written too.
+5. what was known and is neither populated nor written has vanished.
+
+Holes are never armed: that would cost page tables and make them look like swapped pages. What cannot be protected is
+reported in every round, as *cautious*: shared memory, which other mappings and descriptors change unseen; hugetlb,
+whose zaps leave no trace; and memory the kernel will not register. Pages of a private file mapping count as populated
+only while they are the process's own copies: before that they are the file's, and the file is not ours to move.
+
+Source: Linux kernel commit 52526ca7fdb9 ("fs/proc/task_mmu: implement IOCTL to get and optionally clear info about
+PTEs") (in v6.7); ioctl_userfaultfd(2).
+"""
+
+import errno
+import os
+import re
+import select
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from ctypes import sizeof
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pyroaring import BitMap64
+
+from wetink import syscalls
+from wetink.pages import PAGE_SIZE
+from wetink.v1 import types_pb2
+from wetink_agent import procfs
+from wetink_agent.backend import Harvest
+from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TargetExited, TargetReplaced, Untrackable
+from wetink_agent.probe import FEATURES
+from wetink_agent.runs import Runs, adjacent_runs
+from wetink_agent.uapi import fs
+from wetink_agent.uapi import userfaultfd as uf
+
+CHUNK_BYTES: Final = 128 << 20
+"""Mapped memory that one scan covers: the kernel holds the target's mmap_lock for at most about 2 ms."""
+
+CHUNK_COUNT_MAX: Final = 512
+"""Scans over one mapping: a sparse one of many TiB is mostly holes, which cost little to pass."""
+
+REGION_COUNT: Final = 1 << 16
+"""Regions the kernel may answer at once, 1.5 MiB: a scan that finds more is resumed."""
+
+MAPPING_CHANGES_MAX: Final = 1024
+"""Mapped and unmapped ranges that are told: bound of the contract."""
+
+_ADDRESS_MIN: Final = 0x1000
+_ADDRESS_END: Final = 0x7FFFFFFFF000
+_KERNEL_START: Final = 1 << 63
+_POPULATED: Final = fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED
+_ANY_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
+_SHARED_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...s [0-9a-f]+ ([0-9a-f:]+) [0-9]+ *(.*)$", re.MULTILINE)
+_KERNEL_MADE_LINE: Final = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) .*\[(?:vdso|vvar\w*|vsyscall|uprobes)\]$", re.MULTILINE
+)
+# Of file systems that are mounted nowhere a process could see: shared anonymous memory, memfd, System V, hugetlb.
+_SHARED_MEMORY_NAMES: Final = (b"/dev/zero (deleted)", b"/memfd:", b"/SYSV", b"/anon_hugepage")
+
+Range = tuple[int, int]
+"""First address, and the address after the last."""
+
+
+class WpAsync:
+    """Tracks one process. It owns the userfaultfd, of which there is no other copy."""
+
+    kind = types_pb2.BACKEND_WP_ASYNC
+
+    def __init__(self, pid: int, uffd: int, scope: Sequence[Range] = ()) -> None:
+        """Take over a userfaultfd; nothing is armed before the first harvest.
+
+        Args:
+            pid: The process it is over.
+            uffd: The descriptor, owned from now on, also when this fails.
+            scope: The parts of the address space to track; empty means all of it.
+
+        Raises:
+            KernelLacks: Its kernel has no UFFD_FEATURE_WP_ASYNC.
+            NoSuchProcess, NotPermitted, Untrackable: As they say.
+        """
+        self._pid = pid
+        self._uffd = uffd
+        self._pidfd = -1
+        self._pagemap = -1
+        self._regions = np.empty((REGION_COUNT, 3), dtype=np.uint64)
+        self._argument = fs.pm_scan_arg(size=sizeof(fs.pm_scan_arg), vec=self._regions.ctypes.data)
+        self._scope = tuple(scope)
+        self._plan: list[Range] = []
+        self._address_end = _ADDRESS_END
+        self._maps = b""
+        self._kernel_made: list[Range] = []
+        self._shared_memory: list[Range] = []
+        self._populated_runs: Runs | None = None
+        self._populated = BitMap64()
+        self._known: BitMap64 | None = None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def harvest(self) -> Harvest:
+        """Do one round; see ``Backend.harvest``."""
+        frozen = procfs.is_frozen(self._pid)
+        began_time_ns = time.time_ns()
+        mapped, unmapped = self._look_at_maps()
+        found = self._audit()
+        if found.starts.size:
+            self._register(found)
+        populated, written = self._census()
+        shared = self._shared()
+        late = self._audit()
+        self._check_alive()
+
+        reported = written.to_set()
+        for unregistered in (found, late):
+            if unregistered.starts.size:
+                reported |= unregistered.to_set()
+        evident_page_count = len(reported)
+        if shared.starts.size:
+            reported |= shared.to_set()
+        vanished, known_page_count = self._settle(populated, reported)
+        return Harvest(
+            began_time_ns=began_time_ns,
+            written=reported,
+            vanished=vanished,
+            populated_page_count=known_page_count,
+            cautious_page_count=len(reported) - evident_page_count,
+            frozen=frozen and procfs.is_frozen(self._pid),
+            mapped=mapped,
+            unmapped=unmapped,
+        )
+
+    def forget(self) -> None:
+        """Make the next harvest a first one: everything populated will be written in it."""
+        self._known = None
+
+    def close(self) -> None:
+        """Let go: the kernel unregisters everything and forgets what was armed."""
+        for fd in (self._pagemap, self._uffd, self._pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self._pagemap = self._uffd = self._pidfd = -1
+
+    def _open(self) -> None:
+        argument = uf.uffdio_api(api=uf.UFFD_API, features=FEATURES)
+        try:
+            syscalls.ioctl(self._uffd, uf.UFFDIO_API, argument, "UFFDIO_API")
+        except OSError as error:
+            message = f"cannot track process {self._pid}: this kernel lacks UFFD_FEATURE_WP_ASYNC (Linux 6.7 has it)"
+            raise KernelLacks(message) from error
+        try:
+            self._pidfd = os.pidfd_open(self._pid)
+            self._layout = procfs.stat(self._pid).layout
+            self._pagemap = os.open(f"/proc/{self._pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError as error:
+            message = (
+                f"not permitted to read the page map of process {self._pid}: "
+                "run the agent as its user, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+            )
+            raise NotPermitted(message) from error
+        except (FileNotFoundError, ProcessLookupError) as error:
+            message = f"there is no process {self._pid}: it has exited, or the pid is wrong"
+            raise NoSuchProcess(message) from error
+
+    # The steps of a round, in their order.
+
+    def _look_at_maps(self) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+        """Read the mappings; tell which came and which went since the last look."""
+        before, self._maps = self._maps, self._read_maps()
+        if before == self._maps:
+            return (), ()
+        self._make_plan()
+        if not before:
+            return (), ()
+        old, new = (set(_ANY_LINE.findall(maps)) for maps in (before, self._maps))
+        return _addresses(new - old), _addresses(old - new)
+
+    def _audit(self) -> Runs:
+        """Find populated anonymous memory under no registration; it skips what is registered as a whole."""
+        runs = self._scan(
+            self._whole(),
+            mask=fs.PAGE_IS_WPALLOWED | fs.PAGE_IS_FILE | fs.PAGE_IS_PFNZERO,
+            inverted=fs.PAGE_IS_WPALLOWED | fs.PAGE_IS_FILE | fs.PAGE_IS_PFNZERO,
+            returned=_POPULATED,
+        )[0]
+        return _without(runs, self._kernel_made)
+
+    def _register(self, found: Runs) -> None:
+        """Register the mappings that hold unregistered populated memory."""
+        # The audit came after the maps: a mapping it found may be younger than they are.
+        self._maps = self._read_maps()
+        self._make_plan()
+        hugetlb = procfs.memory_devices(self._pid, "hugetlbfs")
+        page_starts, page_ends = found.starts * np.uint64(PAGE_SIZE), found.ends * np.uint64(PAGE_SIZE)
+        for mapping in procfs.parse_maps(self._maps):
+            first = int(np.searchsorted(page_ends, mapping.start, side="right"))
+            last = int(np.searchsorted(page_starts, mapping.end, side="left"))
+            if first >= last or mapping.shared or _is_hugetlb(mapping, hugetlb):
+                continue
+            if mapping.writable or not mapping.inode:
+                spans: Iterable[Range] = ((mapping.start, mapping.end),)
+            else:
+                # Program text and constants with a few pages of their own, as relocation leaves them: registering all
+                # of it would take the kernel's read-around from the rest.
+                spans = zip(page_starts[first:last].tolist(), page_ends[first:last].tolist(), strict=True)
+            for start, end in spans:
+                for span in self._within_scope(max(start, mapping.start), min(end, mapping.end)):
+                    self._register_span(span)
+
+    def _register_span(self, span: Range) -> None:
+        start, end = span
+        argument = uf.uffdio_register(
+            range=uf.uffdio_range(start=start, len=end - start), mode=uf.UFFDIO_REGISTER_MODE_WP
+        )
+        try:
+            syscalls.ioctl(self._uffd, uf.UFFDIO_REGISTER, argument, "UFFDIO_REGISTER")
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                message = (
+                    f"process {self._pid} uses userfaultfd itself at {start:#x}-{end:#x}: "
+                    "only one can, so it cannot be tracked while it does"
+                )
+                raise Untrackable(message) from error
+            if error.errno in {errno.ESRCH, errno.ENOMEM}:
+                self._check_alive()
+            elif error.errno not in {errno.EINVAL, errno.EPERM}:
+                raise
+            # Either the mapping has just gone, or it is of a kind the kernel does not protect. Both are safe: the
+            # audit finds it in every round for as long as it holds anything.
+
+    def _census(self) -> tuple[Runs, Runs]:
+        """Find what is populated under registration, and what of it was written; arm the latter again."""
+        # Pages of a file are left out: in a private mapping, a page that is not the process's own copy is the file's,
+        # and it stays unarmed, so that the copy a write makes shows as written.
+        return self._scan(
+            self._plan,
+            flags=fs.PM_SCAN_WP_MATCHING,
+            mask=fs.PAGE_IS_WPALLOWED | fs.PAGE_IS_FILE,
+            inverted=fs.PAGE_IS_FILE,
+            returned=fs.PAGE_IS_WRITTEN | _POPULATED,
+        )
+
+    def _shared(self) -> Runs:
+        """Find what is populated in shared memory: all of it may have changed through another mapping or a file."""
+        if not self._shared_memory:
+            return _NO_RUNS
+        return self._scan(self._shared_memory, mask=0, inverted=0, returned=_POPULATED)[0]
+
+    def _settle(self, populated: Runs, reported: BitMap64) -> tuple[BitMap64, int]:
+        """Compare with what was known and remember what is; give what vanished, and how much is known now."""
+        if self._populated_runs is None or not populated.same_as(self._populated_runs):
+            self._populated_runs = populated
+            self._populated = populated.to_set()
+        if self._known is None:
+            reported |= self._populated
+            self._known = BitMap64()
+        known = self._populated | reported
+        vanished = self._known - known
+        self._known = known
+        return vanished, len(known)
+
+    # What the steps are made of.
+
+    def _scan(
+        self, spans: Iterable[Range], *, mask: int, inverted: int, returned: int, flags: int = 0
+    ) -> tuple[Runs, Runs]:
+        """Scan spans of addresses; give the matching pages, and those of them that were written."""
+        argument = self._argument
+        argument.flags = flags
+        argument.category_mask = mask
+        argument.category_inverted = inverted
+        argument.category_anyof_mask = _POPULATED
+        argument.return_mask = returned
+        answers = list(self._answers(spans))
+        if not answers:
+            return _NO_RUNS, _NO_RUNS
+        regions = answers[0] if len(answers) == 1 else np.concatenate(answers)
+        starts = regions[:, 0] >> _PAGE_SHIFT
+        ends = regions[:, 1] >> _PAGE_SHIFT
+        written = (regions[:, 2] & _WRITTEN) != 0
+        swapped = (regions[:, 2] & _SWAPPED) != 0
+        if swapped.any():
+            written |= swapped & self._in_private_file(starts)
+        return adjacent_runs(starts, ends), adjacent_runs(starts[written], ends[written])
+
+    def _answers(self, spans: Iterable[Range]) -> Iterator[NDArray[np.uint64]]:
+        argument, regions = self._argument, self._regions
+        filled = 0
+        for first, end in spans:
+            argument.end = end
+            position = first
+            while position < end:
+                argument.start = position
+                argument.vec = regions.ctypes.data + filled * regions.strides[0]
+                argument.vec_len = REGION_COUNT - filled
+                try:
+                    filled += syscalls.ioctl(self._pagemap, fs.PAGEMAP_SCAN, argument, "PAGEMAP_SCAN")
+                except OSError as error:
+                    self._check_alive()
+                    message = f"cannot scan the memory of process {self._pid}: {error}"
+                    raise Untrackable(message) from error
+                position = argument.walk_end
+                if filled > REGION_COUNT // 2:
+                    yield regions[:filled].copy()
+                    filled = 0
+        if filled:
+            yield regions[:filled]
+
+    def _in_private_file(self, pages: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Tell which pages lie in private file mappings.
+
+        There a zap of the process's own copy leaves a marker that looks like the copy in swap: unwritten, though the
+        content is the file's again. So what looks swapped there counts as written in every round.
+        """
+        result = np.zeros(pages.size, dtype=bool)
+        for mapping in procfs.parse_maps(self._maps):
+            if mapping.inode and not mapping.shared:
+                result |= (pages >= mapping.start // PAGE_SIZE) & (pages < mapping.end // PAGE_SIZE)
+        return result
+
+    def _whole(self) -> tuple[Range, ...]:
+        return self._scope or ((_ADDRESS_MIN, self._address_end),)
+
+    def _make_plan(self) -> None:
+        """Cut the address space into scans of bounded work. They leave no address out, mapped or not."""
+        mappings = [(int(start, 16), int(end, 16)) for start, end in _ANY_LINE.findall(self._maps)]
+        # Above the usual end only where five-level paging lets a process map there; the vsyscall page is the kernel's.
+        self._address_end = max([_ADDRESS_END, *(end for start, end in mappings if start < _KERNEL_START)])
+        self._kernel_made = [(int(start, 16), int(end, 16)) for start, end in _KERNEL_MADE_LINE.findall(self._maps)]
+        self._shared_memory = self._find_shared_memory()
+        plan: list[Range] = []
+        for scope_start, scope_end in self._whole():
+            position, mapped = scope_start, 0
+            for mapping_start, mapping_end in mappings:
+                start, end = max(mapping_start, scope_start), min(mapping_end, scope_end)
+                step = max(CHUNK_BYTES, (end - start) // CHUNK_COUNT_MAX & -CHUNK_BYTES)
+                while mapped + (end - start) > step:
+                    cut = start + step - min(mapped, step)
+                    plan.append((position, cut))
+                    position = start = cut
+                    mapped = 0
+                mapped += max(0, end - start)
+            if position < scope_end:
+                plan.append((position, scope_end))
+        self._plan = plan
+
+    def _find_shared_memory(self) -> list[Range]:
+        lines = _SHARED_LINE.findall(self._maps)
+        devices = procfs.memory_devices(self._pid) if lines else frozenset()
+        return [
+            span
+            for start, end, device, name in lines
+            if device.decode() in devices or name.startswith(_SHARED_MEMORY_NAMES)
+            for span in self._within_scope(int(start, 16), int(end, 16))
+        ]
+
+    def _within_scope(self, start: int, end: int) -> Iterator[Range]:
+        for scope_start, scope_end in self._scope or ((start, end),):
+            if max(start, scope_start) < min(end, scope_end):
+                yield max(start, scope_start), min(end, scope_end)
+
+    def _read_maps(self) -> bytes:
+        try:
+            return procfs.read_maps(self._pid)
+        except (NoSuchProcess, PermissionError):
+            self._check_alive()
+            raise
+
+    def _check_alive(self) -> None:
+        """Make sure that the memory we scan is still what the process runs on.
+
+        A dead memory answers like a clean one on some kernels: nothing found must never be taken for nothing written.
+
+        Raises:
+            TargetExited: The process has exited.
+            TargetReplaced: It has called execve(2).
+        """
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        if poll.poll(0):
+            message = f"process {self._pid} exited"
+            raise TargetExited(message)
+        # The highest page of user memory, where nothing lies: ENOENT in a live memory, ESRCH in a dead one. Were
+        # something there, it would count as written.
+        nowhere = uf.uffdio_range(start=_ADDRESS_END - PAGE_SIZE, len=PAGE_SIZE)
+        try:
+            syscalls.ioctl(
+                self._uffd, uf.UFFDIO_WRITEPROTECT, uf.uffdio_writeprotect(range=nowhere), "UFFDIO_WRITEPROTECT"
+            )
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                raise _replaced(self._pid) from error
+        # A memory can outlive the execve(2) of our process when another shares it (CLONE_VM).
+        if procfs.stat(self._pid).layout != self._layout:
+            raise _replaced(self._pid)
+
+
+_PAGE_SHIFT: Final = np.uint64(PAGE_SIZE.bit_length() - 1)
+_WRITTEN: Final = np.uint64(fs.PAGE_IS_WRITTEN)
+_SWAPPED: Final = np.uint64(fs.PAGE_IS_SWAPPED)
+_NO_PAGES: Final = np.empty(0, dtype=np.uint64)
+_NO_RUNS: Final = Runs(_NO_PAGES, _NO_PAGES)
+
+
+def _replaced(pid: int) -> TargetReplaced:
+    return TargetReplaced(f"process {pid} replaced its memory with execve(2)")
+
+
+def _without(runs: Runs, ranges: Sequence[Range]) -> Runs:
+    """Drop the runs that lie in one of a few ranges of addresses."""
+    if not runs.starts.size:
+        return runs
+    keep = np.ones(runs.starts.size, dtype=bool)
+    for start, end in ranges:
+        keep &= (runs.ends <= start // PAGE_SIZE) | (runs.starts >= end // PAGE_SIZE)
+    return runs if keep.all() else Runs(runs.starts[keep], runs.ends[keep])
+
+
+def _is_hugetlb(mapping: procfs.Mapping, devices: frozenset[str]) -> bool:
+    return mapping.name.startswith("/anon_hugepage") or mapping.device in devices
+
+
+def _addresses(lines: Iterable[tuple[bytes, bytes]]) -> tuple[Range, ...]:
+    return tuple(sorted((int(start, 16), int(end, 16)) for start, end in lines))

@@ -1,0 +1,152 @@
+"""System calls that Python's ``os`` does not have: thin, typed, and raising ``OSError`` with the call's name.
+
+Besides the agent's ``uapi`` this is the only module that uses ctypes. Every call gives up the interpreter lock.
+"""
+
+import ctypes
+import os
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+IOVEC_COUNT_MAX: Final = 1024
+"""Vectors one ``process_vm_readv`` takes: IOV_MAX of ``limits.h``."""
+
+IOVEC: Final = np.dtype([("base", np.uint64), ("size_bytes", np.uint64)])
+"""``struct iovec``."""
+
+_NR_PROCESS_VM_READV: Final = 310
+_NR_USERFAULTFD: Final = 323
+_NR_PIDFD_GETFD: Final = 438
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.ptrace.restype = ctypes.c_long
+_libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+_libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+
+
+class iovec(ctypes.Structure):  # noqa: N801 - the kernel's name
+    """``struct iovec``, for calls that take one or two."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("size_bytes", ctypes.c_size_t))
+
+
+def ioctl(fd: int, request: int, argument: ctypes.Structure, name: str) -> int:
+    """Do an ioctl.
+
+    Args:
+        fd: The descriptor.
+        request: The ioctl's number.
+        argument: Read and written by the kernel in place.
+        name: The ioctl's name, for the error.
+
+    Returns:
+        What the ioctl gives, not negative.
+
+    Raises:
+        OSError: Any errno, with ``name`` as its text's end.
+    """
+    result: int = _libc.ioctl(fd, request, ctypes.byref(argument))
+    if result < 0:
+        raise _failure(name)
+    return result
+
+
+def userfaultfd(flags: int) -> int:
+    """Make a userfaultfd over the memory of this process.
+
+    Args:
+        flags: O_CLOEXEC, O_NONBLOCK, UFFD_USER_MODE_ONLY.
+
+    Source: userfaultfd(2).
+    """
+    result: int = _libc.syscall(_NR_USERFAULTFD, ctypes.c_long(flags))
+    if result < 0:
+        raise _failure("userfaultfd")
+    return result
+
+
+def pidfd_getfd(pidfd: int, target_fd: int) -> int:
+    """Take a copy of another process's descriptor; it is close-on-exec here.
+
+    Source: pidfd_getfd(2), since Linux 5.6.
+    """
+    result: int = _libc.syscall(_NR_PIDFD_GETFD, ctypes.c_long(pidfd), ctypes.c_long(target_fd), ctypes.c_long(0))
+    if result < 0:
+        raise _failure("pidfd_getfd")
+    return result
+
+
+def ptrace(request: int, tid: int, address: int, data: int, name: str) -> None:
+    """Do a ptrace request that answers with nothing but success.
+
+    Source: ptrace(2). All requests for one thread must come from the thread that seized it.
+    """
+    if _libc.ptrace(request, tid, address, data) < 0:
+        raise _failure(name)
+
+
+def ptrace_regset(request: int, tid: int, note: int, registers: ctypes.Structure, name: str) -> None:
+    """Read or write a register set of a stopped thread.
+
+    Args:
+        request: PTRACE_GETREGSET or PTRACE_SETREGSET.
+        tid: The thread.
+        note: Which set: NT_PRSTATUS.
+        registers: Filled, or written, in place.
+        name: The request's name, for the error.
+
+    Source: ptrace(2).
+    """
+    vector = iovec(ctypes.addressof(registers), ctypes.sizeof(registers))
+    if _libc.ptrace(request, tid, note, ctypes.addressof(vector)) < 0:
+        raise _failure(name)
+
+
+def ptrace_buffer(request: int, tid: int, address: int, data: bytes, name: str) -> bytes:
+    """Do a ptrace request that reads or writes a small buffer of the caller; give the buffer as it is afterwards.
+
+    Source: ptrace(2).
+    """
+    buffer = ctypes.create_string_buffer(data, len(data))
+    if _libc.ptrace(request, tid, address, ctypes.addressof(buffer)) < 0:
+        raise _failure(name)
+    return buffer.raw
+
+
+def process_vm_readv(pid: int, remote: NDArray[np.void], into: NDArray[np.uint8]) -> int:
+    """Read memory of another process, many pieces in one call.
+
+    Args:
+        pid: The process.
+        remote: The pieces, of dtype ``IOVEC``, at most ``IOVEC_COUNT_MAX``.
+        into: Where they go, one after the other; contiguous, as long as all pieces together.
+
+    Returns:
+        Bytes read. Fewer than asked for means that the next byte cannot be read: it is not mapped.
+
+    Raises:
+        OSError: EFAULT when not even the first byte can be read; ESRCH, EPERM.
+
+    Source: process_vm_readv(2).
+    """
+    local = iovec(into.ctypes.data, into.nbytes)
+    result: int = _libc.syscall(
+        _NR_PROCESS_VM_READV,
+        ctypes.c_long(pid),
+        ctypes.byref(local),
+        ctypes.c_ulong(1),
+        ctypes.c_void_p(remote.ctypes.data),
+        ctypes.c_ulong(len(remote)),
+        ctypes.c_ulong(0),
+    )
+    if result < 0:
+        raise _failure("process_vm_readv")
+    return result
+
+
+def _failure(name: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{os.strerror(number)} ({name})")
