@@ -1,1 +1,106 @@
-"""The SDK for orchestrators, and the ``wetink`` command."""
+"""The SDK for orchestrators, and the ``wetink`` command.
+
+    with Collector("collector:7419") as collector:
+        held = collector.dirty("host-1/4711")
+        while not small_enough(held):
+            copy(held.ranges()), drop(held.vanished_ranges())
+            held = collector.dirty("host-1/4711", since=held.cursor, barrier=True)
+
+The reader's rule: copy what is written, drop what vanished, finish, and only then ask for the next set. A set read late
+is still right: what changed after it is in the next. Do not finish a migration on an answer that is not ``complete``.
+After ``ResynchronisationNeeded``, drop all you hold of the target and ask without a cursor.
+
+The contract, and the rules between calls: ``protos/README.md``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wetink_client.answers import DirtySet, NotOneTarget, TargetDirty
+    from wetink_client.collector import AsyncCollector, Collector
+    from wetink_client.errors import (
+        AgentUnavailable,
+        BrokenAnswer,
+        CollectorFailed,
+        CollectorUnavailable,
+        InvalidRequest,
+        NotFound,
+        Refused,
+        ResynchronisationNeeded,
+        TooLarge,
+        Unavailable,
+        WetinkError,
+    )
+    from wetink_client.values import (
+        Backend,
+        BarrierResult,
+        Consistency,
+        DirtyCounts,
+        EndReason,
+        Host,
+        IncompleteReason,
+        Selection,
+        TargetInfo,
+        TargetStatus,
+    )
+
+__all__ = [
+    "AgentUnavailable",
+    "AsyncCollector",
+    "Backend",
+    "BarrierResult",
+    "BrokenAnswer",
+    "Collector",
+    "CollectorFailed",
+    "CollectorUnavailable",
+    "Consistency",
+    "DirtyCounts",
+    "DirtySet",
+    "EndReason",
+    "Host",
+    "IncompleteReason",
+    "InvalidRequest",
+    "NotFound",
+    "NotOneTarget",
+    "Refused",
+    "ResynchronisationNeeded",
+    "Selection",
+    "TargetDirty",
+    "TargetInfo",
+    "TargetStatus",
+    "TooLarge",
+    "Unavailable",
+    "WetinkError",
+]
+
+_HOME_OF: "Final[Mapping[str, str]]" = {
+    "AsyncCollector": "collector",
+    "Collector": "collector",
+    "DirtyCounts": "values",
+    "DirtySet": "answers",
+    "NotOneTarget": "answers",
+    "TargetDirty": "answers",
+    "Backend": "values",
+    "BarrierResult": "values",
+    "Consistency": "values",
+    "EndReason": "values",
+    "Host": "values",
+    "IncompleteReason": "values",
+    "Selection": "values",
+    "TargetInfo": "values",
+    "TargetStatus": "values",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used.
+
+    ``wetink --help`` then needs neither gRPC nor numpy, which together take longer than all the rest.
+    """
+    if name not in __all__:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(f"{__name__}.{_HOME_OF.get(name, 'errors')}"), name)

@@ -1,0 +1,366 @@
+"""The two clients of a collector: ``Collector`` for threads, ``AsyncCollector`` for asyncio.
+
+They send and receive. What a request is and what an answer means is decided in ``requests``, ``values``, ``answers``
+and ``errors``, for both alike.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import grpc
+
+from wetink.v1 import dirty_pb2
+from wetink.v1.dirty_pb2_grpc import DirtyServiceStub
+from wetink_client import requests
+from wetink_client.errors import CollectorUnavailable, from_call
+from wetink_client.requests import (
+    AGENT_SECONDS_MAX,
+    BARRIER_SECONDS,
+    CHANNEL_OPTIONS,
+    LIST_SECONDS_MAX,
+    MARGIN_SECONDS,
+    TRANSFER_SECONDS_MAX,
+)
+from wetink_client.values import (
+    BarrierResult,
+    DirtyCounts,
+    Host,
+    Selectable,
+    TargetInfo,
+    barrier_of,
+    counts_of,
+    host_of,
+    target_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
+    from types import TracebackType
+
+    from wetink_client.answers import Assembly, DirtySet, OneAnswer
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class Collector:
+    """A connection to a collector. It connects at the first call, and again by itself after a failure.
+
+    May be shared by threads. Every call has a deadline and raises a ``WetinkError``: ``CollectorUnavailable`` when
+    nobody answers, ``InvalidRequest`` for what can never be right, and what else each method names.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Take the collector's address.
+
+        Args:
+            address: ``HOST:PORT`` or ``unix:PATH``.
+        """
+        self.address = requests.check_address(address)
+        self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
+        self._stub = DirtyServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        """Give the client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, and with it every call that is under way."""
+        self._channel.close()
+
+    def hosts(self) -> tuple[Host, ...]:
+        """List the hosts that have, or had, an agent, in the order of their ids."""
+        response = self._ask(self._stub.ListHosts, dirty_pb2.ListHostsRequest(), LIST_SECONDS_MAX)
+        return tuple(map(host_of, response.hosts))
+
+    def targets(self, selection: Selectable | None = None) -> tuple[TargetInfo, ...]:
+        """List targets in the order of their names, also those that ended not long ago.
+
+        Args:
+            selection: None or an empty one means all.
+        """
+        response = self._ask(self._stub.ListTargets, requests.targets(selection), LIST_SECONDS_MAX)
+        return tuple(map(target_of, response.targets))
+
+    def track(self, host: str, pid: int) -> TargetInfo:
+        """Begin to track a process, and go on when the agent or the collector restarts.
+
+        Tracking a tracked process changes nothing and succeeds.
+
+        Args:
+            host: Host id, as ``hosts()`` lists it.
+            pid: In the pid namespace of the host's agent.
+
+        Raises:
+            NotFound: No such host or process.
+            AgentUnavailable: The host's agent is not connected or does not answer.
+            Refused: The agent's sentence says why.
+        """
+        response = self._ask(self._stub.Track, requests.track(host, pid), AGENT_SECONDS_MAX)
+        return target_of(response.target)
+
+    def untrack(self, target: str) -> TargetInfo:
+        """Stop tracking, and give the target as it ended.
+
+        Raises:
+            NotFound: No such target.
+            AgentUnavailable: The host's agent is not connected or does not answer.
+        """
+        response = self._ask(self._stub.Untrack, requests.untrack(target), AGENT_SECONDS_MAX)
+        return target_of(response.target)
+
+    def barrier(self, selection: Selectable, *, barrier_seconds: float = BARRIER_SECONDS) -> BarrierResult:
+        """Make every write from before the call known: harvest on the hosts, commit, then answer.
+
+        A target that was not reached is in the result with its reason; the call itself succeeds.
+
+        Args:
+            selection: Must not be empty.
+            barrier_seconds: How long to wait for the agents, at most 60.
+
+        Raises:
+            NotFound: A named target is not known.
+        """
+        request = requests.barrier(selection, barrier_seconds=barrier_seconds)
+        return barrier_of(self._ask(self._stub.Barrier, request, barrier_seconds + MARGIN_SECONDS))
+
+    def dirty(
+        self,
+        selection: Selectable,
+        since: str | None = None,
+        *,
+        barrier: bool = False,
+        barrier_seconds: float = BARRIER_SECONDS,
+        transfer_seconds: float = TRANSFER_SECONDS_MAX,
+    ) -> DirtySet:
+        """Ask which pages are dirty since a cursor.
+
+        The reader's rule: copy what is written, drop what vanished, finish, and only then ask for the next set.
+
+        Args:
+            selection: Must not be empty.
+            since: The cursor of an earlier answer. None means from the beginning: every populated page is written and
+                nothing vanished; drop all you hold of the targets first. A target that the cursor does not name is
+                answered from its beginning, too.
+            barrier: Whether to harvest first. Without it the answer is as of the last committed rounds.
+            barrier_seconds: How long to wait for the agents then, at most 60.
+            transfer_seconds: How long the rest may take.
+
+        Raises:
+            NotFound: A named target is not known.
+            ResynchronisationNeeded: The cursor leads nowhere any more: drop all you hold, ask without it.
+            BrokenAnswer: The answer was cut off or damaged. It is never a smaller set.
+        """
+        request = requests.dirty(selection, since, barrier=barrier, barrier_seconds=barrier_seconds)
+        deadline_seconds = transfer_seconds + (barrier_seconds if barrier else 0)
+        answer = _one_answer()
+        for part in self._listen(self._stub.GetDirty, request, deadline_seconds):
+            answer.take(part)
+        return answer.finish()
+
+    def watch(
+        self, selection: Selectable, since: str | None = None, *, interval_seconds_min: float = 0.0
+    ) -> Generator[DirtySet]:
+        """Ask again and again: first what is dirty since the cursor, then each time rounds were committed.
+
+        A reader that is slow gets fewer, larger answers. It has no deadline: it ends when the caller stops listening,
+        or with CollectorUnavailable, also when a collector is silent on the connection for 15 s. To go on after
+        that, watch again since the last answer's cursor.
+
+        Args:
+            selection: Must not be empty. Targets that come to match later are included from their first round.
+            since: As for ``dirty``.
+            interval_seconds_min: The least time between two answers. 0 means each commit.
+
+        Raises:
+            NotFound: A named target is not known.
+            ResynchronisationNeeded: A target's incarnation ended: drop all you hold of it and watch
+                again without a cursor.
+            BrokenAnswer: An answer was damaged. It is never a smaller set.
+        """
+        request = requests.watch(selection, since, pages=True, interval_seconds_min=interval_seconds_min)
+        assembly = _assembly()
+        for part in self._listen(self._stub.Watch, request, None):
+            answer = assembly.take(part)
+            if answer is not None:
+                yield answer
+        raise _watch_ended(self.address)
+
+    def watch_counts(
+        self, selection: Selectable, since: str | None = None, *, interval_seconds_min: float = 0.0
+    ) -> Generator[DirtyCounts]:
+        """Ask again and again how much is dirty, without the pages. Apart from that as ``watch``."""
+        request = requests.watch(selection, since, pages=False, interval_seconds_min=interval_seconds_min)
+        for part in self._listen(self._stub.Watch, request, None):
+            yield counts_of(part.summary)
+        raise _watch_ended(self.address)
+
+    def _ask(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        deadline_seconds: float,
+    ) -> _Response:
+        try:
+            return method(request, timeout=deadline_seconds)
+        except grpc.RpcError as error:
+            raise from_call(error, self.address) from error
+
+    def _listen(
+        self,
+        method: grpc.UnaryStreamMultiCallable[_Request, _Response],
+        request: _Request,
+        deadline_seconds: float | None,
+    ) -> Generator[_Response]:
+        stream = method(request, timeout=deadline_seconds)
+        try:
+            yield from stream
+        except grpc.RpcError as error:
+            raise from_call(error, self.address) from error
+        finally:
+            # A reader may stop in the middle; the collector should hear of it now.
+            stream.cancel()
+
+
+class AsyncCollector:
+    """The same for asyncio: each method does what ``Collector``'s of the same name does. Make it inside the loop."""
+
+    def __init__(self, address: str) -> None:
+        """Take the collector's address.
+
+        Args:
+            address: ``HOST:PORT`` or ``unix:PATH``.
+        """
+        self.address = requests.check_address(address)
+        self._channel = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+        self._stub = DirtyServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        """Give the client itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection, and with it every call that is under way."""
+        await self._channel.close()
+
+    async def hosts(self) -> tuple[Host, ...]:
+        """As ``Collector.hosts``."""
+        response = await self._ask(self._stub.ListHosts, dirty_pb2.ListHostsRequest(), LIST_SECONDS_MAX)
+        return tuple(map(host_of, response.hosts))
+
+    async def targets(self, selection: Selectable | None = None) -> tuple[TargetInfo, ...]:
+        """As ``Collector.targets``."""
+        response = await self._ask(self._stub.ListTargets, requests.targets(selection), LIST_SECONDS_MAX)
+        return tuple(map(target_of, response.targets))
+
+    async def track(self, host: str, pid: int) -> TargetInfo:
+        """As ``Collector.track``."""
+        response = await self._ask(self._stub.Track, requests.track(host, pid), AGENT_SECONDS_MAX)
+        return target_of(response.target)
+
+    async def untrack(self, target: str) -> TargetInfo:
+        """As ``Collector.untrack``."""
+        response = await self._ask(self._stub.Untrack, requests.untrack(target), AGENT_SECONDS_MAX)
+        return target_of(response.target)
+
+    async def barrier(self, selection: Selectable, *, barrier_seconds: float = BARRIER_SECONDS) -> BarrierResult:
+        """As ``Collector.barrier``."""
+        request = requests.barrier(selection, barrier_seconds=barrier_seconds)
+        return barrier_of(await self._ask(self._stub.Barrier, request, barrier_seconds + MARGIN_SECONDS))
+
+    async def dirty(
+        self,
+        selection: Selectable,
+        since: str | None = None,
+        *,
+        barrier: bool = False,
+        barrier_seconds: float = BARRIER_SECONDS,
+        transfer_seconds: float = TRANSFER_SECONDS_MAX,
+    ) -> DirtySet:
+        """As ``Collector.dirty``: copy what is written, drop what vanished, finish, and only then ask again."""
+        request = requests.dirty(selection, since, barrier=barrier, barrier_seconds=barrier_seconds)
+        deadline_seconds = transfer_seconds + (barrier_seconds if barrier else 0)
+        answer = _one_answer()
+        async for part in self._listen(self._stub.GetDirty, request, deadline_seconds):
+            answer.take(part)
+        return answer.finish()
+
+    async def watch(
+        self, selection: Selectable, since: str | None = None, *, interval_seconds_min: float = 0.0
+    ) -> AsyncGenerator[DirtySet]:
+        """As ``Collector.watch``."""
+        request = requests.watch(selection, since, pages=True, interval_seconds_min=interval_seconds_min)
+        assembly = _assembly()
+        async with aclosing(self._listen(self._stub.Watch, request, None)) as parts:
+            async for part in parts:
+                answer = assembly.take(part)
+                if answer is not None:
+                    yield answer
+        raise _watch_ended(self.address)
+
+    async def watch_counts(
+        self, selection: Selectable, since: str | None = None, *, interval_seconds_min: float = 0.0
+    ) -> AsyncGenerator[DirtyCounts]:
+        """As ``Collector.watch_counts``."""
+        request = requests.watch(selection, since, pages=False, interval_seconds_min=interval_seconds_min)
+        async with aclosing(self._listen(self._stub.Watch, request, None)) as parts:
+            async for part in parts:
+                yield counts_of(part.summary)
+        raise _watch_ended(self.address)
+
+    async def _ask(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        deadline_seconds: float,
+    ) -> _Response:
+        try:
+            return await method(request, timeout=deadline_seconds)
+        except grpc.RpcError as error:
+            raise from_call(error, self.address) from error
+
+    async def _listen(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[_Request, _Response],
+        request: _Request,
+        deadline_seconds: float | None,
+    ) -> AsyncGenerator[_Response]:
+        stream = method(request, timeout=deadline_seconds)
+        try:
+            async for part in stream:
+                yield part
+        except grpc.RpcError as error:
+            raise from_call(error, self.address) from error
+        finally:
+            stream.cancel()
+
+
+# numpy comes with page sets and takes 0.2 s to import: who only lists should not wait for it.
+def _one_answer() -> OneAnswer:
+    from wetink_client.answers import OneAnswer  # noqa: PLC0415
+
+    return OneAnswer()
+
+
+def _assembly() -> Assembly:
+    from wetink_client.answers import Assembly  # noqa: PLC0415
+
+    return Assembly()
+
+
+def _watch_ended(address: str) -> CollectorUnavailable:
+    return CollectorUnavailable(f"collector {address} ended the watch: watch again since the last answer's cursor")

@@ -1,0 +1,318 @@
+"""The ``wetink`` command: what an operator asks a collector, as tables or as lines of JSON.
+
+Exit codes: 0 done, 1 failure, 2 usage (also a malformed name or cursor), 3 nobody answered or a barrier was not
+reached, 4 not found, 5 the cursor leads nowhere any more: drop what you hold, ask without one.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+
+import typer
+
+# Its names are imported when they are used: `wetink --help` waits for none of them.
+import wetink_client
+from wetink.command_line import ExitCode, Failure, run
+from wetink_client import json_lines
+
+if TYPE_CHECKING:
+    from wetink_client import Collector, Selection, TargetStatus, WetinkError
+    from wetink_client.tables import Printer
+
+ADDRESS: Final = "127.0.0.1:7419"
+BARRIER_SECONDS: Final = 5.0
+
+app = typer.Typer(
+    name="wetink",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help comes in a third of the time
+    help="""Ask a collector which memory pages of which processes were written since you last asked.
+
+    A target is named HOST/PID@START, as `wetink targets` prints it, or HOST/PID for the youngest process with that pid.
+
+    Exit codes: 0 done, 1 failure, 2 usage, 3 nobody answered, 4 not found, 5 ask again without a cursor.""",
+    epilog="Example: wetink --collector collector:7419 targets",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was said before the subcommand."""
+
+    address: str
+    json: bool
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001
+    if wanted:
+        typer.echo(f"wetink {metadata.version('wetink')}")
+        raise typer.Exit
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+HostsOption = Annotated[
+    list[str] | None, typer.Option("--host", metavar="HOST", help="Every target on this host. May be repeated.")
+]
+CgroupsOption = Annotated[
+    list[str] | None,
+    typer.Option("--cgroup", metavar="PATH", help="Every target in this cgroup or below it. May be repeated."),
+]
+TargetsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="TARGET", help="HOST/PID@START or HOST/PID.", show_default=False)
+]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", help="How long a barrier waits for the agents, at most 60.")
+]
+SinceOption = Annotated[
+    str, typer.Option("--since", metavar="CURSOR", help="From an earlier answer. Without it: every populated page.")
+]
+
+
+@app.callback()
+def settings(
+    context: typer.Context,
+    address: Annotated[
+        str,
+        typer.Option("--collector", metavar="ADDR", envvar="WETINK_COLLECTOR", help="HOST:PORT or unix:PATH."),
+    ] = ADDRESS,
+    *,
+    json: JsonOption = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Keep what was said before the subcommand."""
+    context.obj = Settings(address, json)
+
+
+@app.command(epilog="Example: wetink hosts")
+def hosts(context: typer.Context, *, json: JsonOption = False) -> None:
+    """List the hosts that have, or had, an agent."""
+    with _collector(context) as collector:
+        found = collector.hosts()
+    if _wants_json(context, json):
+        _print_lines(json_lines.plain(found))
+    else:
+        _printer().hosts(found)
+
+
+@app.command(epilog="Example: wetink targets --host host-1")
+def targets(
+    context: typer.Context,
+    names: TargetsArgument = None,
+    host: HostsOption = None,
+    cgroup: CgroupsOption = None,
+    *,
+    json: JsonOption = False,
+) -> None:
+    """List targets and how fast they get dirty.
+
+    All of them, or those selected; also those that ended not long ago.
+    """
+    with _collector(context) as collector:
+        found = collector.targets(_selection(names, host, cgroup))
+    if _wants_json(context, json):
+        _print_lines(json_lines.plain(found))
+    else:
+        _printer().targets(found)
+
+
+@app.command(epilog="Example: wetink track host-1 4711")
+def track(
+    context: typer.Context,
+    host: Annotated[str, typer.Argument(metavar="HOST", help="As `wetink hosts` prints it.")],
+    pid: Annotated[int, typer.Argument(metavar="PID", help="In the pid namespace of the host's agent.")],
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Begin to track a process.
+
+    To track a tracked process changes nothing.
+    """
+    with _collector(context) as collector:
+        found = collector.track(host, pid)
+    if _wants_json(context, json):
+        _print_lines(json_lines.plain([found]))
+    else:
+        _printer().targets([found])
+
+
+@app.command(epilog="Example: wetink untrack host-1/4711")
+def untrack(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="HOST/PID@START or HOST/PID.")],
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Stop tracking a process.
+
+    Prints the target as it ended.
+    """
+    with _collector(context) as collector:
+        found = collector.untrack(target)
+    if _wants_json(context, json):
+        _print_lines(json_lines.plain([found]))
+    else:
+        _printer().targets([found])
+
+
+@app.command(epilog="Example: wetink barrier host-1/4711 host-1/4712 --timeout 2")
+def barrier(
+    context: typer.Context,
+    names: TargetsArgument = None,
+    host: HostsOption = None,
+    cgroup: CgroupsOption = None,
+    timeout: TimeoutOption = BARRIER_SECONDS,
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Make every write from before now known.
+
+    Prints how far each target has come, and a cursor that means "from now on". Exits with 3 if one was not reached.
+    """
+    with _collector(context) as collector:
+        result = collector.barrier(_needed_selection(names, host, cgroup), barrier_seconds=timeout)
+    if _wants_json(context, json):
+        _print_lines(json_lines.barrier(result))
+    else:
+        _printer().barrier(result)
+    _explain(result.targets.values())
+    if not result.complete:
+        raise typer.Exit(ExitCode.UNAVAILABLE)
+
+
+@app.command(epilog="Example: wetink dirty host-1/4711 --since CURSOR --barrier --json")
+def dirty(
+    context: typer.Context,
+    names: TargetsArgument = None,
+    host: HostsOption = None,
+    cgroup: CgroupsOption = None,
+    since: SinceOption = "",
+    timeout: TimeoutOption = BARRIER_SECONDS,
+    *,
+    harvest: Annotated[bool, typer.Option("--barrier", help="Harvest on the hosts first.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Print which pages are dirty since a cursor.
+
+    Copy what is written, drop what vanished, finish, and only then ask again with the new cursor. Without a cursor, and
+    after exit code 5, drop all you hold first. Where it is not complete, standard error says why; exits with 3 if that
+    was a barrier not reached.
+    """
+    with _collector(context) as collector:
+        answer = collector.dirty(
+            _needed_selection(names, host, cgroup), since, barrier=harvest, barrier_seconds=timeout
+        )
+    if _wants_json(context, json):
+        _print_lines(json_lines.dirty(answer))
+    else:
+        _printer().dirty(answer)
+    _explain(answer.targets.values())
+    if harvest and not answer.complete:
+        raise typer.Exit(ExitCode.UNAVAILABLE)
+
+
+@app.command(epilog="Example: wetink watch host-1/4711 --count 10")
+def watch(
+    context: typer.Context,
+    names: TargetsArgument = None,
+    host: HostsOption = None,
+    cgroup: CgroupsOption = None,
+    since: SinceOption = "",
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0, help="The least time between two answers.")
+    ] = 0.0,
+    count: Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="End after N answers.")] = None,
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Print what gets dirty as it does.
+
+    First what is dirty since the cursor, then each time rounds came in. Without a target: on all hosts known now. With
+    --json each line is as that of `wetink dirty`; otherwise one line of counts a target.
+    """
+    with _collector(context) as collector:
+        selection = _selection(names, host, cgroup) or _all_hosts(collector)
+        if _wants_json(context, json):
+            for answer in islice(collector.watch(selection, since, interval_seconds_min=interval), count):
+                _print_lines(json_lines.dirty(answer))
+        else:
+            for counts in islice(collector.watch_counts(selection, since, interval_seconds_min=interval), count):
+                _printer().counts(counts)
+
+
+def main() -> NoReturn:
+    """Run the command and exit."""
+    run(app, "wetink")
+
+
+@contextmanager
+def _collector(context: typer.Context) -> "Iterator[Collector]":
+    """Connect, and turn what a call raises into a sentence and an exit code."""
+    try:
+        with wetink_client.Collector(context.obj.address) as collector:
+            yield collector
+    except wetink_client.WetinkError as error:
+        raise Failure(str(error), _exit_code(error)) from error
+
+
+def _exit_code(error: "WetinkError") -> ExitCode:
+    codes: Mapping[type[WetinkError], ExitCode] = {
+        wetink_client.Unavailable: ExitCode.UNAVAILABLE,
+        wetink_client.NotFound: ExitCode.NOT_FOUND,
+        wetink_client.InvalidRequest: ExitCode.USAGE,
+        wetink_client.ResynchronisationNeeded: ExitCode.RESYNCHRONISE,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.FAILURE)
+
+
+def _selection(names: list[str] | None, hosts: list[str] | None, cgroups: list[str] | None) -> "Selection":
+    return wetink_client.Selection(targets=tuple(names or ()), hosts=tuple(hosts or ()), cgroups=tuple(cgroups or ()))
+
+
+def _needed_selection(names: list[str] | None, hosts: list[str] | None, cgroups: list[str] | None) -> "Selection":
+    selection = _selection(names, hosts, cgroups)
+    if not selection:
+        message = "no target is named: write HOST/PID, --host HOST or --cgroup PATH"
+        raise Failure(message, ExitCode.USAGE)
+    return selection
+
+
+def _all_hosts(collector: "Collector") -> "Selection":
+    hosts = tuple(host.host_id for host in collector.hosts())
+    if not hosts:
+        message = "no host has an agent here yet, so there is nothing to watch"
+        raise Failure(message, ExitCode.NOT_FOUND)
+    return wetink_client.Selection(hosts=hosts)
+
+
+def _wants_json(context: typer.Context, json: bool) -> bool:  # noqa: FBT001
+    """Whether ``--json`` stood before or after the subcommand."""
+    return json or bool(context.obj.json)
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    """Print and flush, so that a reader that went away is noticed here and not after the end."""
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _printer() -> "Printer":
+    """Make what prints for people: it needs rich, which lines of JSON do not."""
+    from wetink_client.tables import Printer  # noqa: PLC0415
+
+    return Printer()
+
+
+def _explain(statuses: "Iterable[TargetStatus]") -> None:
+    """Say why an answer is not complete, one sentence a target."""
+    for status in statuses:
+        if not status.complete:
+            reason = status.incomplete_message or f"{status.incomplete_reason}"
+            typer.echo(f"wetink: {status.name} is not complete: {reason}", err=True)

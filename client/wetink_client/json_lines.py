@@ -1,0 +1,50 @@
+"""What ``wetink --json`` prints: one JSON object a line, with the same keys in the same order each time."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wetink_client import BarrierResult, DirtySet, Host, TargetInfo
+
+
+def plain(values: "Iterable[Host | TargetInfo]") -> Iterator[str]:
+    """Give hosts or targets, with the names and units of ``dirty.proto``."""
+    return (json.dumps(asdict(value)) for value in values)
+
+
+def barrier(result: "BarrierResult") -> Iterator[str]:
+    """Give how far each target has come. The cursor is that of all of them together."""
+    for status in result.targets.values():
+        yield json.dumps(
+            {
+                "target": status.name,
+                "incarnation": status.incarnation,
+                "cursor": result.cursor,
+                "reached": status.complete,
+                "round": status.round,
+                "as_of_time_ns": status.as_of_time_ns,
+                "consistency": result.consistency,
+                "incomplete_reason": status.incomplete_reason,
+                "incomplete_message": status.incomplete_message,
+            }
+        )
+
+
+def dirty(answer: "DirtySet") -> Iterator[str]:
+    """Give each target's dirty pages. The cursor is that of all of them together."""
+    for part in answer.targets.values():
+        yield json.dumps(
+            {
+                "target": part.name,
+                "incarnation": part.incarnation,
+                "cursor": answer.cursor,
+                "complete": part.complete,
+                "exact": part.exact,
+                "page_size": part.page_size,
+                "pages": len(part.written),
+                "ranges": part.ranges(),
+                "vanished": part.vanished_ranges(),
+            }
+        )

@@ -1,0 +1,137 @@
+"""Build the contract's requests from what a caller says, and how long each may take. Nothing is sent from here."""
+
+import math
+import re
+from typing import Final
+
+from wetink.v1 import dirty_pb2
+from wetink_client.errors import InvalidRequest
+from wetink_client.values import Selectable, Selection
+
+LIST_SECONDS_MAX: Final = 10.0
+"""Deadline of a call that the collector answers out of its memory."""
+
+AGENT_SECONDS_MAX: Final = 30.0
+"""Deadline of a call that an agent answers: it may have terabytes of address space to register."""
+
+TRANSFER_SECONDS_MAX: Final = 60.0
+"""Default deadline of an answer with pages, without its barrier: a terabyte of random pages over a busy link."""
+
+BARRIER_SECONDS: Final = 5.0
+"""Default time the collector waits for agents at a barrier."""
+
+BARRIER_SECONDS_MAX: Final = 60.0
+"""The contract's bound on it."""
+
+MARGIN_SECONDS: Final = 5.0
+"""How much longer than the collector itself a caller waits, so that it hears the collector's reason."""
+
+CHANNEL_OPTIONS: Final = (
+    # A fixed window: the estimate would let megabytes queue before a reader that is busy copying.
+    ("grpc.http2.bdp_probe", 0),
+    # A collector that hangs is found after 15 s; the last of the three is needed where its kernel still answers.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    # Also the bound on one attempt to connect, which is 20 s otherwise. A collector that comes back is found soon.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 3_000),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+    # Page sets come in messages of at most 1 MiB; a list is one message, and 16 MiB are some 20,000 targets.
+    ("grpc.max_receive_message_length", 16 << 20),
+    # Addresses reveal layout: they go to the collector, not through a proxy that an environment variable names.
+    ("grpc.enable_http_proxy", 0),
+    # Each client has a connection of its own, so that closing one or its back-off does not concern another.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+"""Options of the channel, the same for both clients."""
+
+_UINT32_MAX: Final = (1 << 32) - 1
+_HOST_PORT: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+_PORT_MAX: Final = 65535
+
+
+def check_address(address: str) -> str:
+    """Give a collector's address back when it can be one.
+
+    Raises:
+        InvalidRequest: It is neither ``HOST:PORT`` nor ``unix:PATH``.
+    """
+    match = _HOST_PORT.fullmatch(address)
+    if (match and 1 <= int(match["port"]) <= _PORT_MAX) or (address.startswith("unix:") and address != "unix:"):
+        return address
+    message = f"{address[:300]!r} is no collector's address: write HOST:PORT or unix:PATH"
+    raise InvalidRequest(message)
+
+
+def targets(selection: Selectable | None) -> dirty_pb2.ListTargetsRequest:
+    """Ask for targets; None means all."""
+    if selection is None:
+        return dirty_pb2.ListTargetsRequest()
+    return dirty_pb2.ListTargetsRequest(selection=_message(selection))
+
+
+def track(host: str, pid: int) -> dirty_pb2.TrackRequest:
+    """Ask to track a process."""
+    if not 1 <= pid <= _UINT32_MAX:
+        message = f"{pid} is no process id: write a number from 1 on"
+        raise InvalidRequest(message, "REQUEST_MALFORMED")
+    (host_id,) = Selection(hosts=(host,)).hosts
+    return dirty_pb2.TrackRequest(host_id=host_id, pid=pid)
+
+
+def untrack(target: str) -> dirty_pb2.UntrackRequest:
+    """Ask to stop tracking."""
+    (name,) = Selection(targets=(target,)).targets
+    return dirty_pb2.UntrackRequest(target=name)
+
+
+def barrier(selection: Selectable, *, barrier_seconds: float) -> dirty_pb2.BarrierRequest:
+    """Ask for a barrier."""
+    return dirty_pb2.BarrierRequest(selection=_message(selection), timeout_ms=_barrier_milliseconds(barrier_seconds))
+
+
+def dirty(
+    selection: Selectable, since: str | None, *, barrier: bool, barrier_seconds: float
+) -> dirty_pb2.GetDirtyRequest:
+    """Ask for dirty pages."""
+    return dirty_pb2.GetDirtyRequest(
+        selection=_message(selection),
+        cursor=since or "",
+        barrier=barrier,
+        barrier_timeout_ms=_barrier_milliseconds(barrier_seconds),
+    )
+
+
+def watch(
+    selection: Selectable, since: str | None, *, pages: bool, interval_seconds_min: float
+) -> dirty_pb2.WatchRequest:
+    """Ask for dirty pages, or only their counts, again and again."""
+    return dirty_pb2.WatchRequest(
+        selection=_message(selection),
+        cursor=since or "",
+        pages=pages,
+        interval_min_ms=_interval_milliseconds(interval_seconds_min),
+    )
+
+
+def _message(selection: Selectable) -> dirty_pb2.Selection:
+    chosen = Selection.of(selection)
+    return dirty_pb2.Selection(targets=chosen.targets, hosts=chosen.hosts, cgroups=chosen.cgroups)
+
+
+def _barrier_milliseconds(seconds: float) -> int:
+    """Round up, because 0 would leave the time to the collector."""
+    if not 0 < seconds <= BARRIER_SECONDS_MAX:
+        message = (
+            f"a barrier cannot wait {seconds:g} s for the agents: more than 0, and at most {BARRIER_SECONDS_MAX:g}"
+        )
+        raise InvalidRequest(message, "REQUEST_MALFORMED")
+    return math.ceil(seconds * 1000)
+
+
+def _interval_milliseconds(seconds: float) -> int:
+    if not 0 <= seconds <= _UINT32_MAX / 1000:
+        message = f"{seconds:g} s is no time between two answers: write a number from 0 on"
+        raise InvalidRequest(message, "REQUEST_MALFORMED")
+    return math.ceil(seconds * 1000)

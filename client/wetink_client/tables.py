@@ -1,0 +1,179 @@
+"""What ``wetink`` prints for people: tables, and the small words in them."""
+
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from wetink_client.values import NANOSECONDS_A_SECOND
+
+if TYPE_CHECKING:
+    from wetink_client import BarrierResult, DirtyCounts, DirtySet, Host, TargetInfo
+
+WIDTH_MAX: Final = 10_000
+"""Columns where nobody looks at a screen: wide enough that nothing is folded."""
+
+RANGES_MAX: Final = 8
+"""Ranges shown of each target: enough to see where it writes. ``--json`` has them all."""
+
+_SECONDS_OF: Final = (("d", 86_400), ("h", 3_600), ("min", 60))
+
+
+class Printer:
+    """Prints to standard output, at one point in time, so that all ages in one output agree."""
+
+    def __init__(self, time_ns: int | None = None) -> None:
+        """Look at standard output.
+
+        Args:
+            time_ns: What is taken for now, in nanoseconds since the Unix epoch.
+        """
+        # Neither markup nor highlighting: what is printed comes from other machines.
+        width = None if sys.stdout.isatty() else WIDTH_MAX
+        self._console = Console(width=width, markup=False, highlight=False, emoji=False)
+        self._time_ns = time.time_ns() if time_ns is None else time_ns
+
+    def hosts(self, hosts: "Iterable[Host]") -> None:
+        """Print hosts."""
+        table = _table("HOST", "AGENT", "LAST SEEN", ">TARGETS", ">SPOOL", "VERSION")
+        for host in hosts:
+            table.add_row(
+                host.host_id,
+                "connected" if host.connected else "away",
+                self._ago(host.last_seen_time_ns),
+                str(host.target_count),
+                bytes_text(host.spool_bytes),
+                printable(host.agent_version),
+            )
+        self._print(table, "no host has an agent here yet: start `wetink-agent --collector ADDR` on one")
+
+    def targets(self, targets: "Iterable[TargetInfo]") -> None:
+        """Print targets."""
+        table = _table("TARGET", "COMMAND", "STATE", ">POPULATED", ">WRITTEN", ">RATE", "AS OF", ">ROUND", "BACKEND")
+        for target in targets:
+            rate = target.pages_per_second
+            table.add_row(
+                target.name,
+                printable(target.command),
+                _state(target),
+                bytes_text(target.populated_page_count * target.page_size),
+                bytes_text(target.last_written_page_count * target.page_size),
+                "-" if rate is None else f"{rate:,.0f} pages/s",
+                self._ago(target.as_of_time_ns),
+                f"{target.incarnation}.{target.round}",
+                str(target.backend),
+            )
+        self._print(table, "no target: `wetink track HOST PID` begins to track a process")
+
+    def barrier(self, result: "BarrierResult") -> None:
+        """Print how far each target has come."""
+        table = _table("TARGET", "REACHED", ">ROUND", "AS OF")
+        for status in result.targets.values():
+            table.add_row(
+                status.name,
+                _yes(status.complete),
+                f"{status.incarnation}.{status.round}",
+                self._ago(status.as_of_time_ns),
+            )
+        self._print(table, "no target is selected")
+        self._console.print(f"\nconsistency {result.consistency}\ncursor {result.cursor}", soft_wrap=True)
+
+    def dirty(self, answer: "DirtySet") -> None:
+        """Print how much is dirty, and the first ranges of it."""
+        table = _table("TARGET", ">PAGES", ">BYTES", ">RUNS", ">VANISHED", "COMPLETE", "EXACT", "AS OF")
+        ranges = {name: part.ranges() for name, part in answer.targets.items()}
+        for name, part in answer.targets.items():
+            table.add_row(
+                name,
+                f"{len(part.written):,}",
+                bytes_text(part.byte_count),
+                f"{len(ranges[name]):,}",
+                f"{len(part.vanished):,}",
+                _yes(part.complete),
+                _yes(part.exact),
+                self._ago(part.as_of_time_ns),
+            )
+        self._print(table, "no target is selected")
+        for name, runs in ranges.items():
+            if runs:
+                self._ranges(name, runs)
+        self._console.print(f"\nconsistency {answer.consistency}\ncursor {answer.cursor}", soft_wrap=True)
+
+    def counts(self, answer: "DirtyCounts") -> None:
+        """Print one answer of a watch, in lines that stand under those of the answers before."""
+        for name, status in answer.targets.items():
+            size = bytes_text(status.written_page_count * status.page_size)
+            self._console.print(
+                f"{time.strftime('%H:%M:%S', time.localtime(self._time_ns / NANOSECONDS_A_SECOND))}  {name}"
+                f"  {status.written_page_count:>11,} pages  {size:>8}  {status.vanished_page_count:>9,} vanished"
+                f"  round {status.incarnation}.{status.round}"
+                f"{'' if status.complete else '  not complete'}{'' if status.exact else '  not exact'}",
+                soft_wrap=True,
+            )
+
+    def _ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> None:
+        self._console.print(f"\nwritten in {name}", soft_wrap=True)
+        for start_address, size_bytes in itertools.islice(ranges, RANGES_MAX):
+            self._console.print(
+                f"  {start_address:#x}-{start_address + size_bytes:#x}  {bytes_text(size_bytes)}", soft_wrap=True
+            )
+        if len(ranges) > RANGES_MAX:
+            self._console.print(f"  and {len(ranges) - RANGES_MAX:,} more, which --json prints", soft_wrap=True)
+
+    def _print(self, table: Table, otherwise: str) -> None:
+        self._console.print(table if table.row_count else otherwise)
+
+    def _ago(self, time_ns: int | None) -> str:
+        if not time_ns:
+            return "never"
+        return f"{age_text((self._time_ns - time_ns) / NANOSECONDS_A_SECOND)} ago"
+
+
+def bytes_text(size_bytes: int) -> str:
+    """Give a size with three digits or so."""
+    if size_bytes < 1024:  # noqa: PLR2004
+        return f"{size_bytes} B"
+    size, unit = size_bytes / 1024, "KiB"
+    for larger in ("MiB", "GiB", "TiB"):
+        if size < 1000:  # noqa: PLR2004
+            break
+        size, unit = size / 1024, larger
+    return f"{size:,.0f} {unit}" if size >= 100 else f"{size:.1f} {unit}"  # noqa: PLR2004
+
+
+def age_text(seconds: float) -> str:
+    """Give a time that passed, in its largest unit. Clocks of two hosts may differ: it is never negative."""
+    seconds = max(0.0, seconds)
+    for unit, length in _SECONDS_OF:
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def printable(text: str) -> str:
+    """Give a text with no control character: a process may call itself anything, also a terminal's commands."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _table(*headings: str) -> Table:
+    """Make a table. A heading that begins with ``>`` is that of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(
+            heading.removeprefix(">"), justify="right" if heading.startswith(">") else "left", overflow="fold"
+        )
+    return table
+
+
+def _state(target: "TargetInfo") -> str:
+    if target.end_reason is not None:
+        return str(target.end_reason)
+    return "live" if target.live else "agent away"
+
+
+def _yes(fact: bool) -> str:  # noqa: FBT001
+    return "yes" if fact else "no"

@@ -1,0 +1,326 @@
+"""Values that go into calls and come out of them, apart from page sets: frozen, and free of protobuf.
+
+What a field means is said in ``dirty.proto``; names and units are the same. What is absent there is None here.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, TypeAlias, TypeVar
+
+from wetink.names import NameMalformed, check_host_id, parse_target
+from wetink.v1 import dirty_pb2, types_pb2
+from wetink_client.errors import BrokenAnswer, InvalidRequest
+
+NANOSECONDS_A_SECOND: Final = 1_000_000_000
+
+
+class Backend(StrEnum):
+    """What finds out which pages were written."""
+
+    UNKNOWN = "unknown"
+    WP_ASYNC = "wp-async"
+    WP_SYNC = "wp-sync"
+    SOFT_DIRTY = "soft-dirty"
+    REPLAY = "replay"
+
+
+class EndReason(StrEnum):
+    """Why an incarnation ended."""
+
+    UNKNOWN = "unknown"
+    EXITED = "exited"
+    EXEC = "exec"
+    UNTRACKED = "untracked"
+    LOST = "lost"
+    FAILED = "failed"
+    RESYNCHRONISED = "resynchronised"
+
+
+class IncompleteReason(StrEnum):
+    """Why a target's part of an answer is not complete."""
+
+    UNKNOWN = "unknown"
+    AGENT_DISCONNECTED = "agent-disconnected"
+    BARRIER_TIMEOUT = "barrier-timeout"
+    TARGET_ENDED = "target-ended"
+    NO_ROUND = "no-round"
+
+
+class Consistency(StrEnum):
+    """How the sets of the targets of one answer fit together in time."""
+
+    UNKNOWN = "unknown"
+    NONE = "none"
+    PER_PROCESS = "per-process"
+    FROZEN = "frozen"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which targets a call means: those named, and those on a named host, and those in a named cgroup.
+
+    Each target is ``HOST/PID@START``, or ``HOST/PID`` for the youngest process with that pid. Hosts and cgroups mean
+    every target there that has not ended. Names have their form, or the value does not come to be.
+
+    Raises:
+        InvalidRequest: A name cannot be one.
+    """
+
+    targets: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    cgroups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check each name, so that a mistake is told before anything is sent."""
+        try:
+            for target in self.targets:
+                parse_target(target)
+            for host in self.hosts:
+                check_host_id(host)
+        except NameMalformed as error:
+            raise InvalidRequest(str(error), "SELECTION_MALFORMED") from error
+
+    def __bool__(self) -> bool:
+        """Whether it names anything."""
+        return bool(self.targets or self.hosts or self.cgroups)
+
+    @classmethod
+    def of(cls, selection: "Selectable") -> "Selection":
+        """Take a selection, one target's name, or the names of several."""
+        if isinstance(selection, Selection):
+            return selection
+        return cls(targets=(selection,) if isinstance(selection, str) else tuple(selection))
+
+
+Selectable: TypeAlias = str | Iterable[str] | Selection
+"""What a call takes: one target's name, the names of several, or a ``Selection``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One host that has, or had, an agent."""
+
+    host_id: str
+    boot_id: str
+    connected: bool
+    last_seen_time_ns: int
+    agent_version: str
+    target_count: int
+    spool_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """One target, with its newest incarnation."""
+
+    name: str
+    host_id: str
+    boot_id: str
+    pid: int
+    start_time_ticks: int
+    incarnation: int
+    round: int
+    as_of_time_ns: int | None
+    live: bool
+    end_reason: EndReason | None
+    end_message: str
+    command: str
+    cgroup: str
+    page_size: int
+    backend: Backend
+    backend_reason: str
+    populated_page_count: int
+    last_written_page_count: int
+    last_window_ns: int
+    cautious_page_count: int
+    scope: tuple[tuple[int, int], ...]
+    """``(start_address, length_bytes)`` of the parts that are tracked. Empty means all of the address space."""
+
+    @property
+    def pages_per_second(self) -> float | None:
+        """Written pages a second over the last committed round; None until there are two rounds."""
+        if not self.last_window_ns:
+            return None
+        return self.last_written_page_count * NANOSECONDS_A_SECOND / self.last_window_ns
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatus:
+    """One target's part of an answer, without its pages."""
+
+    name: str
+    incarnation: int
+    round: int
+    as_of_time_ns: int | None
+    complete: bool
+    incomplete_reason: IncompleteReason | None
+    incomplete_message: str
+    end_reason: EndReason | None
+    exact: bool
+    frozen: bool
+    written_page_count: int
+    vanished_page_count: int
+    populated_page_count: int
+    page_size: int
+
+    @property
+    def as_of(self) -> datetime | None:
+        """Writes before this are in the answer. None while no round is committed."""
+        return moment(self.as_of_time_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class BarrierResult:
+    """How far each target has come.
+
+    Attributes:
+        cursor: "From now on": pass it to ``dirty`` or ``watch``.
+        consistency: How the rounds reached fit together in time.
+        targets: By name. Their page counts are 0.
+    """
+
+    cursor: str
+    consistency: Consistency
+    targets: Mapping[str, TargetStatus]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every target was reached, so that every write from before the call is known."""
+        return all(status.complete for status in self.targets.values())
+
+
+@dataclass(frozen=True, slots=True)
+class DirtyCounts:
+    """How much is dirty since a cursor, without the pages.
+
+    Attributes:
+        cursor: Where this answer ends; opaque. Pass it to the next call.
+        complete: Whether every target's part is complete. Where it is not, ``targets`` say why.
+        exact: Whether no page is there only because old rounds were merged. False never means that pages are missing.
+        consistency: How the parts fit together in time.
+        as_of_time_ns: The earliest as-of of the parts, in nanoseconds since the Unix epoch. None while one has none.
+        targets: Each target of the selection by its full name, in the order of names.
+    """
+
+    cursor: str
+    complete: bool
+    exact: bool
+    consistency: Consistency
+    as_of_time_ns: int | None
+    targets: Mapping[str, TargetStatus]
+
+    @property
+    def as_of(self) -> datetime | None:
+        """Writes before this are in the answer. None while a target has no round."""
+        return moment(self.as_of_time_ns)
+
+
+def moment(time_ns: int | None) -> datetime | None:
+    """Give a count of nanoseconds since the Unix epoch as a time in UTC, cut to microseconds."""
+    return None if time_ns is None else datetime.fromtimestamp(time_ns / NANOSECONDS_A_SECOND, UTC)
+
+
+def host_of(message: dirty_pb2.Host) -> Host:
+    """Read a host."""
+    return Host(
+        host_id=message.host_id,
+        boot_id=message.boot_id,
+        connected=message.connected,
+        last_seen_time_ns=message.last_seen_time_ns,
+        agent_version=message.agent_version,
+        target_count=message.target_count,
+        spool_bytes=message.spool_bytes,
+    )
+
+
+def target_of(message: dirty_pb2.TargetInfo) -> TargetInfo:
+    """Read a target."""
+    return TargetInfo(
+        name=message.name,
+        host_id=message.target.host_id,
+        boot_id=message.target.boot_id,
+        pid=message.target.pid,
+        start_time_ticks=message.target.start_time_ticks,
+        incarnation=message.incarnation,
+        round=message.round,
+        as_of_time_ns=message.as_of_time_ns or None,
+        live=message.live,
+        end_reason=_END_REASONS.get(message.end_reason, EndReason.UNKNOWN) if message.end_reason else None,
+        end_message=message.end_message,
+        command=message.command,
+        cgroup=message.cgroup,
+        page_size=message.page_size,
+        backend=_BACKENDS.get(message.backend, Backend.UNKNOWN),
+        backend_reason=message.backend_reason,
+        populated_page_count=message.populated_page_count,
+        last_written_page_count=message.last_written_page_count,
+        last_window_ns=message.last_window_ns,
+        cautious_page_count=message.cautious_page_count,
+        scope=tuple((part.start_address, part.size_bytes) for part in message.scope),
+    )
+
+
+def status_of(message: dirty_pb2.TargetStatus) -> TargetStatus:
+    """Read one target's part of an answer."""
+    reason = _INCOMPLETE_REASONS.get(message.incomplete_reason, IncompleteReason.UNKNOWN)
+    return TargetStatus(
+        name=message.name,
+        incarnation=message.incarnation,
+        round=message.round,
+        as_of_time_ns=message.as_of_time_ns or None,
+        complete=message.complete,
+        incomplete_reason=None if message.complete else reason,
+        incomplete_message=message.incomplete_message,
+        end_reason=_END_REASONS.get(message.end_reason, EndReason.UNKNOWN) if message.end_reason else None,
+        exact=message.exact,
+        frozen=message.frozen,
+        written_page_count=message.written_page_count,
+        vanished_page_count=message.vanished_page_count,
+        populated_page_count=message.populated_page_count,
+        page_size=message.page_size,
+    )
+
+
+def barrier_of(message: dirty_pb2.BarrierResponse) -> BarrierResult:
+    """Read the answer to a barrier."""
+    return BarrierResult(
+        cursor=message.cursor,
+        consistency=_CONSISTENCIES.get(message.consistency, Consistency.UNKNOWN),
+        targets=MappingProxyType({status.name: status_of(status) for status in message.targets}),
+    )
+
+
+def counts_of(summary: dirty_pb2.DirtySummary) -> DirtyCounts:
+    """Read the end of an answer.
+
+    Raises:
+        BrokenAnswer: It says that it is complete and that one of its targets is not.
+    """
+    if summary.complete and not all(status.complete for status in summary.targets):
+        message = "answer says that it is complete and that one of its targets is not"
+        raise BrokenAnswer(message)
+    return DirtyCounts(
+        cursor=summary.cursor,
+        complete=summary.complete,
+        exact=summary.exact,
+        consistency=_CONSISTENCIES.get(summary.consistency, Consistency.UNKNOWN),
+        as_of_time_ns=summary.as_of_time_ns or None,
+        targets=MappingProxyType({status.name: status_of(status) for status in summary.targets}),
+    )
+
+
+_Named = TypeVar("_Named", bound=StrEnum)
+
+
+def _by_number(kind: type[_Named], numbers: Iterable[tuple[str, int]], prefix: str) -> Mapping[int, _Named]:
+    """Pair the contract's numbers with the members of the same name. Its UNSPECIFIED, which is 0, has none."""
+    return {number: kind[name.removeprefix(prefix)] for name, number in numbers if number}
+
+
+_BACKENDS: Final = _by_number(Backend, types_pb2.Backend.items(), "BACKEND_")
+_END_REASONS: Final = _by_number(EndReason, types_pb2.EndReason.items(), "END_REASON_")
+_INCOMPLETE_REASONS: Final = _by_number(IncompleteReason, types_pb2.IncompleteReason.items(), "INCOMPLETE_REASON_")
+_CONSISTENCIES: Final = _by_number(Consistency, types_pb2.Consistency.items(), "CONSISTENCY_")
