@@ -10,6 +10,7 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -105,11 +106,11 @@ class Program:
             while b"\n" not in self._unread:
                 if not selector.select(max(0.0, until - time.monotonic())):
                     message = f"said nothing for {deadline_seconds:.0f} s"
-                    raise self._error(message)
+                    raise self.error(message)
                 piece = os.read(output, 65536)
                 if not piece:
                     message = f"ended with {self._exit_code()}"
-                    raise self._error(message)
+                    raise self.error(message)
                 self._unread += piece
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode()
@@ -140,43 +141,58 @@ class Program:
             return self.process.wait(deadline_seconds)
         except subprocess.TimeoutExpired as error:
             message = f"did not end within {deadline_seconds:.0f} s of SIGTERM"
-            raise self._error(message) from error
+            raise self.error(message) from error
+
+    def error(self, what: str) -> ProgramError:
+        """Return an error that says who, what, and what the program itself has said about it."""
+        return ProgramError(f"{self.name} (pid {self.pid}) {what}. Standard error: {self.errors.strip() or 'empty'}")
 
     def _exit_code(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return f"exit code {self.process.wait(DEADLINE_SECONDS)}"
         return "standard output closed"
 
-    def _error(self, what: str) -> ProgramError:
-        return ProgramError(f"{self.name} (pid {self.pid}) {what}. Standard error: {self.errors.strip() or 'empty'}")
-
 
 class Progress:
     """The iteration count that ``sleeper`` keeps in the file it is given."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, program: Program, path: Path) -> None:
         """Read the file at each look; it need not exist yet."""
+        self.program = program
         self.path = path
 
     def count(self) -> int:
         """Return the count now; 0 before the program has made the file."""
-        try:
-            return int.from_bytes(self.path.read_bytes()[:8], "little")
-        except FileNotFoundError:
-            return 0
+        return self._field(0)
+
+    def interruption_count(self) -> int:
+        """Return how often a call was interrupted in a way that its manual allows."""
+        return self._field(1)
+
+    def late_seconds_max(self) -> float:
+        """Return the longest time by which a turn came late."""
+        return self._field(2) / 1e9
+
+    def _field(self, index: int) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return int.from_bytes(self.path.read_bytes()[8 * index : 8 * index + 8], sys.byteorder)
+        return 0
 
     def wait(self, *, more: int = 1, deadline_seconds: float = DEADLINE_SECONDS) -> int:
         """Return the count once it has grown by so many.
 
         Raises:
-            ProgramError: It has not grown in time.
+            ProgramError: It has not grown in time, or the program has ended.
         """
         first = self.count()
         until = time.monotonic() + deadline_seconds
         while (count := self.count()) < first + more:
+            if not self.program.alive():
+                message = f"ended with exit code {self.program.process.returncode}"
+                raise self.program.error(message)
             if time.monotonic() > until:
-                message = f"{self.path}: from {first} only to {count} in {deadline_seconds:.0f} s"
-                raise ProgramError(message)
+                message = f"went from {first} only to {count} in {deadline_seconds:.0f} s"
+                raise self.program.error(message)
             time.sleep(0.001)
         return count
 
