@@ -28,7 +28,7 @@ BARRIER_SECONDS: Final = 5.0
 
 app = typer.Typer(
     name="wetink",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help comes in a third of the time
     help="""Ask a collector which memory pages of which processes were written since you last asked.
@@ -86,8 +86,11 @@ def settings(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Keep what was said before the subcommand."""
+    """Keep what was said before the subcommand; where there is none, teach."""
     context.obj = Settings(address, json)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(ExitCode.USAGE)
 
 
 @app.command(epilog="Example: wetink hosts")

@@ -108,7 +108,7 @@ def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
     if code is grpc.StatusCode.UNAVAILABLE:
         # The cause stands last, after the names of all that was tried.
         cause = cause.rpartition(": ")[2].strip(" ]")
-        return f"collector {address} cannot be reached: {cause or 'no reason given'}"
+        return f"collector {address} cannot be reached ({cause or 'no reason given'}): is it running there?"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"collector {address} did not answer in time"
     return f"collector {address} failed with {code.name}: {cause or 'no reason given'}"

@@ -20,6 +20,9 @@ WIDTH_MAX: Final = 10_000
 RANGES_MAX: Final = 8
 """Ranges shown of each target: enough to see where it writes. ``--json`` has them all."""
 
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+_UNIT_MAX: Final = "PiB"
+_SHOWN_MAX: Final = 999
 _SECONDS_OF: Final = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
@@ -134,15 +137,13 @@ class Printer:
 
 
 def bytes_text(size_bytes: int) -> str:
-    """Give a size with three digits or so."""
-    if size_bytes < 1024:  # noqa: PLR2004
-        return f"{size_bytes} B"
-    size, unit = size_bytes / 1024, "KiB"
-    for larger in ("MiB", "GiB", "TiB"):
-        if size < 1000:  # noqa: PLR2004
-            break
-        size, unit = size / 1024, larger
-    return f"{size:,.0f} {unit}" if size >= 100 else f"{size:.1f} {unit}"  # noqa: PLR2004
+    """Give a size in three digits."""
+    size = float(size_bytes)
+    for unit in _UNITS:
+        if size < _SHOWN_MAX:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.0f} {_UNIT_MAX}"
 
 
 def age_text(seconds: float) -> str:

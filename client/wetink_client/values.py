@@ -297,10 +297,14 @@ def counts_of(summary: dirty_pb2.DirtySummary) -> DirtyCounts:
     """Read the end of an answer.
 
     Raises:
-        BrokenAnswer: It says that it is complete and that one of its targets is not.
+        BrokenAnswer: It names a target twice, or says that it is complete and that one of its targets is not.
     """
     if summary.complete and not all(status.complete for status in summary.targets):
         message = "answer says that it is complete and that one of its targets is not"
+        raise BrokenAnswer(message)
+    targets = {status.name: status_of(status) for status in summary.targets}
+    if len(targets) != len(summary.targets):
+        message = "answer names a target twice"
         raise BrokenAnswer(message)
     return DirtyCounts(
         cursor=summary.cursor,
@@ -308,7 +312,7 @@ def counts_of(summary: dirty_pb2.DirtySummary) -> DirtyCounts:
         exact=summary.exact,
         consistency=_CONSISTENCIES.get(summary.consistency, Consistency.UNKNOWN),
         as_of_time_ns=summary.as_of_time_ns or None,
-        targets=MappingProxyType({status.name: status_of(status) for status in summary.targets}),
+        targets=MappingProxyType(targets),
     )
 
 

@@ -1,0 +1,74 @@
+from enum import StrEnum
+
+import pytest
+
+from wetink.v1 import dirty_pb2, types_pb2
+from wetink_client import Backend, Consistency, EndReason, IncompleteReason, InvalidRequest, Selection
+from wetink_client.values import status_of, target_of
+
+
+@pytest.mark.parametrize(
+    "kind,names,prefix",
+    [
+        (Backend, types_pb2.Backend.keys(), "BACKEND_"),
+        (EndReason, types_pb2.EndReason.keys(), "END_REASON_"),
+        (IncompleteReason, types_pb2.IncompleteReason.keys(), "INCOMPLETE_REASON_"),
+        (Consistency, types_pb2.Consistency.keys(), "CONSISTENCY_"),
+    ],
+)
+def test_each_name_of_the_contract_has_its_member(kind: type[StrEnum], names: list[str], prefix: str) -> None:
+    """What the contract can say, the SDK can say; UNSPECIFIED is UNKNOWN, or None where absence has a meaning."""
+    contract = {name.removeprefix(prefix) for name in names}
+
+    assert {member.name for member in kind} - {"UNKNOWN"} == contract - {"UNSPECIFIED"}
+
+
+def test_number_of_a_newer_contract_is_unknown() -> None:
+    """An old client goes on working beside a new collector."""
+    number = types_pb2.EndReason.ValueType(99)
+    target = target_of(dirty_pb2.TargetInfo(backend=types_pb2.Backend.ValueType(99), end_reason=number))
+    status = status_of(
+        dirty_pb2.TargetStatus(incomplete_reason=types_pb2.IncompleteReason.ValueType(99), end_reason=number)
+    )
+
+    assert (target.backend, target.end_reason) == (Backend.UNKNOWN, EndReason.UNKNOWN)
+    assert (status.incomplete_reason, status.end_reason) == (IncompleteReason.UNKNOWN, EndReason.UNKNOWN)
+
+
+def test_absence_is_none() -> None:
+    """A time of 0 is no time, and a target that lives has not ended."""
+    target = target_of(dirty_pb2.TargetInfo())
+    status = status_of(dirty_pb2.TargetStatus(complete=True))
+
+    assert (target.as_of_time_ns, target.end_reason, target.pages_per_second) == (None, None, None)
+    assert (status.as_of_time_ns, status.as_of, status.incomplete_reason, status.end_reason) == (None,) * 4
+
+
+def test_rate_is_pages_over_their_window() -> None:
+    """300 pages in 1.5 s are 200 a second."""
+    target = target_of(dirty_pb2.TargetInfo(last_written_page_count=300, last_window_ns=1_500_000_000))
+
+    assert target.pages_per_second == pytest.approx(200)
+
+
+def test_selection_takes_a_name_or_several() -> None:
+    """A string is one name, never a list of letters."""
+    assert Selection.of("host-1/7").targets == ("host-1/7",)
+    assert Selection.of(["host-1/7", "host-1/8@9"]).targets == ("host-1/7", "host-1/8@9")
+    assert Selection.of(Selection(hosts=("host-1",))) == Selection(hosts=("host-1",))
+    assert not Selection()
+
+
+@pytest.mark.parametrize("name", ["", "host-1", "host-1/", "host-1/0", "host-1/x", "host 1/7", "host-1/7@", "a/7@1 "])
+def test_malformed_name_is_told_before_anything_is_sent(name: str) -> None:
+    """The sentence says how a name is written."""
+    with pytest.raises(InvalidRequest, match="write HOST/PID or HOST/PID@START") as caught:
+        Selection.of(name)
+
+    assert caught.value.reason == "SELECTION_MALFORMED"
+
+
+def test_malformed_host_is_told_before_anything_is_sent() -> None:
+    """As for targets."""
+    with pytest.raises(InvalidRequest, match="is no host id"):
+        Selection(hosts=("host 1",))
