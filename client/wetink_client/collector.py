@@ -30,9 +30,9 @@ from wetink_client.values import (
     Selectable,
     TargetInfo,
     barrier_of,
-    counts_of,
     host_of,
     target_of,
+    watched_counts_of,
 )
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Collector:
         """Ask again and again how much is dirty, without the pages. Apart from that as ``watch``."""
         request = requests.watch(selection, since, pages=False, interval_seconds_min=interval_seconds_min)
         for part in self._listen(self._stub.Watch, request, None):
-            yield counts_of(part.summary)
+            yield watched_counts_of(part)
         raise _watch_ended(self.address)
 
     def _ask(
@@ -319,7 +319,7 @@ class AsyncCollector:
         request = requests.watch(selection, since, pages=False, interval_seconds_min=interval_seconds_min)
         async with aclosing(self._listen(self._stub.Watch, request, None)) as parts:
             async for part in parts:
-                yield counts_of(part.summary)
+                yield watched_counts_of(part)
         raise _watch_ended(self.address)
 
     async def _ask(

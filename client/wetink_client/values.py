@@ -316,6 +316,18 @@ def counts_of(summary: dirty_pb2.DirtySummary) -> DirtyCounts:
     )
 
 
+def watched_counts_of(part: dirty_pb2.WatchResponse) -> DirtyCounts:
+    """Read one answer of a watch without pages.
+
+    Raises:
+        BrokenAnswer: It has pages all the same, or its summary contradicts itself.
+    """
+    if part.WhichOneof("part") != "summary":
+        message = "answer has pages, though only counts were asked for"
+        raise BrokenAnswer(message)
+    return counts_of(part.summary)
+
+
 _Named = TypeVar("_Named", bound=StrEnum)
 
 
