@@ -110,7 +110,7 @@ def _take(pid: int) -> int:
 
 
 def _refuse_the_unfit(pid: int) -> None:
-    if procfs.is_kernel_thread(pid):
+    if procfs.stat(pid).is_kernel_thread:
         message = f"process {pid} is a kernel thread and has no memory of its own to track"
         raise Untrackable(message)
     tracer = procfs.tracer_of(pid)
@@ -320,32 +320,36 @@ def _stub_code(own: pt.user_regs_struct, mask: bytes) -> bytes:
             rax, rip = own.orig_rax, rip - _SYSCALL_SIZE_BYTES
         elif code == _RESTART_BLOCK:
             rax, rip = _NR_RESTART_SYSCALL, rip - _SYSCALL_SIZE_BYTES
-    return (
-        _STUB_HEAD
-        + b"\x48\xb8" + struct.pack("<Q", rax)  # mov rax, ...
-        + b"\x48\xbf" + struct.pack("<Q", own.rdi)  # mov rdi, ...
-        + b"\x48\xbe" + struct.pack("<Q", own.rsi)  # mov rsi, ...
-        + b"\x48\xba" + struct.pack("<Q", own.rdx)  # mov rdx, ...
-        + b"\x49\xba" + struct.pack("<Q", own.r10)  # mov r10, ...
-        + b"\x48\xb9" + struct.pack("<Q", own.rcx)  # mov rcx, ...
-        + b"\x49\xbb" + struct.pack("<Q", own.r11)  # mov r11, ...
-        + b"\xff\x25\x00\x00\x00\x00" + struct.pack("<Q", rip)  # jmp [rip + 0]
-        + mask
-    )  # fmt: skip
+    return b"".join(
+        (
+            _STUB_HEAD,
+            b"\x48\xb8" + struct.pack("<Q", rax),  # mov rax, ...
+            b"\x48\xbf" + struct.pack("<Q", own.rdi),  # mov rdi, ...
+            b"\x48\xbe" + struct.pack("<Q", own.rsi),  # mov rsi, ...
+            b"\x48\xba" + struct.pack("<Q", own.rdx),  # mov rdx, ...
+            b"\x49\xba" + struct.pack("<Q", own.r10),  # mov r10, ...
+            b"\x48\xb9" + struct.pack("<Q", own.rcx),  # mov rcx, ...
+            b"\x49\xbb" + struct.pack("<Q", own.r11),  # mov r11, ...
+            b"\xff\x25\x00\x00\x00\x00" + struct.pack("<Q", rip),  # jmp [rip + 0]
+            mask,
+        )
+    )
 
 
-_STUB_HEAD: Final = (
-    b"\x0f\x05"  # syscall: the one we ask for
-    b"\x89\xc7"  # mov edi, eax: its descriptor; a failure gives a number that close refuses
-     b"\xb8" + struct.pack("<I", _NR_CLOSE)  # mov eax, close
-    + b"\x0f\x05"  # syscall
-    + b"\xb8" + struct.pack("<I", _NR_RT_SIGPROCMASK)  # mov eax, rt_sigprocmask
-    + b"\xbf" + struct.pack("<I", _SIG_SETMASK)  # mov edi, SIG_SETMASK
-    + b"\x48\x8d\x35" + struct.pack("<I", 5 + 6 + 2 + 7 * 10 + 6 + 8)  # lea rsi, [rip + distance to the mask]
-    + b"\xba\x00\x00\x00\x00"  # mov edx, 0
-    + b"\x41\xba" + struct.pack("<I", _SIGSET_SIZE_BYTES)  # mov r10d, size of the mask
-    + b"\x0f\x05"  # syscall
-)  # fmt: skip
+_STUB_HEAD: Final = b"".join(
+    (
+        b"\x0f\x05",  # syscall: the one we ask for
+        b"\x89\xc7",  # mov edi, eax: its descriptor; a failure gives a number that close refuses
+        b"\xb8" + struct.pack("<I", _NR_CLOSE),  # mov eax, close
+        b"\x0f\x05",  # syscall
+        b"\xb8" + struct.pack("<I", _NR_RT_SIGPROCMASK),  # mov eax, rt_sigprocmask
+        b"\xbf" + struct.pack("<I", _SIG_SETMASK),  # mov edi, SIG_SETMASK
+        b"\x48\x8d\x35" + struct.pack("<I", 5 + 6 + 2 + 7 * 10 + 6 + 8),  # lea rsi, [rip + distance to the mask]
+        b"\xba\x00\x00\x00\x00",  # mov edx, 0
+        b"\x41\xba" + struct.pack("<I", _SIGSET_SIZE_BYTES),  # mov r10d, size of the mask
+        b"\x0f\x05",  # syscall
+    )
+)
 _STUB_SIZE_BYTES: Final = len(_STUB_HEAD) + 7 * 10 + 6 + 8 + _SIGSET_SIZE_BYTES
 
 

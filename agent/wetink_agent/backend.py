@@ -29,7 +29,7 @@ class Harvest:
 class Backend(Protocol):
     """Finds out which pages of one process were written. Not safe for two threads at once."""
 
-    kind: types_pb2.Backend
+    kind: types_pb2.Backend.ValueType
 
     def harvest(self) -> Harvest:
         """Find what was written or vanished since the harvest before, and arm for the next.

@@ -2,7 +2,8 @@
 
 import mmap
 import os
-from ctypes import addressof, c_char, sizeof
+
+import numpy as np
 
 from wetink import syscalls
 from wetink_agent.uapi import fs
@@ -34,11 +35,10 @@ def _try(uffd: int) -> str | None:
         return "it lacks UFFD_FEATURE_WP_ASYNC (Linux 6.7 and later have it)"
     with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
         page[0] = 1
-        view = c_char.from_buffer(page)
-        try:
-            return _try_page(uffd, addressof(view), page)
-        finally:
-            del view
+        view = np.frombuffer(page, dtype=np.uint8)
+        address = view.ctypes.data
+        del view  # or the page could not be closed
+        return _try_page(uffd, address, page)
 
 
 def _try_page(uffd: int, address: int, page: mmap.mmap) -> str | None:
@@ -63,16 +63,16 @@ def _try_page(uffd: int, address: int, page: mmap.mmap) -> str | None:
 
 def _written(fd: int, address: int) -> bool:
     """Scan and re-arm one page."""
-    region = fs.page_region()
+    region = np.zeros(3, dtype=np.uint64)
     argument = fs.pm_scan_arg(
-        size=sizeof(fs.pm_scan_arg),
+        size=syscalls.size_bytes(fs.pm_scan_arg),
         flags=fs.PM_SCAN_WP_MATCHING,
         start=address,
         end=address + mmap.PAGESIZE,
-        vec=addressof(region),
+        vec=region.ctypes.data,
         vec_len=1,
         category_anyof_mask=fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED,
         return_mask=fs.PAGE_IS_WRITTEN | fs.PAGE_IS_PRESENT,
     )
     count = syscalls.ioctl(fd, fs.PAGEMAP_SCAN, argument, "PAGEMAP_SCAN")
-    return bool(count and region.categories & fs.PAGE_IS_WRITTEN)
+    return bool(count and int(region[2]) & fs.PAGE_IS_WRITTEN)

@@ -5,7 +5,7 @@ Source: proc_pid_maps(5), proc_pid_stat(5), proc_pid_status(5), proc_pid_cgroup(
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -50,6 +50,16 @@ class Stat:
     layout: tuple[int, ...]
     """Where program text and stack begin: execve(2) sets them anew."""
 
+    @property
+    def is_kernel_thread(self) -> bool:
+        """Whether it is a thread of the kernel, which has no memory of its own."""
+        return bool(self.flags & _PF_KTHREAD)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has exited and waits to be reaped."""
+        return self.state in _STATE_GONE
+
 
 def read_maps(pid: int) -> bytes:
     """Give ``/proc/PID/maps`` as it is; empty for a process without memory, a kernel thread or a zombie.
@@ -91,11 +101,6 @@ def stat(pid: int) -> Stat:
     return _parse_stat(_read(pid, "stat"))
 
 
-def is_kernel_thread(pid: int) -> bool:
-    """Whether a process is a thread of the kernel, which has no memory of its own."""
-    return bool(stat(pid).flags & _PF_KTHREAD)
-
-
 def is_frozen(pid: int) -> bool:
     """Whether every thread of a process is stopped, by a signal, a tracer or its cgroup's freezer."""
     try:
@@ -121,7 +126,7 @@ def borrowable_thread(pid: int) -> int:
     Always the same one, so that of two agents only one can have it.
     """
     for tid in [pid, *sorted(_threads(pid))]:
-        if _parse_stat(_read(pid, f"task/{tid}/stat")).state not in _STATE_GONE:
+        if not _parse_stat(_read(pid, f"task/{tid}/stat")).is_gone:
             return tid
     message = f"process {pid} has exited and waits to be reaped"
     raise NoSuchProcess(message)
@@ -149,17 +154,6 @@ def cgroup(pid: int) -> str:
 def pids() -> list[int]:
     """Give every process of this pid namespace."""
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-
-
-def parents(of: Iterable[int]) -> dict[int, int]:
-    """Give the parent of each process that is still there."""
-    found: dict[int, int] = {}
-    for pid in of:
-        try:
-            found[pid] = stat(pid).parent_pid
-        except NoSuchProcess:
-            continue
-    return found
 
 
 def boot_id() -> str:

@@ -23,7 +23,6 @@ import re
 import select
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from ctypes import sizeof
 from typing import Final
 
 import numpy as np
@@ -50,9 +49,6 @@ CHUNK_COUNT_MAX: Final = 512
 REGION_COUNT: Final = 1 << 16
 """Regions the kernel may answer at once, 1.5 MiB: a scan that finds more is resumed."""
 
-MAPPING_CHANGES_MAX: Final = 1024
-"""Mapped and unmapped ranges that are told: bound of the contract."""
-
 _ADDRESS_MIN: Final = 0x1000
 _ADDRESS_END: Final = 0x7FFFFFFFF000
 _KERNEL_START: Final = 1 << 63
@@ -72,7 +68,7 @@ Range = tuple[int, int]
 class WpAsync:
     """Tracks one process. It owns the userfaultfd, of which there is no other copy."""
 
-    kind = types_pb2.BACKEND_WP_ASYNC
+    kind: types_pb2.Backend.ValueType = types_pb2.BACKEND_WP_ASYNC
 
     def __init__(self, pid: int, uffd: int, scope: Sequence[Range] = ()) -> None:
         """Take over a userfaultfd; nothing is armed before the first harvest.
@@ -91,7 +87,7 @@ class WpAsync:
         self._pidfd = -1
         self._pagemap = -1
         self._regions = np.empty((REGION_COUNT, 3), dtype=np.uint64)
-        self._argument = fs.pm_scan_arg(size=sizeof(fs.pm_scan_arg), vec=self._regions.ctypes.data)
+        self._argument = fs.pm_scan_arg(size=syscalls.size_bytes(fs.pm_scan_arg), vec=self._regions.ctypes.data)
         self._scope = tuple(scope)
         self._plan: list[Range] = []
         self._address_end = _ADDRESS_END

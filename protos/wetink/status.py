@@ -4,7 +4,7 @@ Source: AIP-193 (errors); ``grpcio-status`` for the trailer ``grpc-status-detail
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, cast
 
 import grpc
 from google.protobuf import any_pb2
@@ -32,9 +32,10 @@ def status_with_reason(
     return rpc_status.to_status(status_pb2.Status(code=number, message=message, details=[detail]))
 
 
-def error_info(error: grpc.Call) -> error_details_pb2.ErrorInfo | None:
+def error_info(error: grpc.Call | grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
     """Give the reason a failed call came with, or None where it came with none of ours."""
-    status = rpc_status.from_call(error)
+    # An AioRpcError has what this reads of a call, though not the rest of one.
+    status = rpc_status.from_call(cast(grpc.Call, error))
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:

@@ -33,6 +33,11 @@ class iovec(ctypes.Structure):  # noqa: N801 - the kernel's name
     _fields_ = (("base", ctypes.c_void_p), ("size_bytes", ctypes.c_size_t))
 
 
+def size_bytes(structure: type[ctypes.Structure]) -> int:
+    """Give the size of a kernel structure."""
+    return ctypes.sizeof(structure)
+
+
 def ioctl(fd: int, request: int, argument: ctypes.Structure, name: str) -> int:
     """Do an ioctl.
 
@@ -48,10 +53,7 @@ def ioctl(fd: int, request: int, argument: ctypes.Structure, name: str) -> int:
     Raises:
         OSError: Any errno, with ``name`` as its text's end.
     """
-    result: int = _libc.ioctl(fd, request, ctypes.byref(argument))
-    if result < 0:
-        raise _failure(name)
-    return result
+    return _checked(_libc.ioctl(fd, request, ctypes.byref(argument)), name)
 
 
 def userfaultfd(flags: int) -> int:
@@ -62,10 +64,7 @@ def userfaultfd(flags: int) -> int:
 
     Source: userfaultfd(2).
     """
-    result: int = _libc.syscall(_NR_USERFAULTFD, ctypes.c_long(flags))
-    if result < 0:
-        raise _failure("userfaultfd")
-    return result
+    return _checked(_libc.syscall(_NR_USERFAULTFD, ctypes.c_long(flags)), "userfaultfd")
 
 
 def pidfd_getfd(pidfd: int, target_fd: int) -> int:
@@ -73,10 +72,9 @@ def pidfd_getfd(pidfd: int, target_fd: int) -> int:
 
     Source: pidfd_getfd(2), since Linux 5.6.
     """
-    result: int = _libc.syscall(_NR_PIDFD_GETFD, ctypes.c_long(pidfd), ctypes.c_long(target_fd), ctypes.c_long(0))
-    if result < 0:
-        raise _failure("pidfd_getfd")
-    return result
+    return _checked(
+        _libc.syscall(_NR_PIDFD_GETFD, ctypes.c_long(pidfd), ctypes.c_long(target_fd), ctypes.c_long(0)), "pidfd_getfd"
+    )
 
 
 def ptrace(request: int, tid: int, address: int, data: int, name: str) -> None:
@@ -84,8 +82,7 @@ def ptrace(request: int, tid: int, address: int, data: int, name: str) -> None:
 
     Source: ptrace(2). All requests for one thread must come from the thread that seized it.
     """
-    if _libc.ptrace(request, tid, address, data) < 0:
-        raise _failure(name)
+    _checked(_libc.ptrace(request, tid, address, data), name)
 
 
 def ptrace_regset(request: int, tid: int, note: int, registers: ctypes.Structure, name: str) -> None:
@@ -101,8 +98,7 @@ def ptrace_regset(request: int, tid: int, note: int, registers: ctypes.Structure
     Source: ptrace(2).
     """
     vector = iovec(ctypes.addressof(registers), ctypes.sizeof(registers))
-    if _libc.ptrace(request, tid, note, ctypes.addressof(vector)) < 0:
-        raise _failure(name)
+    _checked(_libc.ptrace(request, tid, note, ctypes.addressof(vector)), name)
 
 
 def ptrace_buffer(request: int, tid: int, address: int, data: bytes, name: str) -> bytes:
@@ -111,8 +107,7 @@ def ptrace_buffer(request: int, tid: int, address: int, data: bytes, name: str) 
     Source: ptrace(2).
     """
     buffer = ctypes.create_string_buffer(data, len(data))
-    if _libc.ptrace(request, tid, address, ctypes.addressof(buffer)) < 0:
-        raise _failure(name)
+    _checked(_libc.ptrace(request, tid, address, ctypes.addressof(buffer)), name)
     return buffer.raw
 
 
@@ -133,20 +128,22 @@ def process_vm_readv(pid: int, remote: NDArray[np.void], into: NDArray[np.uint8]
     Source: process_vm_readv(2).
     """
     local = iovec(into.ctypes.data, into.nbytes)
-    result: int = _libc.syscall(
-        _NR_PROCESS_VM_READV,
-        ctypes.c_long(pid),
-        ctypes.byref(local),
-        ctypes.c_ulong(1),
-        ctypes.c_void_p(remote.ctypes.data),
-        ctypes.c_ulong(len(remote)),
-        ctypes.c_ulong(0),
+    return _checked(
+        _libc.syscall(
+            _NR_PROCESS_VM_READV,
+            ctypes.c_long(pid),
+            ctypes.byref(local),
+            ctypes.c_ulong(1),
+            ctypes.c_void_p(remote.ctypes.data),
+            ctypes.c_ulong(len(remote)),
+            ctypes.c_ulong(0),
+        ),
+        "process_vm_readv",
     )
+
+
+def _checked(result: int, name: str) -> int:
     if result < 0:
-        raise _failure("process_vm_readv")
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)} ({name})")
     return result
-
-
-def _failure(name: str) -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, f"{os.strerror(number)} ({name})")

@@ -97,22 +97,7 @@ class Host(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "agent_version",
-        b"agent_version",
-        "boot_id",
-        b"boot_id",
-        "connected",
-        b"connected",
-        "host_id",
-        b"host_id",
-        "last_seen_time_ns",
-        b"last_seen_time_ns",
-        "spool_bytes",
-        b"spool_bytes",
-        "target_count",
-        b"target_count",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "connected", b"connected", "host_id", b"host_id", "last_seen_time_ns", b"last_seen_time_ns", "spool_bytes", b"spool_bytes", "target_count", b"target_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -206,44 +191,7 @@ class TargetInfo(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "as_of_time_ns",
-        b"as_of_time_ns",
-        "backend",
-        b"backend",
-        "backend_reason",
-        b"backend_reason",
-        "cautious_page_count",
-        b"cautious_page_count",
-        "cgroup",
-        b"cgroup",
-        "command",
-        b"command",
-        "end_message",
-        b"end_message",
-        "end_reason",
-        b"end_reason",
-        "incarnation",
-        b"incarnation",
-        "last_window_ns",
-        b"last_window_ns",
-        "last_written_page_count",
-        b"last_written_page_count",
-        "live",
-        b"live",
-        "name",
-        b"name",
-        "page_size",
-        b"page_size",
-        "populated_page_count",
-        b"populated_page_count",
-        "round",
-        b"round",
-        "scope",
-        b"scope",
-        "target",
-        b"target",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time_ns", b"as_of_time_ns", "backend", b"backend", "backend_reason", b"backend_reason", "cautious_page_count", b"cautious_page_count", "cgroup", b"cgroup", "command", b"command", "end_message", b"end_message", "end_reason", b"end_reason", "incarnation", b"incarnation", "last_window_ns", b"last_window_ns", "last_written_page_count", b"last_written_page_count", "live", b"live", "name", b"name", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "scope", b"scope", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,36 +265,7 @@ class TargetStatus(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "as_of_time_ns",
-        b"as_of_time_ns",
-        "complete",
-        b"complete",
-        "end_reason",
-        b"end_reason",
-        "exact",
-        b"exact",
-        "frozen",
-        b"frozen",
-        "incarnation",
-        b"incarnation",
-        "incomplete_message",
-        b"incomplete_message",
-        "incomplete_reason",
-        b"incomplete_reason",
-        "name",
-        b"name",
-        "page_size",
-        b"page_size",
-        "populated_page_count",
-        b"populated_page_count",
-        "round",
-        b"round",
-        "vanished_page_count",
-        b"vanished_page_count",
-        "written_page_count",
-        b"written_page_count",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time_ns", b"as_of_time_ns", "complete", b"complete", "end_reason", b"end_reason", "exact", b"exact", "frozen", b"frozen", "incarnation", b"incarnation", "incomplete_message", b"incomplete_message", "incomplete_reason", b"incomplete_reason", "name", b"name", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "vanished_page_count", b"vanished_page_count", "written_page_count", b"written_page_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -424,20 +343,7 @@ class DirtySummary(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "as_of_time_ns",
-        b"as_of_time_ns",
-        "complete",
-        b"complete",
-        "consistency",
-        b"consistency",
-        "cursor",
-        b"cursor",
-        "exact",
-        b"exact",
-        "targets",
-        b"targets",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time_ns", b"as_of_time_ns", "complete", b"complete", "consistency", b"consistency", "cursor", b"cursor", "exact", b"exact", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -682,9 +588,7 @@ class BarrierResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "consistency", b"consistency", "cursor", b"cursor", "targets", b"targets"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "cursor", b"cursor", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -722,16 +626,7 @@ class GetDirtyRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "barrier",
-        b"barrier",
-        "barrier_timeout_ms",
-        b"barrier_timeout_ms",
-        "cursor",
-        b"cursor",
-        "selection",
-        b"selection",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier", b"barrier", "barrier_timeout_ms", b"barrier_timeout_ms", "cursor", b"cursor", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -799,9 +694,7 @@ class WatchRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "cursor", b"cursor", "interval_min_ms", b"interval_min_ms", "pages", b"pages", "selection", b"selection"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "interval_min_ms", b"interval_min_ms", "pages", b"pages", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

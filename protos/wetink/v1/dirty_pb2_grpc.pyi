@@ -19,6 +19,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -192,6 +193,4 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: as GetDirty, also in the middle of the stream when a target's incarnation ends.
         """
 
-def add_DirtyServiceServicer_to_server(
-    servicer: DirtyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_DirtyServiceServicer_to_server(servicer: DirtyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -71,53 +71,11 @@ class AgentMessage(_message.Message):
         command_result: Global___CommandResult | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "barrier_reached",
-        b"barrier_reached",
-        "command_result",
-        b"command_result",
-        "heartbeat",
-        b"heartbeat",
-        "hello",
-        b"hello",
-        "message",
-        b"message",
-        "target_ended",
-        b"target_ended",
-        "target_started",
-        b"target_started",
-        "write_protect_batch",
-        b"write_protect_batch",
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["barrier_reached", b"barrier_reached", "command_result", b"command_result", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "target_ended", b"target_ended", "target_started", b"target_started", "write_protect_batch", b"write_protect_batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "barrier_reached",
-        b"barrier_reached",
-        "command_result",
-        b"command_result",
-        "heartbeat",
-        b"heartbeat",
-        "hello",
-        b"hello",
-        "message",
-        b"message",
-        "target_ended",
-        b"target_ended",
-        "target_started",
-        b"target_started",
-        "write_protect_batch",
-        b"write_protect_batch",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier_reached", b"barrier_reached", "command_result", b"command_result", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "target_ended", b"target_ended", "target_started", b"target_started", "write_protect_batch", b"write_protect_batch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal[
-        "hello",
-        "target_started",
-        "write_protect_batch",
-        "target_ended",
-        "barrier_reached",
-        "command_result",
-        "heartbeat",
-    ]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "target_started", "write_protect_batch", "target_ended", "barrier_reached", "command_result", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -169,43 +127,11 @@ class CollectorMessage(_message.Message):
         barrier: Global___Barrier | None = ...,
         drain: Global___Drain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "ack",
-        b"ack",
-        "barrier",
-        b"barrier",
-        "drain",
-        b"drain",
-        "message",
-        b"message",
-        "track",
-        b"track",
-        "untrack",
-        b"untrack",
-        "welcome",
-        b"welcome",
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "barrier", b"barrier", "drain", b"drain", "message", b"message", "track", b"track", "untrack", b"untrack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "ack",
-        b"ack",
-        "barrier",
-        b"barrier",
-        "drain",
-        b"drain",
-        "message",
-        b"message",
-        "track",
-        b"track",
-        "untrack",
-        b"untrack",
-        "welcome",
-        b"welcome",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "barrier", b"barrier", "drain", b"drain", "message", b"message", "track", b"track", "untrack", b"untrack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal[
-        "welcome", "ack", "track", "untrack", "barrier", "drain"
-    ]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "ack", "track", "untrack", "barrier", "drain"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -251,20 +177,7 @@ class Hello(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "agent_instance",
-        b"agent_instance",
-        "agent_version",
-        b"agent_version",
-        "boot_id",
-        b"boot_id",
-        "host_id",
-        b"host_id",
-        "positions",
-        b"positions",
-        "protocol_version",
-        b"protocol_version",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "agent_version", b"agent_version", "boot_id", b"boot_id", "host_id", b"host_id", "positions", b"positions", "protocol_version", b"protocol_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -314,20 +227,7 @@ class Welcome(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "heartbeat_interval_ms",
-        b"heartbeat_interval_ms",
-        "in_flight_bytes_max",
-        b"in_flight_bytes_max",
-        "message_bytes_max",
-        b"message_bytes_max",
-        "positions",
-        b"positions",
-        "store_id",
-        b"store_id",
-        "wanted",
-        b"wanted",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "in_flight_bytes_max", b"in_flight_bytes_max", "message_bytes_max", b"message_bytes_max", "positions", b"positions", "store_id", b"store_id", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,26 +285,7 @@ class TargetStarted(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "backend",
-        b"backend",
-        "backend_reason",
-        b"backend_reason",
-        "cgroup",
-        b"cgroup",
-        "command",
-        b"command",
-        "incarnation",
-        b"incarnation",
-        "page_size",
-        b"page_size",
-        "scope",
-        b"scope",
-        "target",
-        b"target",
-        "time_ns",
-        b"time_ns",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_reason", b"backend_reason", "cgroup", b"cgroup", "command", b"command", "incarnation", b"incarnation", "page_size", b"page_size", "scope", b"scope", "target", b"target", "time_ns", b"time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -513,48 +394,9 @@ class WriteProtectBatch(_message.Message):
         unmapped: _abc.Iterable[_types_pb2.AddressRange] | None = ...,
         mappings_cut: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "events", b"events", "target", b"target", "vanished", b"vanished", "written", b"written"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "target", b"target", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "backend",
-        b"backend",
-        "cautious_page_count",
-        b"cautious_page_count",
-        "events",
-        b"events",
-        "first_round",
-        b"first_round",
-        "first_time_ns",
-        b"first_time_ns",
-        "frozen",
-        b"frozen",
-        "incarnation",
-        b"incarnation",
-        "last_round",
-        b"last_round",
-        "last_time_ns",
-        b"last_time_ns",
-        "mapped",
-        b"mapped",
-        "mappings_cut",
-        b"mappings_cut",
-        "part",
-        b"part",
-        "part_count",
-        b"part_count",
-        "populated_page_count",
-        b"populated_page_count",
-        "target",
-        b"target",
-        "unmapped",
-        b"unmapped",
-        "vanished",
-        b"vanished",
-        "written",
-        b"written",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cautious_page_count", b"cautious_page_count", "events", b"events", "first_round", b"first_round", "first_time_ns", b"first_time_ns", "frozen", b"frozen", "incarnation", b"incarnation", "last_round", b"last_round", "last_time_ns", b"last_time_ns", "mapped", b"mapped", "mappings_cut", b"mappings_cut", "part", b"part", "part_count", b"part_count", "populated_page_count", b"populated_page_count", "target", b"target", "unmapped", b"unmapped", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -594,18 +436,7 @@ class TargetEnded(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "incarnation",
-        b"incarnation",
-        "message",
-        b"message",
-        "reason",
-        b"reason",
-        "target",
-        b"target",
-        "time_ns",
-        b"time_ns",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "message", b"message", "reason", b"reason", "target", b"target", "time_ns", b"time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -671,9 +502,7 @@ class CommandResult(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "code", b"code", "message", b"message", "position", b"position", "request_id", b"request_id"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "position", b"position", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -703,9 +532,7 @@ class Heartbeat(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "rounds_united", b"rounds_united", "spool_bytes", b"spool_bytes", "time_ns", b"time_ns"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rounds_united", b"rounds_united", "spool_bytes", b"spool_bytes", "time_ns", b"time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -759,9 +586,7 @@ class Track(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "pid", b"pid", "request_id", b"request_id", "start_time_ticks", b"start_time_ticks"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "request_id", b"request_id", "start_time_ticks", b"start_time_ticks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -93,9 +93,7 @@ class _IncompleteReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _IncompleteReasonEnumTypeWrapper(
-    _enum_type_wrapper._EnumTypeWrapper[_IncompleteReason.ValueType], _builtins.type
-):
+class _IncompleteReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IncompleteReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     INCOMPLETE_REASON_UNSPECIFIED: _IncompleteReason.ValueType  # 0
     """It is complete."""
@@ -181,9 +179,7 @@ class Target(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "boot_id", b"boot_id", "host_id", b"host_id", "pid", b"pid", "start_time_ticks", b"start_time_ticks"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "host_id", b"host_id", "pid", b"pid", "start_time_ticks", b"start_time_ticks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,9 +213,7 @@ class PageSet(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "crc32", b"crc32", "page_count", b"page_count", "roaring64", b"roaring64"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "page_count", b"page_count", "roaring64", b"roaring64"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,20 +284,7 @@ class EventColumns(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "address",
-        b"address",
-        "instruction_pointer",
-        b"instruction_pointer",
-        "lost_count",
-        b"lost_count",
-        "thread_id",
-        b"thread_id",
-        "time_ns",
-        b"time_ns",
-        "uffd_flags",
-        b"uffd_flags",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instruction_pointer", b"instruction_pointer", "lost_count", b"lost_count", "thread_id", b"thread_id", "time_ns", b"time_ns", "uffd_flags", b"uffd_flags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,9 +320,7 @@ class TargetPosition(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "frozen", b"frozen", "incarnation", b"incarnation", "round", b"round", "target", b"target"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "incarnation", b"incarnation", "round", b"round", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,338 @@
+"""The agent of one host: attaches to the processes it is to track, and joins trackers, spool and uplink."""
+
+import asyncio
+import contextlib
+import os
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import grpc
+import structlog
+
+from wetink.names import name_of
+from wetink.pages import PAGE_SIZE
+from wetink.v1 import ingest_pb2, types_pb2
+from wetink_agent import discovery, procfs
+from wetink_agent.attach import take_userfaultfd
+from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TrackingError, Untrackable
+from wetink_agent.handshake import HandshakeServer, Offer
+from wetink_agent.spool import Key, Spool
+from wetink_agent.tracker import Tracker
+from wetink_agent.uplink import Uplink
+from wetink_agent.wp_async import WpAsync
+
+DISCOVERY_SECONDS: Final = 1.0
+"""How often new processes are looked for. What a child writes before it is found is in its first round."""
+
+RETRY_SECONDS: Final = 30.0
+"""After how long a discovered process that could not be tracked is tried again: a debugger may have left it."""
+
+FLUSH_SECONDS: Final = 2.0
+"""How long a stopping agent waits for its last rounds to be durable."""
+
+HARVEST_THREADS: Final = 4
+"""Harvests at once: most of each is one system call, and more would only wait for the processors."""
+
+CODE_OF: Final = {
+    NoSuchProcess: grpc.StatusCode.NOT_FOUND,
+    NotPermitted: grpc.StatusCode.PERMISSION_DENIED,
+    Untrackable: grpc.StatusCode.FAILED_PRECONDITION,
+    KernelLacks: grpc.StatusCode.FAILED_PRECONDITION,
+}
+"""What a CommandResult says for each way tracking can fail; anything else is FAILED_PRECONDITION."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the agent was told at its start."""
+
+    collector: str
+    host_id: str
+    pids: tuple[int, ...]
+    selection: discovery.Selection
+    interval_seconds: float = 1.0
+    backend_reason: str = ""
+    handshake: Path | None = None
+
+
+@dataclass(slots=True)
+class _Tracked:
+    tracker: Tracker
+    task: asyncio.Task[types_pb2.EndReason.ValueType]
+
+
+class Agent:
+    """Tracks processes and streams what gets dirty, until ``run`` is cancelled."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Prepare; nothing is attached yet."""
+        self._settings = settings
+        self._boot_id = procfs.boot_id()
+        self._spool = Spool()
+        self._pool = ThreadPoolExecutor(HARVEST_THREADS, thread_name_prefix="harvest")
+        self._tracked: dict[tuple[int, int], _Tracked] = {}
+        self._attaching: dict[tuple[int, int], asyncio.Future[Tracker]] = {}
+        self._named: set[tuple[int, int]] = set()
+        self._wanted: set[tuple[int, int]] = set()
+        self._look = asyncio.Event()
+        self._refused_until: dict[tuple[int, int], float] = {}
+        self._uplink = Uplink(
+            settings.collector,
+            ingest_pb2.Hello(
+                protocol_version=1,
+                host_id=settings.host_id,
+                boot_id=self._boot_id,
+                agent_instance=str(uuid.uuid4()),
+                agent_version=version("wetink"),
+            ),
+            spool=self._spool,
+            commands=self,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Track what was selected, and what the collector asks for, until it is told to stop.
+
+        Raises:
+            TrackingError: A process named by pid cannot be tracked. Raised before anything else happens.
+            Deposed: Another agent serves this host.
+        """
+        tasks: list[asyncio.Task[object]] = []
+        try:
+            for pid in self._settings.pids:
+                tracker = await self._track(pid, 0)
+                self._named.add((pid, tracker.target.start_time_ticks))
+            tasks = [asyncio.create_task(work) for work in (stop.wait(), self._discover(), self._uplink.run())]
+            if self._settings.handshake is not None:
+                server = HandshakeServer(self._settings.handshake, self._accept)
+                tasks.append(asyncio.create_task(server.run()))
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            tasks[1].cancel()
+            await self._end_targets()
+            await self._uplink.flush(FLUSH_SECONDS)
+        finally:
+            await self._end_targets()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._pool.shutdown()
+
+    async def carry_out(self, message: ingest_pb2.CollectorMessage) -> ingest_pb2.AgentMessage | None:
+        """Carry out a command of the collector; see ``Commands``."""
+        match message.WhichOneof("message"):
+            case "track":
+                return await self._carry_out_track(message.track)
+            case "untrack":
+                return await self._carry_out_untrack(message.untrack)
+            case "barrier":
+                return await self._carry_out_barrier(message.barrier)
+            case _:
+                return None
+
+    def set_wanted(self, wanted: list[ingest_pb2.Track]) -> None:
+        """Learn what orchestrators want tracked; see ``Commands``."""
+        self._wanted = {(track.pid, track.start_time_ticks) for track in wanted}
+        self._look.set()
+
+    def resynchronise(self, broken: list[Key]) -> None:
+        """Begin new incarnations; see ``Commands``."""
+        for pid, start, incarnation in broken:
+            tracked = self._tracked.get((pid, start))
+            if tracked is not None and tracked.tracker.key[2] == incarnation:
+                tracked.tracker.resynchronise()
+
+    async def _carry_out_track(self, track: ingest_pb2.Track) -> ingest_pb2.AgentMessage | None:
+        result = ingest_pb2.CommandResult(request_id=track.request_id)
+        try:
+            tracker = await self._track(track.pid, track.start_time_ticks)
+        except TrackingError as error:
+            code = CODE_OF.get(type(error), grpc.StatusCode.FAILED_PRECONDITION)
+            result.code, result.message = code.value[0], str(error)
+        else:
+            identity = track.pid, tracker.target.start_time_ticks
+            self._wanted.add(identity)
+            self._refused_until.pop(identity, None)
+            result.position.CopyFrom(tracker.position)
+        return ingest_pb2.AgentMessage(command_result=result) if track.request_id else None
+
+    async def _carry_out_untrack(self, untrack: ingest_pb2.Untrack) -> ingest_pb2.AgentMessage:
+        result = ingest_pb2.CommandResult(request_id=untrack.request_id)
+        identity = untrack.target.pid, untrack.target.start_time_ticks
+        self._wanted.discard(identity)
+        self._named.discard(identity)
+        tracked = self._tracked.get(identity)
+        if tracked is None:
+            result.code = grpc.StatusCode.NOT_FOUND.value[0]
+            result.message = f"{name_of(untrack.target)} is not tracked"
+        else:
+            # What the agent itself was told to track would come back with the next look around.
+            self._refused_until[identity] = float("inf")
+            tracked.tracker.stop(types_pb2.END_REASON_UNTRACKED)
+            await asyncio.wait({tracked.task})
+            result.position.CopyFrom(tracked.tracker.position)
+        return ingest_pb2.AgentMessage(command_result=result)
+
+    async def _carry_out_barrier(self, barrier: ingest_pb2.Barrier) -> ingest_pb2.AgentMessage:
+        trackers = [
+            tracked.tracker
+            for target in barrier.targets
+            if (tracked := self._tracked.get((target.pid, target.start_time_ticks))) is not None
+        ]
+        positions = await asyncio.gather(*(tracker.barrier() for tracker in trackers))
+        reached = [position for position in positions if position is not None]
+        return ingest_pb2.AgentMessage(
+            barrier_reached=ingest_pb2.BarrierReached(request_id=barrier.request_id, positions=reached)
+        )
+
+    async def _track(self, pid: int, start_time_ticks: int, offer: Offer | None = None) -> Tracker:
+        """Track a process; one that is tracked already is left as it is.
+
+        Args:
+            pid: The process.
+            start_time_ticks: If not 0, only the process that started then is meant.
+            offer: What the process gave of its own memory; without it the agent attaches.
+
+        Raises:
+            TrackingError: It cannot be tracked.
+        """
+        if pid == os.getpid():
+            message = f"process {pid} is this agent, which cannot track itself"
+            raise Untrackable(message)
+        start = procfs.stat(pid).start_time_ticks
+        if start_time_ticks:
+            _check_started(pid, start_time_ticks)
+        identity = pid, start
+        if identity in self._tracked:
+            return self._tracked[identity].tracker
+        if identity in self._attaching:
+            return await asyncio.shield(self._attaching[identity])
+        future = asyncio.get_running_loop().create_future()
+        self._attaching[identity] = future
+        try:
+            tracker = await self._attach(pid, start, offer)
+        except BaseException as error:
+            future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            future.exception()  # looked at: nobody else need be waiting for it
+            raise
+        else:
+            future.set_result(tracker)
+            return tracker
+        finally:
+            del self._attaching[identity]
+
+    async def _attach(self, pid: int, start: int, offer: Offer | None) -> Tracker:
+        loop = asyncio.get_running_loop()
+        scope = offer.scope if offer else ()
+        uffd = offer.uffd if offer else await loop.run_in_executor(self._pool, take_userfaultfd, pid)
+        backend = WpAsync(pid, uffd, scope)
+        try:
+            # The first round before success is told: it finds what only arming can find, another userfaultfd say.
+            first = await loop.run_in_executor(self._pool, backend.harvest)
+            # Once more: the pid may have been used again while we attached.
+            _check_started(pid, start)
+            started = ingest_pb2.TargetStarted(
+                target=types_pb2.Target(
+                    host_id=self._settings.host_id, boot_id=self._boot_id, pid=pid, start_time_ticks=start
+                ),
+                command=procfs.command(pid),
+                cgroup=procfs.cgroup(pid),
+                page_size=PAGE_SIZE,
+                backend=backend.kind,
+                backend_reason=self._settings.backend_reason,
+                scope=[types_pb2.AddressRange(start_address=a, size_bytes=b - a) for a, b in scope],
+            )
+        except BaseException:
+            backend.close()
+            raise
+        tracker = Tracker(
+            backend,
+            started,
+            first,
+            spool=self._spool,
+            pool=self._pool,
+            interval_seconds=self._settings.interval_seconds,
+            on_change=self._uplink.changed,
+        )
+        task = asyncio.create_task(tracker.run())
+        self._tracked[pid, start] = _Tracked(tracker, task)
+        task.add_done_callback(lambda task: self._ended(pid, start, task))
+        log.info("target_attached", target=name_of(tracker.target), command=started.command)
+        return tracker
+
+    def _ended(self, pid: int, start: int, task: asyncio.Task[types_pb2.EndReason.ValueType]) -> None:
+        del self._tracked[pid, start]
+        if task.cancelled():
+            return
+        reason = task.result()
+        log.info(
+            "target_ended", target=f"{self._settings.host_id}/{pid}@{start}", reason=types_pb2.EndReason.Name(reason)
+        )
+        if reason == types_pb2.END_REASON_EXITED:
+            self._wanted.discard((pid, start))
+            self._named.discard((pid, start))
+        elif reason == types_pb2.END_REASON_EXEC:
+            self._look.set()
+        elif reason == types_pb2.END_REASON_FAILED:
+            self._refused_until[pid, start] = time.monotonic() + RETRY_SECONDS
+
+    async def _accept(self, offer: Offer) -> str:
+        """Track what a process offers; its name."""
+        tracker = await self._track(offer.pid, 0, offer)
+        return name_of(tracker.target)
+
+    async def _discover(self) -> None:
+        """Look for processes to track, now and then: new ones that match, and those that have called execve(2)."""
+        while True:
+            for pid, start in await self._selected():
+                if (pid, start) in self._tracked or self._refused_until.get((pid, start), 0) > time.monotonic():
+                    continue
+                try:
+                    await self._track(pid, start)
+                except NoSuchProcess:
+                    self._wanted.discard((pid, start))
+                    self._named.discard((pid, start))
+                except TrackingError as error:
+                    if (pid, start) not in self._refused_until:
+                        log.warning("target_refused", pid=pid, why=str(error))
+                    self._refused_until[pid, start] = time.monotonic() + RETRY_SECONDS
+            self._look.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DISCOVERY_SECONDS):
+                    await self._look.wait()
+
+    async def _selected(self) -> list[tuple[int, int]]:
+        identities = self._named | self._wanted
+        if self._settings.selection.is_empty:
+            return sorted(identities)
+        # A look at every process takes milliseconds on a large host: not on the event loop.
+        found = await asyncio.get_running_loop().run_in_executor(self._pool, discovery.processes)
+        chosen = self._settings.selection.select(found, frozenset(pid for pid, _ in identities)) - {os.getpid()}
+        for pid in chosen:
+            try:
+                identities.add((pid, procfs.stat(pid).start_time_ticks))
+            except NoSuchProcess:
+                continue
+        self._refused_until = {
+            identity: until for identity, until in self._refused_until.items() if identity in identities
+        }
+        return sorted(identities)
+
+    async def _end_targets(self) -> None:
+        for tracked in self._tracked.values():
+            tracked.tracker.stop(types_pb2.END_REASON_UNTRACKED, "the agent was stopped")
+        if self._tracked:
+            await asyncio.wait([tracked.task for tracked in self._tracked.values()])
+
+
+def _check_started(pid: int, start_time_ticks: int) -> None:
+    if procfs.stat(pid).start_time_ticks != start_time_ticks:
+        message = f"there is no process {pid} that started at tick {start_time_ticks}: the pid is another's now"
+        raise NoSuchProcess(message)

@@ -1,0 +1,184 @@
+"""The ``wetink-agent`` command."""
+
+import asyncio
+import re
+import signal
+import socket
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Final
+
+import structlog
+import typer
+
+from wetink import logs
+from wetink.command_line import ConfigOption, ExitCode, Failure, run
+from wetink.names import NameMalformed, check_host_id
+from wetink_agent import probe
+from wetink_agent.agent import Agent, Settings
+from wetink_agent.discovery import Selection
+from wetink_agent.errors import NoSuchProcess, TrackingError
+from wetink_agent.uplink import Deposed
+
+INTERVAL_SECONDS_MIN: Final = 0.01
+INTERVAL_SECONDS_MAX: Final = 3600.0
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_INTERVAL: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>ms|s|m)")
+
+log = structlog.get_logger()
+
+
+class BackendChoice(StrEnum):
+    """What can be asked for with ``--backend``."""
+
+    AUTO = "auto"
+    WP_ASYNC = "wp-async"
+
+
+def main() -> None:
+    """Run ``wetink-agent``."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(agent)
+    run(app, "wetink-agent")
+
+
+def agent(
+    *,
+    config: ConfigOption = None,  # noqa: ARG001 - its callback reads the file before the others are looked at
+    collector: Annotated[
+        str,
+        typer.Option(envvar="WETINK_AGENT_COLLECTOR", metavar="ADDR", help="The collector: HOST:PORT or unix:PATH."),
+    ] = "127.0.0.1:7419",
+    pid: Annotated[
+        list[int] | None,
+        typer.Option(envvar="WETINK_AGENT_PID", metavar="N", help="Track this process. May be given again."),
+    ] = None,
+    command: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="WETINK_AGENT_COMMAND",
+            metavar="REGEX",
+            help="Track every process whose command line matches, also later ones. May be given again.",
+        ),
+    ] = None,
+    cgroup: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="WETINK_AGENT_CGROUP",
+            metavar="PATH",
+            help="Track every process in this cgroup or below it, as /proc/PID/cgroup names it. May be given again.",
+        ),
+    ] = None,
+    tree: Annotated[
+        bool, typer.Option("--tree", envvar="WETINK_AGENT_TREE", help="Track the descendants of all targets too.")
+    ] = False,
+    interval: Annotated[
+        str, typer.Option(envvar="WETINK_AGENT_INTERVAL", metavar="TIME", help="From round to round: 500ms, 1s, 2m.")
+    ] = "1s",
+    backend: Annotated[
+        BackendChoice,
+        typer.Option(envvar="WETINK_AGENT_BACKEND", help="What finds the written pages; auto picks by probing."),
+    ] = BackendChoice.AUTO,
+    host_id: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WETINK_AGENT_HOST_ID",
+            metavar="ID",
+            help="This host's name at the collector, one agent each.",
+            show_default="the host name",
+        ),
+    ] = None,
+    handshake: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="WETINK_AGENT_HANDSHAKE",
+            metavar="PATH",
+            help="Listen on this Unix socket for processes that offer their own memory.",
+            show_default=False,
+        ),
+    ] = None,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Write-protect the memory of processes and stream to a collector which pages are written.
+
+    Needs root, or the user of the targets, or CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Besides the options below, the
+    collector may ask for targets with `wetink track`.
+
+    Example: wetink-agent --collector 127.0.0.1:7419 --command redis-server --interval 500ms
+    """
+    if show_version:
+        typer.echo(version("wetink"))
+        return
+    logs.configure()
+    settings = Settings(
+        collector=collector,
+        host_id=_host_id(host_id),
+        pids=tuple(dict.fromkeys(pid or ())),
+        selection=Selection(
+            commands=tuple(_pattern(text) for text in command or ()), cgroups=tuple(cgroup or ()), tree=tree
+        ),
+        interval_seconds=_seconds(interval),
+        backend_reason=_why(backend),
+        handshake=handshake,
+    )
+    try:
+        asyncio.run(_serve(settings))
+    except NoSuchProcess as error:
+        raise Failure(str(error), ExitCode.NOT_FOUND) from error
+    except (TrackingError, Deposed) as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        message = f"the handshake socket {handshake} cannot be made: {error.strerror or error}"
+        raise Failure(message) from error
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    log.info("agent_started", host=settings.host_id, collector=settings.collector)
+    await Agent(settings).run(stop)
+    log.info("agent_stopped")
+
+
+def _why(backend: BackendChoice) -> str:
+    """Say why the backend is the one it is.
+
+    Raises:
+        Failure: This kernel cannot.
+    """
+    lacking = probe.why_not_wp_async()
+    if lacking is not None:
+        message = f"this kernel cannot track with wp-async: {lacking}"
+        raise Failure(message)
+    if backend is BackendChoice.AUTO:
+        return "a probe saw the kernel report a write to a page armed with UFFD_FEATURE_WP_ASYNC"
+    return "asked for"
+
+
+def _seconds(text: str) -> float:
+    match = _INTERVAL.fullmatch(text.strip())
+    seconds = float(match["number"]) * _UNITS[match["unit"]] if match else 0.0
+    if not INTERVAL_SECONDS_MIN <= seconds <= INTERVAL_SECONDS_MAX:
+        message = f"--interval {text!r} is no time from 10ms to 60m: write 500ms, 1s or 2m"
+        raise Failure(message, ExitCode.USAGE)
+    return seconds
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        message = f"--command {text!r} is no regular expression: {error}"
+        raise Failure(message, ExitCode.USAGE) from error
+
+
+def _host_id(text: str | None) -> str:
+    try:
+        return check_host_id(text if text is not None else socket.gethostname())
+    except NameMalformed as error:
+        message = f"{error} (--host-id)"
+        raise Failure(message, ExitCode.USAGE) from error

@@ -1,0 +1,188 @@
+"""The handshake socket: a process offers its own memory by sending its userfaultfd over a Unix socket.
+
+One message: a body of UTF-8 JSON, and the descriptor as SCM_RIGHTS. The body is either Firecracker's array of regions,
+``[{"base_host_virt_addr": u64, "size": usize, ...}, ...]``, or a versioned hello, ``{"wetink": 1, "regions": [...]}``
+with regions of the same form. No regions means all of the process's memory. The answer is one line of JSON:
+``{"target": "HOST/PID@START"}`` or ``{"error": "..."}``.
+
+Source: the format is that of Firecracker's ``src/vmm/src/persist.rs``; unix(7), SCM_RIGHTS and SO_PEERCRED.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from wetink.pages import PAGE_SIZE
+from wetink_agent.errors import TrackingError, Untrackable
+
+BODY_BYTES_MAX: Final = 64 << 10
+"""Bound on an offer: a thousand regions."""
+
+DESCRIPTORS_MAX: Final = 4
+"""Descriptors taken from one message; the right number is one, and the others are closed."""
+
+ANSWER_SECONDS_MAX: Final = 5.0
+"""How long a process may take to send its offer once it has connected."""
+
+OFFERS_MAX: Final = 8
+"""Offers handled at once; further ones wait in the socket's queue."""
+
+VERSION: Final = 1
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a process gave: its pid as the kernel vouches for it, its userfaultfd, and the memory it means."""
+
+    pid: int
+    uffd: int
+    scope: tuple[tuple[int, int], ...]
+
+
+class HandshakeServer:
+    """Listens for offers."""
+
+    def __init__(self, path: Path, accept: Callable[[Offer], Awaitable[str]]) -> None:
+        """Prepare.
+
+        Args:
+            path: Of the socket; a stale socket there is replaced.
+            accept: Takes an offer over, with its descriptor, and gives the target's name; raises TrackingError.
+        """
+        self._path = path
+        self._accept = accept
+        self._places = asyncio.Semaphore(OFFERS_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until cancelled; the socket is removed at the end.
+
+        Raises:
+            OSError: The socket cannot be made.
+        """
+        with listen(self._path) as listener:
+            log.info("handshake_listening", path=str(self._path))
+            try:
+                while True:
+                    await self._places.acquire()
+                    connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                    task = asyncio.create_task(self._serve(connection))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._done)
+            finally:
+                self._path.unlink(missing_ok=True)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._places.release()
+
+    async def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(ANSWER_SECONDS_MAX)
+            try:
+                offer = await asyncio.to_thread(receive, connection)
+                answer = {"target": await self._accept(offer)}
+            except TrackingError as error:
+                log.warning("offer_refused", why=str(error))
+                answer = {"error": str(error)}
+            except TimeoutError:
+                return
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(connection.sendall, json.dumps(answer).encode() + b"\n")
+
+
+def listen(path: Path) -> socket.socket:
+    """Make the listening socket, for its owner only.
+
+    Raises:
+        OSError: It cannot be made there.
+    """
+    with contextlib.suppress(OSError):
+        if path.is_socket():
+            path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        # Between bind and chmod nobody else may connect.
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(OFFERS_MAX)
+        listener.setblocking(False)  # noqa: FBT003 - the library's signature
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def receive(connection: socket.socket) -> Offer:
+    """Read one offer.
+
+    Raises:
+        Untrackable: It is malformed or has no descriptor.
+        TimeoutError: It did not come in time.
+    """
+    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    body, descriptors, _, _ = socket.recv_fds(connection, BODY_BYTES_MAX, DESCRIPTORS_MAX)
+    try:
+        # Firecracker sends one message; a large one may still come in pieces.
+        while not _is_whole(body) and len(body) < BODY_BYTES_MAX:
+            piece, more, _, _ = socket.recv_fds(connection, BODY_BYTES_MAX - len(body), DESCRIPTORS_MAX)
+            descriptors += more
+            if not piece:
+                break
+            body += piece
+        _check_one(descriptors, pid)
+        return Offer(pid, descriptors[0], _scope(body, pid))
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+
+
+def _check_one(descriptors: Sequence[int], pid: int) -> None:
+    if len(descriptors) != 1:
+        message = f"process {pid} offered {len(descriptors)} descriptors: send one, its userfaultfd"
+        raise Untrackable(message)
+
+
+def _is_whole(body: bytes) -> bool:
+    try:
+        json.loads(body)
+    except ValueError:
+        return False
+    return True
+
+
+def _scope(body: bytes, pid: int) -> tuple[tuple[int, int], ...]:
+    try:
+        offer = json.loads(body)
+        if isinstance(offer, dict):
+            _check_version(offer["wetink"], pid)
+            offer = offer["regions"]
+        regions = sorted((int(region["base_host_virt_addr"]), int(region["size"])) for region in offer)
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"process {pid} sent an offer that cannot be read: send a JSON array of regions, or a hello"
+        raise Untrackable(message) from error
+    if any(start < 0 or size <= 0 or start % PAGE_SIZE or size % PAGE_SIZE for start, size in regions):
+        message = f"process {pid} offered a region that is not of whole pages"
+        raise Untrackable(message)
+    return tuple((start, start + size) for start, size in regions)
+
+
+def _check_version(version: object, pid: int) -> None:
+    if version != VERSION:
+        message = f"process {pid} speaks version {version!r} of the handshake, this agent {VERSION}"
+        raise Untrackable(message)

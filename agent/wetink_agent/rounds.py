@@ -1,0 +1,113 @@
+"""Rounds as they wait and travel: the messages of one round, and how adjacent rounds become one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Final
+
+from pyroaring import BitMap64
+
+from wetink import pages
+from wetink.v1 import ingest_pb2, types_pb2
+from wetink_agent.backend import Harvest
+
+MAPPING_CHANGES_MAX: Final = 1024
+"""Entries of ``mapped`` and ``unmapped`` in a batch: bound of the contract."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round, or adjacent ones united, ready to be sent: its parts in their order, at least one."""
+
+    parts: tuple[ingest_pb2.WriteProtectBatch, ...]
+    size_bytes: int
+
+    @property
+    def first(self) -> int:
+        """First round number in it."""
+        return self.parts[0].first_round
+
+    @property
+    def last(self) -> int:
+        """Last round number in it."""
+        return self.parts[0].last_round
+
+
+def round_of(
+    harvest: Harvest, *, target: types_pb2.Target, incarnation: int, number: int, backend: types_pb2.Backend.ValueType
+) -> Round:
+    """Make a round of a harvest."""
+    header = ingest_pb2.WriteProtectBatch(
+        target=target,
+        incarnation=incarnation,
+        first_round=number,
+        last_round=number,
+        first_time_ns=harvest.began_time_ns,
+        last_time_ns=harvest.began_time_ns,
+        backend=backend,
+        frozen=harvest.frozen,
+        populated_page_count=harvest.populated_page_count,
+        cautious_page_count=harvest.cautious_page_count,
+        mapped=_ranges(harvest.mapped),
+        unmapped=_ranges(harvest.unmapped),
+        mappings_cut=max(len(harvest.mapped), len(harvest.unmapped)) > MAPPING_CHANGES_MAX,
+    )
+    return _cut(header, harvest.written, harvest.vanished)
+
+
+def unite(older: Round, newer: Round) -> Round:
+    """Make one round of two adjacent ones: the later decides about each page.
+
+    Time resolution is lost, pages are not.
+    """
+    assert newer.first == older.last + 1, (older.last, newer.first)
+    written, vanished = _page_sets(older)
+    later_written, later_vanished = _page_sets(newer)
+    before, after = older.parts[0], newer.parts[0]
+    header = ingest_pb2.WriteProtectBatch()
+    header.CopyFrom(after)
+    header.first_round = before.first_round
+    header.first_time_ns = before.first_time_ns
+    header.cautious_page_count = max(before.cautious_page_count, after.cautious_page_count)
+    for name in ("mapped", "unmapped"):
+        changes = [*getattr(before, name), *getattr(after, name)]
+        header.ClearField(name)
+        getattr(header, name).extend(changes[:MAPPING_CHANGES_MAX])
+        header.mappings_cut |= before.mappings_cut or len(changes) > MAPPING_CHANGES_MAX
+    return _cut(header, (written - later_vanished) | later_written, (vanished - later_written) | later_vanished)
+
+
+def _cut(header: ingest_pb2.WriteProtectBatch, written: BitMap64, vanished: BitMap64) -> Round:
+    """Spread the sets over as many messages as they need; what is said once is said in the first."""
+    pairs = list(zip_longest(pages.split(written), pages.split(vanished))) or [(None, None)]
+    parts = []
+    for index, (written_part, vanished_part) in enumerate(pairs):
+        part = ingest_pb2.WriteProtectBatch()
+        part.CopyFrom(header)
+        part.part, part.part_count = index, len(pairs)
+        if index:
+            part.ClearField("mapped")
+            part.ClearField("unmapped")
+        part.ClearField("written")
+        part.ClearField("vanished")
+        if written_part is not None:
+            part.written.CopyFrom(written_part)
+        if vanished_part is not None:
+            part.vanished.CopyFrom(vanished_part)
+        parts.append(part)
+    return Round(tuple(parts), sum(part.ByteSize() for part in parts))
+
+
+def _page_sets(united: Round) -> tuple[BitMap64, BitMap64]:
+    written, vanished = BitMap64(), BitMap64()
+    for part in united.parts:
+        written |= pages.decode(part.written)
+        vanished |= pages.decode(part.vanished)
+    return written, vanished
+
+
+def _ranges(spans: Sequence[tuple[int, int]]) -> list[types_pb2.AddressRange]:
+    return [
+        types_pb2.AddressRange(start_address=start, size_bytes=end - start)
+        for start, end in spans[:MAPPING_CHANGES_MAX]
+    ]

@@ -1,0 +1,183 @@
+"""What has been harvested and is not yet durable at the collector. Plain code: no clock, no socket, no thread.
+
+The spool holds rounds until they are acknowledged. Over its bound it unites adjacent unsent rounds of a target:
+time resolution is lost, pages never are. What remains then is one round a target, at most 2 bytes a page.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from wetink.v1 import ingest_pb2, types_pb2
+from wetink_agent.rounds import Round, unite
+
+SPOOL_BYTES_MAX: Final = 64 << 20
+"""A minute of a target that dirties 512 Ki random pages a second, and hours of an ordinary one."""
+
+Key = tuple[int, int, int]
+"""Pid, start time and incarnation."""
+
+
+def key_of(target: types_pb2.Target, incarnation: int) -> Key:
+    """Give the key of an incarnation on this host."""
+    return target.pid, target.start_time_ticks, incarnation
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One incarnation: rounds not yet durable in their order, of which the first ``sent_count`` are on their way."""
+
+    started: ingest_pb2.TargetStarted
+    rounds: list[Round] = field(default_factory=list)
+    sent_count: int = 0
+    last_round: int = 0
+    ended: ingest_pb2.TargetEnded | None = None
+    started_sent: bool = False
+    ended_sent: bool = False
+
+
+class Spool:
+    """Rounds of all targets of this host, bounded in bytes."""
+
+    def __init__(self, bytes_max: int = SPOOL_BYTES_MAX) -> None:
+        """Begin empty.
+
+        Args:
+            bytes_max: Bound on the encoded rounds; over it unsent rounds are united.
+        """
+        self.size_bytes = 0
+        self.in_flight_bytes = 0
+        self.united_round_count = 0
+        self._bytes_max = bytes_max
+        self._entries: dict[Key, _Entry] = {}
+
+    def start(self, started: ingest_pb2.TargetStarted) -> None:
+        """Take up a new incarnation."""
+        self._entries[key_of(started.target, started.incarnation)] = _Entry(started)
+
+    def add(self, key: Key, harvested: Round) -> None:
+        """Take a round of a started incarnation; its number follows the last. Of a dropped one it is ignored."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return
+        assert harvested.first == entry.last_round + 1, (harvested.first, entry.last_round)
+        entry.rounds.append(harvested)
+        entry.last_round = harvested.last
+        self.size_bytes += harvested.size_bytes
+        while self.size_bytes > self._bytes_max and self._unite_largest():
+            pass
+
+    def end(self, ended: ingest_pb2.TargetEnded) -> None:
+        """Take the end of an incarnation; it is kept until it has been sent behind its last round."""
+        entry = self._entries.get(key_of(ended.target, ended.incarnation))
+        if entry is not None:
+            entry.ended = ended
+
+    def drop(self, key: Key) -> None:
+        """Forget an incarnation, sent or not: another has taken its place."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.size_bytes -= sum(waiting.size_bytes for waiting in entry.rounds)
+            self.in_flight_bytes -= sum(waiting.size_bytes for waiting in entry.rounds[: entry.sent_count])
+            # A sender may be in the middle of it: it finds nothing more.
+            entry.rounds.clear()
+            entry.sent_count = 0
+
+    def positions(self) -> list[types_pb2.TargetPosition]:
+        """Give every incarnation in the spool with its last round: what Hello says."""
+        return [
+            types_pb2.TargetPosition(
+                target=entry.started.target, incarnation=entry.started.incarnation, round=entry.last_round
+            )
+            for entry in self._entries.values()
+        ]
+
+    def resume(self, durable: Iterable[types_pb2.TargetPosition]) -> list[Key]:
+        """Begin a new stream where the collector's record ends; nothing counts as sent any more.
+
+        Returns:
+            The incarnations that cannot go on, because rounds the collector lacks are here no longer. They are dropped.
+        """
+        known = {key_of(position.target, position.incarnation): position.round for position in durable}
+        broken = []
+        self.in_flight_bytes = 0
+        for key, entry in list(self._entries.items()):
+            entry.sent_count = 0
+            entry.started_sent = entry.ended_sent = False
+            has = known.get(key, 0)
+            first_here = entry.rounds[0].first if entry.rounds else entry.last_round + 1
+            if has + 1 < first_here:
+                broken.append(key)
+                self.drop(key)
+            else:
+                self._forget_through(entry, has)
+        return broken
+
+    def acknowledge(self, positions: Iterable[types_pb2.TargetPosition]) -> None:
+        """Let go of what is durable."""
+        for position in positions:
+            entry = self._entries.get(key_of(position.target, position.incarnation))
+            if entry is not None:
+                self._forget_through(entry, position.round)
+
+    def unsent(self, in_flight_bytes_max: int) -> Iterator[ingest_pb2.AgentMessage]:
+        """Give what is to be sent now, in order, and count it as sent.
+
+        A round goes while the bytes in flight stay within the bound, or alone. Ends when nothing may be sent; ask
+        again after an acknowledgement or an addition.
+        """
+        for entry in list(self._entries.values()):
+            if not entry.started_sent:
+                entry.started_sent = True
+                yield ingest_pb2.AgentMessage(target_started=entry.started)
+            while entry.sent_count < len(entry.rounds):
+                waiting = entry.rounds[entry.sent_count]
+                if self.in_flight_bytes and self.in_flight_bytes + waiting.size_bytes > in_flight_bytes_max:
+                    return
+                entry.sent_count += 1
+                self.in_flight_bytes += waiting.size_bytes
+                for part in waiting.parts:
+                    yield ingest_pb2.AgentMessage(write_protect_batch=part)
+            if entry.ended is not None and not entry.ended_sent:
+                entry.ended_sent = True
+                yield ingest_pb2.AgentMessage(target_ended=entry.ended)
+
+    def forget_ended(self) -> None:
+        """Let go of incarnations whose end has been sent and whose rounds are durable.
+
+        To be called now and then, not at once: an end that was lost with its stream is sent again on the next.
+        """
+        for key, entry in list(self._entries.items()):
+            if entry.ended_sent and not entry.rounds:
+                del self._entries[key]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything has been sent and all rounds are durable."""
+        return all(not entry.rounds and (entry.ended is None or entry.ended_sent) for entry in self._entries.values())
+
+    def _forget_through(self, entry: _Entry, last: int) -> None:
+        while entry.rounds and entry.rounds[0].last <= last:
+            gone = entry.rounds.pop(0)
+            self.size_bytes -= gone.size_bytes
+            if entry.sent_count:
+                entry.sent_count -= 1
+                self.in_flight_bytes -= gone.size_bytes
+
+    def _unite_largest(self) -> bool:
+        """Make one round of the unsent ones of the target that has most to gain; tell whether there was one."""
+        candidates = [entry for entry in self._entries.values() if len(entry.rounds) - entry.sent_count > 1]
+        if not candidates:
+            return False
+        entry = max(candidates, key=_unsent_bytes)
+        united, *others = entry.rounds[entry.sent_count :]
+        for later in others:
+            united = unite(united, later)
+        self.size_bytes += united.size_bytes - _unsent_bytes(entry)
+        self.united_round_count += len(others)
+        entry.rounds[entry.sent_count :] = [united]
+        return True
+
+
+def _unsent_bytes(entry: _Entry) -> int:
+    return sum(waiting.size_bytes for waiting in entry.rounds[entry.sent_count :])

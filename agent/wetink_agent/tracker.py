@@ -1,0 +1,199 @@
+"""One target from its first round to its end: incarnations, rounds on a period and at once, and barriers.
+
+The harvest runs on a thread of a pool; everything else runs on the event loop.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Final
+
+from wetink.v1 import ingest_pb2, types_pb2
+from wetink_agent.backend import Backend, Harvest
+from wetink_agent.errors import TargetExited, TargetReplaced, TrackingError
+from wetink_agent.rounds import Round, round_of
+from wetink_agent.spool import Key, Spool, key_of
+
+COMMAND_WAIT_SECONDS_MAX: Final = 60.0
+"""How long a barrier may wait for its round: the contract's bound on a barrier."""
+
+
+class Tracker:
+    """Tracks one process with one backend, and puts its rounds into the spool."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        started: ingest_pb2.TargetStarted,
+        first: Harvest,
+        *,
+        spool: Spool,
+        pool: Executor,
+        interval_seconds: float,
+        on_change: Callable[[], None],
+    ) -> None:
+        """Put the first round into the spool; the next one is harvested by ``run``.
+
+        Args:
+            backend: Owned from now on.
+            started: Describes the target; its incarnation and time are set here.
+            first: The first harvest of the backend.
+            spool: Takes the rounds.
+            pool: Runs the harvests.
+            interval_seconds: From the start of one round to the start of the next.
+            on_change: Called when the spool has something new.
+        """
+        self._backend = backend
+        self._started = started
+        self._spool = spool
+        self._pool = pool
+        self._interval_seconds = interval_seconds
+        self._on_change = on_change
+        self._round = 0
+        self._frozen = False
+        self._waiting: list[asyncio.Future[types_pb2.TargetPosition | None]] = []
+        self._wake = asyncio.Event()
+        self._stopping: tuple[types_pb2.EndReason.ValueType, str] | None = None
+        self._resynchronise = False
+        self._begin_incarnation()
+        self._keep(self._round_of(first))
+
+    @property
+    def target(self) -> types_pb2.Target:
+        """The process."""
+        return self._started.target
+
+    @property
+    def position(self) -> types_pb2.TargetPosition:
+        """The incarnation and its last round."""
+        return types_pb2.TargetPosition(
+            target=self.target, incarnation=self._started.incarnation, round=self._round, frozen=self._frozen
+        )
+
+    @property
+    def key(self) -> Key:
+        """The incarnation's key in the spool."""
+        return key_of(self._started.target, self._started.incarnation)
+
+    async def run(self) -> types_pb2.EndReason.ValueType:
+        """Do rounds until the target ends, cannot be tracked any more, or ``stop`` is called; tell which it was."""
+        try:
+            reason, message = await self._rounds()
+        finally:
+            # Closing makes the kernel walk all that is registered: not on the event loop.
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._backend.close)
+            _answer(self._take_waiting(), None)
+        self._spool.end(
+            ingest_pb2.TargetEnded(
+                target=self.target,
+                incarnation=self._started.incarnation,
+                reason=reason,
+                time_ns=time.time_ns(),
+                message=message,
+            )
+        )
+        self._on_change()
+        return reason
+
+    async def barrier(self) -> types_pb2.TargetPosition | None:
+        """Harvest at once, and give the round that holds every write from before this call; None where it ended."""
+        waiter: asyncio.Future[types_pb2.TargetPosition | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self._wake.set()
+        try:
+            async with asyncio.timeout(COMMAND_WAIT_SECONDS_MAX):
+                return await waiter
+        except TimeoutError:
+            return None
+
+    def stop(self, reason: types_pb2.EndReason.ValueType, message: str = "") -> None:
+        """End tracking after the round that is under way."""
+        self._stopping = (reason, message)
+        self._wake.set()
+
+    def resynchronise(self) -> None:
+        """Begin a new incarnation over the same memory: the collector's record of this one has a gap."""
+        self._resynchronise = True
+        self._wake.set()
+
+    async def _rounds(self) -> tuple[types_pb2.EndReason.ValueType, str]:
+        loop = asyncio.get_running_loop()
+        await self._until(loop.time() + self._interval_seconds)
+        while True:
+            self._wake.clear()
+            if self._stopping is not None:
+                return self._stopping
+            if self._resynchronise:
+                self._resynchronise = False
+                self._backend.forget()
+                self._begin_incarnation()
+            began = loop.time()
+            # Who waits now is served by this round; who comes while it runs, by the next.
+            waiting = self._take_waiting()
+            try:
+                harvested = await loop.run_in_executor(self._pool, self._harvest)
+            except TargetExited as error:
+                end = types_pb2.END_REASON_EXITED, str(error)
+            except TargetReplaced as error:
+                end = types_pb2.END_REASON_EXEC, str(error)
+            except (TrackingError, OSError) as error:
+                end = types_pb2.END_REASON_FAILED, str(error)
+            else:
+                self._keep(harvested)
+                _answer(waiting, self.position)
+                # A target so large that a round takes longer than the interval gets as long a rest.
+                now = loop.time()
+                await self._until(max(began + self._interval_seconds, now + (now - began)))
+                continue
+            _answer(waiting, None)
+            return end
+
+    def _harvest(self) -> Round:
+        return self._round_of(self._backend.harvest())
+
+    def _round_of(self, harvest: Harvest) -> Round:
+        return round_of(
+            harvest,
+            target=self.target,
+            incarnation=self._started.incarnation,
+            number=self._round + 1,
+            backend=self._backend.kind,
+        )
+
+    def _keep(self, harvested: Round) -> None:
+        self._round = harvested.last
+        self._frozen = harvested.parts[0].frozen
+        self._spool.add(self.key, harvested)
+        self._on_change()
+
+    async def _until(self, due: float) -> None:
+        """Wait until a round is due or somebody wants something."""
+        delay = due - asyncio.get_running_loop().time()
+        if delay > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+
+    def _begin_incarnation(self) -> None:
+        self._spool.drop(self.key)
+        # Since boot, so that no step of the wall clock can make a later incarnation the smaller one.
+        self._started.incarnation = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+        self._started.time_ns = time.time_ns()
+        self._round = 0
+        started = ingest_pb2.TargetStarted()
+        started.CopyFrom(self._started)
+        self._spool.start(started)
+
+    def _take_waiting(self) -> list[asyncio.Future[types_pb2.TargetPosition | None]]:
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+
+def _answer(
+    waiting: Iterable[asyncio.Future[types_pb2.TargetPosition | None]], position: types_pb2.TargetPosition | None
+) -> None:
+    for waiter in waiting:
+        if not waiter.done():
+            waiter.set_result(position)

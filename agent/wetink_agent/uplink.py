@@ -1,0 +1,308 @@
+"""The agent's stream to the collector: connects, resumes, sends what the spool holds, and passes commands on.
+
+It reconnects for ever, with exponential back-off and full jitter; a collector that is away costs time resolution and
+nothing else. ``write`` returning says nothing about delivery: only an acknowledgement does.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from typing import Final, Protocol
+
+import grpc
+import structlog
+
+from wetink.pages import MESSAGE_BYTES_MAX
+from wetink.status import error_info
+from wetink.v1 import ingest_pb2, ingest_pb2_grpc
+from wetink_agent.spool import Key, Spool
+
+BACKOFF_SECONDS_FIRST: Final = 0.2
+BACKOFF_SECONDS_MAX: Final = 30.0
+"""Each wait is drawn from zero to a bound that doubles from the first of these to the second."""
+
+WELCOME_SECONDS_MAX: Final = 10.0
+"""How long the collector may take to connect and answer Hello."""
+
+ACK_SECONDS_MAX: Final = 15.0
+"""How long batches may be out with no acknowledgement before the stream counts as dead (``protos/README.md``)."""
+
+ANSWERS_MAX: Final = 4096
+"""Answers to commands that wait to be sent; over it the oldest is dropped, and the collector's deadline passes."""
+
+CHANNEL_OPTIONS: Final = (
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # Without it a peer that hangs while its kernel still answers is found after 70 s.
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + (64 << 10)),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+log = structlog.get_logger()
+
+
+class Deposed(Exception):
+    """Another agent has taken over this host. The text says what to do."""
+
+
+class Commands(Protocol):
+    """What the collector may ask of the agent."""
+
+    async def carry_out(self, message: ingest_pb2.CollectorMessage) -> ingest_pb2.AgentMessage | None:
+        """Carry out Track, Untrack or Barrier; give the answer, where one is expected."""
+        ...
+
+    def set_wanted(self, wanted: list[ingest_pb2.Track]) -> None:
+        """Learn what orchestrators want tracked on this host, beside what the agent was told."""
+        ...
+
+    def resynchronise(self, broken: list[Key]) -> None:
+        """Begin new incarnations for those whose record at the collector has a gap."""
+        ...
+
+
+class Uplink:
+    """One agent's connection, kept up until ``run`` is cancelled."""
+
+    def __init__(
+        self,
+        address: str,
+        hello: ingest_pb2.Hello,
+        *,
+        spool: Spool,
+        commands: Commands,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            address: HOST:PORT or unix:PATH.
+            hello: Said at each connect, with the spool's positions.
+            spool: What to send.
+            commands: Carries out what the collector asks.
+        """
+        self._address = address
+        self._hello = hello
+        self._spool = spool
+        self._commands = commands
+        self._changed = asyncio.Event()
+        self._acknowledged = asyncio.Event()
+        self._answers: deque[ingest_pb2.AgentMessage] = deque(maxlen=ANSWERS_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._refused: Key | None = None
+        self._told = ""
+        self._draining = False
+        self._acknowledged_at = 0.0
+
+    def changed(self) -> None:
+        """Say that the spool has something new."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Keep the connection up.
+
+        Raises:
+            Deposed: Another agent serves this host.
+        """
+        bound = BACKOFF_SECONDS_FIRST
+        while True:
+            began = time.monotonic()
+            try:
+                await self._connect()
+            except grpc.aio.AioRpcError as error:
+                self._note(error)
+            except (TimeoutError, ConnectionError) as error:
+                self._tell(str(error) or "no answer in time")
+            if time.monotonic() - began > BACKOFF_SECONDS_MAX:
+                bound = BACKOFF_SECONDS_FIRST
+            # Full jitter, so that agents which lost one collector together do not come back together.
+            await asyncio.sleep(random.uniform(0, bound))  # noqa: S311 - nothing secret is drawn
+            bound = min(bound * 2, BACKOFF_SECONDS_MAX)
+
+    async def flush(self, seconds: float) -> None:
+        """Wait until everything is durable at the collector, or so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not self._spool.is_empty:
+                    self._acknowledged.clear()
+                    await self._acknowledged.wait()
+
+    async def _connect(self) -> None:
+        """Serve one stream until it ends."""
+        async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+            call = ingest_pb2_grpc.IngestServiceStub(channel).Stream()
+            try:
+                welcome = await self._greet(call)
+                self._told = ""
+                log.info("connected", collector=self._address)
+                self._resume(welcome)
+                await self._serve(call, welcome)
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+                call.cancel()
+
+    async def _greet(self, call: "_Call") -> ingest_pb2.Welcome:
+        hello = ingest_pb2.Hello()
+        hello.CopyFrom(self._hello)
+        hello.positions.extend(self._spool.positions())
+        async with asyncio.timeout(WELCOME_SECONDS_MAX):
+            await call.write(ingest_pb2.AgentMessage(hello=hello))
+            message = await call.read()
+        if message is grpc.aio.EOF:
+            await _raise_status(call)
+        assert isinstance(message, ingest_pb2.CollectorMessage)
+        return message.welcome
+
+    def _resume(self, welcome: ingest_pb2.Welcome) -> None:
+        broken = self._spool.resume(welcome.positions)
+        if broken:
+            log.warning("resynchronising", targets=len(broken))
+            self._commands.resynchronise(broken)
+        self._commands.set_wanted(list(welcome.wanted))
+        self._answers.clear()
+        self._draining = False
+        self._acknowledged_at = time.monotonic()
+
+    async def _serve(self, call: "_Call", welcome: ingest_pb2.Welcome) -> None:
+        """Send and receive until the stream ends."""
+        receiver = asyncio.create_task(self._receive(call))
+        others = [asyncio.create_task(self._send(call, welcome)), asyncio.create_task(self._watch())]
+        try:
+            waiting = {receiver, *others}
+            while receiver in waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(done, key=lambda task: task is not receiver):
+                    # A write fails when the stream has ended: then the receiver knows how.
+                    if task is receiver or not isinstance(task.exception(), grpc.RpcError | asyncio.InvalidStateError):
+                        task.result()
+        finally:
+            for task in (receiver, *others):
+                task.cancel()
+            await asyncio.gather(receiver, *others, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Notice a collector that takes batches and acknowledges none.
+
+        Beside the receiver and not a deadline on its reads: cancelling a read cancels the whole stream.
+        """
+        while True:
+            await asyncio.sleep(1)
+            if not self._spool.in_flight_bytes:
+                self._acknowledged_at = time.monotonic()
+            elif time.monotonic() - self._acknowledged_at > ACK_SECONDS_MAX:
+                text = f"it acknowledged nothing for {ACK_SECONDS_MAX:g} s"
+                raise TimeoutError(text)
+
+    async def _receive(self, call: "_Call") -> None:
+        while True:
+            message = await call.read()
+            if message is grpc.aio.EOF:
+                if not self._draining:
+                    await _raise_status(call)
+                return
+            assert isinstance(message, ingest_pb2.CollectorMessage)
+            match message.WhichOneof("message"):
+                case "ack":
+                    self._acknowledged_at = time.monotonic()
+                    self._refused = None
+                    self._spool.acknowledge(message.ack.positions)
+                    self._acknowledged.set()
+                    self._changed.set()
+                case "drain":
+                    log.info("collector_drains", collector=self._address)
+                    self._draining = True
+                    self._changed.set()
+                case "track" | "untrack" | "barrier":
+                    self._start_command(message)
+                case _:
+                    pass  # of a later version of the contract
+
+    def _start_command(self, message: ingest_pb2.CollectorMessage) -> None:
+        async def carry_out() -> None:
+            answer = await self._commands.carry_out(message)
+            if answer is not None:
+                self._answers.append(answer)
+                self._changed.set()
+
+        task = asyncio.create_task(carry_out())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, call: "_Call", welcome: ingest_pb2.Welcome) -> None:
+        heartbeat_seconds = (welcome.heartbeat_interval_ms or 5000) / 1000
+        while not self._draining:
+            self._changed.clear()
+            # Answers that are here now speak of rounds that are in the spool: those go first.
+            answers = len(self._answers)
+            for message in self._spool.unsent(welcome.in_flight_bytes_max):
+                await call.write(message)
+            for _ in range(min(answers, len(self._answers))):
+                await call.write(self._answers.popleft())
+            if self._changed.is_set():
+                continue
+            try:
+                async with asyncio.timeout(heartbeat_seconds):
+                    await self._changed.wait()
+            except TimeoutError:
+                self._spool.forget_ended()
+                await call.write(ingest_pb2.AgentMessage(heartbeat=self._heartbeat()))
+        await call.done_writing()
+
+    def _heartbeat(self) -> ingest_pb2.Heartbeat:
+        return ingest_pb2.Heartbeat(
+            time_ns=time.time_ns(),
+            spool_bytes=self._spool.size_bytes,
+            rounds_united=self._spool.united_round_count,
+        )
+
+    def _note(self, error: grpc.aio.AioRpcError) -> None:
+        """Say why the stream ended; act on the reasons the contract names."""
+        info = error_info(error)
+        reason = info.reason if info else ""
+        if reason == "DEPOSED":
+            message = (
+                f"another agent has taken over host {self._hello.host_id!r} at collector {self._address}: "
+                "run one agent a host, or give each a --host-id of its own"
+            )
+            raise Deposed(message) from error
+        if info and reason in {"BATCH_CORRUPT", "ROUND_GAP"}:
+            self._count_refusal(dict(info.metadata))
+        self._tell(f"{error.code().name.lower()}: {error.details()}")
+
+    def _count_refusal(self, metadata: dict[str, str]) -> None:
+        """Begin anew where the same incarnation was refused twice with no acknowledgement between."""
+        try:
+            pid, start = metadata["target"].rpartition("/")[2].split("@")
+            key = int(pid), int(start), int(metadata["incarnation"])
+        except (KeyError, ValueError):
+            return
+        if self._refused == key:
+            self._spool.drop(key)
+            self._commands.resynchronise([key])
+        self._refused = key
+
+    def _tell(self, why: str) -> None:
+        """Log once for each change of reason, not once for each attempt."""
+        if why != self._told:
+            self._told = why
+            log.warning("collector_unreachable", collector=self._address, why=why, consequence="rounds are kept here")
+
+
+_Call = grpc.aio.StreamStreamCall[ingest_pb2.AgentMessage, ingest_pb2.CollectorMessage]
+
+
+async def _raise_status(call: _Call) -> None:
+    """Turn the end of a stream into the error it ended with."""
+    code = await call.code()
+    if code is grpc.StatusCode.OK:
+        message = "the collector closed the stream"
+        raise ConnectionError(message)
+    raise grpc.aio.AioRpcError(
+        code, await call.initial_metadata(), await call.trailing_metadata(), details=await call.details()
+    )
