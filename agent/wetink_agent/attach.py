@@ -92,21 +92,19 @@ def _in_own_thread(work: Callable[[], _Result]) -> _Result:
 
 
 def _take(pid: int) -> int:
+    _refuse_the_unfit(pid)
+    suspend_seccomp = procfs.has_seccomp_filter(pid)
+    tid = procfs.living_thread(pid)
     try:
-        pidfd = os.pidfd_open(pid)
-    except OSError as error:
-        raise _explain(error, pid) from error
-    try:
-        _refuse_the_unfit(pid)
-        suspend_seccomp = procfs.has_seccomp_filter(pid)
-        tid = procfs.borrowable_thread(pid)
+        # Of a leader that has exited the descriptors are gone: then of the thread (PIDFD_THREAD, Linux 6.9).
+        pidfd = os.pidfd_open(tid, 0 if tid == pid else os.O_EXCL)
         try:
             with _Borrowed(pid, tid, suspend_seccomp=suspend_seccomp) as thread:
                 return thread.make_userfaultfd(lambda number: syscalls.pidfd_getfd(pidfd, number))
-        except OSError as error:
-            raise _explain(error, pid) from error
-    finally:
-        os.close(pidfd)
+        finally:
+            os.close(pidfd)
+    except OSError as error:
+        raise _explain(error, pid) from error
 
 
 def _refuse_the_unfit(pid: int) -> None:
@@ -158,7 +156,7 @@ class _Borrowed:
             raise
         try:
             # While the target still runs: only what must be done in the stop is done in the stop.
-            self._memory = os.open(f"/proc/{self._pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+            self._memory = os.open(f"/proc/{self._pid}/task/{self._tid}/mem", os.O_RDWR | os.O_CLOEXEC)
             self._room = _find_room(self._pid, self._memory)
             self._ptrace(pt.PTRACE_INTERRUPT, 0, "PTRACE_INTERRUPT")
             self._run_to(pt.PTRACE_CONT, _is_event_stop, resume_first=False)

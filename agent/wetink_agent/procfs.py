@@ -68,7 +68,8 @@ def read_maps(pid: int) -> bytes:
         NoSuchProcess: It is gone.
         PermissionError: It belongs to somebody else.
     """
-    return _read(pid, "maps")
+    # Where the first thread has ended and others live, only they still show the memory.
+    return _read(pid, "maps") or _read(pid, f"task/{living_thread(pid)}/maps")
 
 
 def parse_maps(maps: bytes) -> Iterator[Mapping]:
@@ -120,10 +121,13 @@ def has_seccomp_filter(pid: int) -> bool:
     return _status_field(pid, "Seccomp") == _SECCOMP_MODE_FILTER
 
 
-def borrowable_thread(pid: int) -> int:
-    """Give the thread an attach should stop: the leader, or the first that lives where the leader has exited.
+def living_thread(pid: int) -> int:
+    """Give a thread of a process that has not ended: the leader, or the first that lives where that has exited.
 
-    Always the same one, so that of two agents only one can have it.
+    Always the same one, so that of two agents that attach only one can have it.
+
+    Raises:
+        NoSuchProcess: It has none.
     """
     for tid in [pid, *sorted(_threads(pid))]:
         if not _parse_stat(_read(pid, f"task/{tid}/stat")).is_gone:

@@ -91,7 +91,7 @@ class Uplink:
         self._spool = spool
         self._commands = commands
         self._changed = asyncio.Event()
-        self._acknowledged = asyncio.Event()
+        self._progress = asyncio.Event()
         self._answers: deque[ingest_pb2.AgentMessage] = deque(maxlen=ANSWERS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused: Key | None = None
@@ -129,8 +129,8 @@ class Uplink:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not self._spool.is_empty:
-                    self._acknowledged.clear()
-                    await self._acknowledged.wait()
+                    self._progress.clear()
+                    await self._progress.wait()
 
     async def _connect(self) -> None:
         """Serve one stream until it ends."""
@@ -212,7 +212,7 @@ class Uplink:
                     self._acknowledged_at = time.monotonic()
                     self._refused = None
                     self._spool.acknowledge(message.ack.positions)
-                    self._acknowledged.set()
+                    self._progress.set()
                     self._changed.set()
                 case "drain":
                     log.info("collector_drains", collector=self._address)
@@ -244,6 +244,7 @@ class Uplink:
                 await call.write(message)
             for _ in range(min(answers, len(self._answers))):
                 await call.write(self._answers.popleft())
+            self._progress.set()
             if self._changed.is_set():
                 continue
             try:

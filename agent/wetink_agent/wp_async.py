@@ -156,7 +156,9 @@ class WpAsync:
         try:
             self._pidfd = os.pidfd_open(self._pid)
             self._layout = procfs.stat(self._pid).layout
-            self._pagemap = os.open(f"/proc/{self._pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            self._pagemap = os.open(
+                f"/proc/{self._pid}/task/{procfs.living_thread(self._pid)}/pagemap", os.O_RDONLY | os.O_CLOEXEC
+            )
         except PermissionError as error:
             message = (
                 f"not permitted to read the page map of process {self._pid}: "
