@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from wetink_agent import attach
+from wetink import syscalls
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.errors import NoSuchProcess, Untrackable
 from wetink_agent.wp_async import WpAsync
@@ -32,9 +32,7 @@ def sleeper_arguments(mode: str, tmp_path: Path) -> tuple[str | int | Path, ...]
 
 @pytest.mark.parametrize("mode", SLEEPER_MODES)
 def test_target_goes_on_exactly_where_it_was(mode: str, tmp_path: Path) -> None:
-    """
-    Sleeps last as long as they should, calls give what they should, registers and signals are whole, again and again.
-    """
+    """Sleeps last as long as they should, calls give what they should, registers and signals are whole, again and again."""
     with programs.running("sleeper", *sleeper_arguments(mode, tmp_path)) as target:
         progress = Progress(target, tmp_path / "progress")
         for _ in range(ATTACHMENTS):
@@ -48,9 +46,7 @@ def test_target_goes_on_exactly_where_it_was(mode: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", SLEEPER_MODES)
 def test_target_is_whole_when_the_agent_is_killed_while_it_attaches(mode: str, tmp_path: Path) -> None:
-    """
-    SIGKILL at any instruction of the attach leaves no descriptor, no altered register or mask, no stopped thread.
-    """
+    """SIGKILL at any instruction of the attach leaves no descriptor, no altered register or mask, no stopped thread."""
     pauses = random.Random(3)  # noqa: S311 - repeatable, not secret
     with programs.running("sleeper", *sleeper_arguments(mode, tmp_path)) as target:
         progress = Progress(target, tmp_path / "progress")
@@ -70,9 +66,7 @@ def test_target_is_whole_when_the_agent_is_killed_while_it_attaches(mode: str, t
 
 
 def test_stub_alone_leads_back_when_every_step_of_the_tracer_is_its_last(tmp_path: Path) -> None:
-    """
-    The same, not left to chance: the tracer ends itself before its n-th ptrace request, for every n there is.
-    """
+    """The same, not left to chance: the tracer ends itself before its n-th ptrace request, for every n there is."""
     with programs.running("sleeper", "nanosleep", tmp_path / "progress") as target:
         progress = Progress(target, tmp_path / "progress")
         last = 0
@@ -108,13 +102,11 @@ def die_before_request(number: int) -> None:
         return wrapper
 
     for name in ("ptrace", "ptrace_regset", "ptrace_buffer", "pidfd_getfd"):
-        setattr(attach.syscalls, name, counted(getattr(attach.syscalls, name)))
+        setattr(syscalls, name, counted(getattr(syscalls, name)))
 
 
 def test_target_is_stopped_for_less_than_five_milliseconds(tmp_path: Path) -> None:
-    """
-    The median over 100 attachments of all that attaching does, of which the stop is a part.
-    """
+    """The median over 100 attachments of all that attaching does, of which the stop is a part."""
     with programs.running("sleeper", "syscalls", tmp_path / "progress") as target:
         took = []
         for _ in range(100):
@@ -126,9 +118,7 @@ def test_target_is_stopped_for_less_than_five_milliseconds(tmp_path: Path) -> No
 
 
 def test_stopped_target_is_attached_and_stays_stopped(tmp_path: Path) -> None:
-    """
-    A process under SIGSTOP can be attached, is stopped afterwards, and goes on at SIGCONT.
-    """
+    """A process under SIGSTOP can be attached, is stopped afterwards, and goes on at SIGCONT."""
     with programs.running("sleeper", "busy", tmp_path / "progress") as target:
         progress = Progress(target, tmp_path / "progress")
         target.stop()
@@ -144,9 +134,7 @@ def test_stopped_target_is_attached_and_stays_stopped(tmp_path: Path) -> None:
 
 
 def test_target_whose_leader_has_exited_is_attached() -> None:
-    """
-    A process lives on in its other threads when its first has ended.
-    """
+    """A process lives on in its other threads when its first has ended."""
     source = (
         "import ctypes, threading, time\n"
         "threading.Thread(target=lambda: time.sleep(60)).start()\n"
@@ -164,9 +152,7 @@ def test_target_whose_leader_has_exited_is_attached() -> None:
 
 
 def test_nothing_is_left_in_the_target(tmp_path: Path) -> None:
-    """
-    After an attach and a harvest the vdso has its bytes back and no mapping, descriptor or tracer is there.
-    """
+    """After an attach and a harvest the vdso has its bytes back and no mapping, descriptor or tracer is there."""
     with programs.running("sleeper", "busy", tmp_path / "progress") as target:
         before = traces(target.pid)
         tracker = WpAsync(target.pid, take_userfaultfd(target.pid))
@@ -189,7 +175,8 @@ def traces(pid: int) -> tuple[object, ...]:
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         vdso = os.pread(memory.fileno(), end - start, start)
     kept = [line for line in status if line.startswith(("TracerPid", "SigBlk", "SigPnd", "Threads", "Seccomp"))]
-    return kept, sorted(os.listdir(f"/proc/{pid}/fd")), vdso, maps.count("\n")
+    descriptors = sorted(path.name for path in Path(f"/proc/{pid}/fd").iterdir())
+    return kept, descriptors, vdso, maps.count("\n")
 
 
 def userfaultfds(pid: int) -> int:
@@ -204,17 +191,13 @@ def userfaultfds(pid: int) -> int:
 
 
 def test_no_such_process() -> None:
-    """
-    A pid that nobody has is named, with what it may mean.
-    """
+    """A pid that nobody has is named, with what it may mean."""
     with pytest.raises(NoSuchProcess, match="there is no process 4194303: it has exited, or the pid is wrong"):
         take_userfaultfd(4194303)
 
 
 def test_zombie() -> None:
-    """
-    A process that waits to be reaped has no memory any more.
-    """
+    """A process that waits to be reaped has no memory any more."""
     child = os.fork()
     if child == 0:
         os._exit(0)
@@ -227,30 +210,23 @@ def test_zombie() -> None:
 
 
 def test_kernel_thread() -> None:
-    """
-    kthreadd has no memory of its own.
-    """
+    """The first kernel thread has no memory of its own."""
     with pytest.raises(Untrackable, match="process 2 is a kernel thread"):
         take_userfaultfd(2)
 
 
 def test_traced_target(tmp_path: Path) -> None:
-    """
-    A process under a debugger is refused, and the debugger is named.
-    """
+    """A process under a debugger is refused, and the debugger is named."""
     with programs.running("sleeper", "nanosleep", tmp_path / "progress") as target:
-        tracer = subprocess.Popen(
-            [sys.executable, "-c", TRACE, str(target.pid)], stdout=subprocess.PIPE, env={**os.environ}
-        )
-        try:
-            assert tracer.stdout is not None
-            tracer.stdout.readline()
-            with pytest.raises(Untrackable, match=f"already traced by process {tracer.pid}"):
-                take_userfaultfd(target.pid)
-        finally:
-            tracer.kill()
-            tracer.wait()
-            tracer.stdout.close()
+        tracing = [sys.executable, "-c", TRACE, str(target.pid)]
+        with subprocess.Popen(tracing, stdout=subprocess.PIPE) as tracer:
+            try:
+                assert tracer.stdout is not None
+                tracer.stdout.readline()
+                with pytest.raises(Untrackable, match=f"already traced by process {tracer.pid}"):
+                    take_userfaultfd(target.pid)
+            finally:
+                tracer.kill()
 
 
 TRACE = (
@@ -264,9 +240,7 @@ TRACE = (
 
 
 def test_another_users_process_without_capability(tmp_path: Path) -> None:
-    """
-    Without rights over it a process is refused with the rights that would do.
-    """
+    """Without rights over it a process is refused with the rights that would do."""
     with programs.running("sleeper", "nanosleep", tmp_path / "progress") as target:
         agent = subprocess.run(
             [sys.executable, "-c", ATTACH_AS_NOBODY, str(target.pid)], check=False, capture_output=True, text=True
@@ -280,7 +254,8 @@ def test_another_users_process_without_capability(tmp_path: Path) -> None:
 
 ATTACH_AS_NOBODY = (
     "import os, sys\n"
-    "from wetink_agent.attach import take_userfaultfd\n"
+    "from wetink import syscalls
+from wetink_agent.attach import take_userfaultfd\n"
     "os.setgid(65534); os.setuid(65534)\n"
     "try:\n"
     "    take_userfaultfd(int(sys.argv[1]))\n"
@@ -290,9 +265,7 @@ ATTACH_AS_NOBODY = (
 
 
 def test_target_of_another_user_gets_user_mode_only(tmp_path: Path) -> None:
-    """
-    A process without privilege may not have a full userfaultfd; the lesser one tracks it all the same.
-    """
+    """A process without privilege may not have a full userfaultfd; the lesser one tracks it all the same."""
     with programs.running("sleeper", "read_pipe", tmp_path / "progress") as _:
         source = "import os,time\nos.setgid(65534)\nos.setuid(65534)\nprint('ready',flush=True)\ntime.sleep(60)\n"
         with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) as target:
@@ -307,9 +280,7 @@ def test_target_of_another_user_gets_user_mode_only(tmp_path: Path) -> None:
 
 
 def test_seccomp_filter_is_suspended_for_the_call() -> None:
-    """
-    A filter that kills for userfaultfd does not see ours.
-    """
+    """A filter that kills for userfaultfd does not see ours."""
     with subprocess.Popen([sys.executable, "-c", SECCOMP], stdout=subprocess.PIPE) as target:
         assert target.stdout is not None
         try:

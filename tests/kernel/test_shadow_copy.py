@@ -2,11 +2,11 @@
 
 import pytest
 from pyroaring import BitMap64
-from wetink_agent.runs import Runs
-from wetink_agent.wp_async import WpAsync
 
 from tests.support.copying import Outcome, shadow_copy
 from tests.support.programs import WRITER_PATTERNS
+from wetink_agent.runs import Runs
+from wetink_agent.wp_async import WpAsync
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
 
@@ -15,9 +15,7 @@ ROUNDS = 25
 
 @pytest.mark.parametrize("pattern", WRITER_PATTERNS)
 def test_copy_of_a_frozen_writer_is_identical(pattern: str) -> None:
-    """
-    After 25 rounds of copying what is written and dropping what vanished, every byte is the frozen process's.
-    """
+    """After 25 rounds of copying what is written and dropping what vanished, every byte is the frozen process's."""
     outcome = shadow_copy(pattern, rounds=ROUNDS, seed=1)
 
     assert outcome.differences == []
@@ -68,7 +66,7 @@ class WithoutRearming(WpAsync):
             options["flags"] = 0
             return armed(*arguments, **options)  # type: ignore[arg-type]
 
-        self._scan = look  # type: ignore[method-assign, assignment]
+        self._scan = look  # type: ignore[method-assign]
         try:
             return super()._census()
         finally:
@@ -77,9 +75,7 @@ class WithoutRearming(WpAsync):
 
 @pytest.mark.parametrize("broken", [WithoutAudit, WithoutLateAuditAndKnownSet, WithoutVanished, WithoutRearming])
 def test_a_tracker_that_leaves_out_a_step_is_found_out(broken: type[WpAsync]) -> None:
-    """
-    The same run with one step switched off fails within a few tries: the test above would see such a mistake.
-    """
+    """The same run with one step switched off fails within a few tries: the test above would see such a mistake."""
     assert any(found_out(shadow_copy("mapfixed", rounds=ROUNDS, seed=seed, backend=broken)) for seed in range(1, 11))
 
 

@@ -4,18 +4,17 @@ import random
 import time
 from dataclasses import dataclass
 
+from tests.support import programs, truth
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.wp_async import WpAsync
 from wetink_client.shadow import ShadowCopy
-
-from tests.support import programs, truth
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a run ended with.
 
-    ``again`` is what a second harvest of the frozen target still reports, less the cautious pages: it should be nothing,
+    ``again_page_count`` is what a second harvest of the frozen target still reports, less the cautious pages: nothing,
     since nothing was written.
     """
 
