@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.support import programs
+from tests.support.programs import SLEEPER_MODES, Progress
 from wetink import syscalls
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.errors import NoSuchProcess, Untrackable
 from wetink_agent.wp_async import WpAsync
-
-from tests.support import programs
-from tests.support.programs import SLEEPER_MODES, Progress
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
 
@@ -32,7 +32,7 @@ def sleeper_arguments(mode: str, tmp_path: Path) -> tuple[str | int | Path, ...]
 
 @pytest.mark.parametrize("mode", SLEEPER_MODES)
 def test_target_goes_on_exactly_where_it_was(mode: str, tmp_path: Path) -> None:
-    """Sleeps last as long as they should, calls give what they should, registers and signals are whole, again and again."""
+    """Sleeps last as long as they should, calls give what they should, registers and signals are whole."""
     with programs.running("sleeper", *sleeper_arguments(mode, tmp_path)) as target:
         progress = Progress(target, tmp_path / "progress")
         for _ in range(ATTACHMENTS):
@@ -254,8 +254,7 @@ def test_another_users_process_without_capability(tmp_path: Path) -> None:
 
 ATTACH_AS_NOBODY = (
     "import os, sys\n"
-    "from wetink import syscalls
-from wetink_agent.attach import take_userfaultfd\n"
+    "from wetink_agent.attach import take_userfaultfd\n"
     "os.setgid(65534); os.setuid(65534)\n"
     "try:\n"
     "    take_userfaultfd(int(sys.argv[1]))\n"
