@@ -36,7 +36,7 @@ CHANNEL_OPTIONS: Final = (
     # Also the bound on one attempt to connect, which is 20 s otherwise. A collector that comes back is found soon.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 3_000),
-    ("grpc.max_reconnect_backoff_ms", 3_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     # Page sets come in messages of at most 1 MiB; a list is one message, and 16 MiB are some 20,000 targets.
     ("grpc.max_receive_message_length", 16 << 20),
     # Addresses reveal layout: they go to the collector, not through a proxy that an environment variable names.
