@@ -41,7 +41,10 @@ class ResynchronisationNeeded(WetinkError):
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the targets concerned, ``HOST/PID@START``. Empty means all of the selection."""
-        return tuple(name for name in self.metadata.get("targets", "").split(",") if name)
+        names = tuple(name for name in self.metadata.get("targets", "").split(",") if name)
+        # A list too long for a trailer is cut, and then no name in it can be told from a part of one.
+        whole = self.metadata.get("target_count", "") in ("", str(len(names)))
+        return names if whole else ()
 
 
 class NotFound(WetinkError):

@@ -86,6 +86,19 @@ def test_resynchronisation_names_its_targets() -> None:
     assert error.targets == ("h/1@2", "h/3@4")
 
 
+def test_list_of_targets_that_was_cut_means_all() -> None:
+    """Part of a name may be another target's name."""
+    error = from_call(
+        failed(
+            grpc.StatusCode.OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED", "Gone.", targets="h/1@2,h/3@4", target_count="3"
+        ),
+        "collector:1",
+    )
+
+    assert isinstance(error, ResynchronisationNeeded)
+    assert error.targets == ()
+
+
 @pytest.mark.parametrize(
     "details,cause",
     [
