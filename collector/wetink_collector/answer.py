@@ -1,0 +1,295 @@
+"""One answer of DirtyService: what each target's part is, whether it is complete and exact, and where it ends."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Final, TypeVar
+
+from pyroaring import BitMap64
+
+from wetink.pages import split
+from wetink.v1.dirty_pb2 import DirtyPages, DirtySummary, TargetStatus
+from wetink.v1.types_pb2 import (
+    CONSISTENCY_FROZEN,
+    CONSISTENCY_NONE,
+    CONSISTENCY_PER_PROCESS,
+    END_REASON_EXITED,
+    END_REASON_UNSPECIFIED,
+    END_REASON_UNTRACKED,
+    INCOMPLETE_REASON_AGENT_DISCONNECTED,
+    INCOMPLETE_REASON_BARRIER_TIMEOUT,
+    INCOMPLETE_REASON_NO_ROUND,
+    INCOMPLETE_REASON_TARGET_ENDED,
+    INCOMPLETE_REASON_UNSPECIFIED,
+    Consistency,
+    EndReason,
+    IncompleteReason,
+)
+from wetink_collector.catalog import Catalog, TargetRecord
+from wetink_collector.cursor import Cursor, Position, encode
+from wetink_collector.errors import (
+    CursorForeign,
+    CursorIncarnationEnded,
+    CursorOtherStore,
+    StoreUnavailable,
+    TargetUnknown,
+)
+from wetink_collector.identity import IncarnationKey, TargetKey
+from wetink_collector.round_log import Block, RoundPages, fold, is_exact, is_whole
+from wetink_collector.selection import Chosen
+from wetink_collector.store.interface import RecordDamaged, Store, StoreFailed
+
+TARGETS_CHARACTERS_MAX: Final = 2048
+"""Bound on the names in an error: statuses travel as headers, of which transports take some 8 KiB."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One target's part of an answer. ``last`` is the last batch in it, and None where none is durable."""
+
+    record: TargetRecord
+    last: Block | None
+    exact: bool
+    written_page_count: int
+    vanished_page_count: int
+    messages: Iterator[DirtyPages]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What ends an answer."""
+
+    summary: DirtySummary
+    cursor: Cursor
+
+
+def check_cursor(cursor: Cursor | None, records: Sequence[TargetRecord], store_id: str) -> Mapping[TargetKey, Position]:
+    """Give the positions of a cursor among some targets.
+
+    Raises:
+        CursorOtherStore: It was made by a collector with another store.
+        CursorForeign: It names targets, but none of these.
+        CursorIncarnationEnded: What it names of them does not go on.
+    """
+    if cursor is None:
+        return {}
+    if cursor.store_id != store_id:
+        message = "the cursor was made by a collector with another store; ask without a cursor, and copy afresh"
+        raise CursorOtherStore(message)
+    named = {record.target: cursor.positions[record.target] for record in records if record.target in cursor.positions}
+    if cursor.positions and records and not named:
+        message = "the cursor names none of the selected targets; pass one from an answer about them, or none"
+        raise CursorForeign(message)
+    check_going_on(named, records)
+    return named
+
+
+def check_going_on(positions: Mapping[TargetKey, Position], records: Iterable[TargetRecord]) -> None:
+    """Accept positions from which every target goes on, or has come to its known end.
+
+    A position after the last durable round is one that this store has lost, as when a backup was restored.
+
+    Raises:
+        CursorIncarnationEnded: Some do not.
+    """
+    gone = [
+        record.name
+        for record in records
+        if (position := positions.get(record.target)) and not _goes_on(position, record)
+    ]
+    if gone:
+        names = ",".join(gone)
+        message = (
+            f"tracking of {gone[0]}" + (f" and {len(gone) - 1} others" if len(gone) > 1 else "") + " did not go on from"
+            " the cursor; drop the copy and ask without a cursor"
+        )
+        raise CursorIncarnationEnded(message, targets=names[:TARGETS_CHARACTERS_MAX], target_count=str(len(gone)))
+
+
+def status(part: Part, *, connected: bool, reached: bool) -> TargetStatus:
+    """Say how far a target's part goes.
+
+    Args:
+        part: The part.
+        connected: Whether the stream of the host's agent is open.
+        reached: Whether the barrier was, if one was asked for.
+    """
+    record, last = part.record, part.last
+    reason, message = _incomplete(record, last, connected=connected, reached=reached)
+    return TargetStatus(
+        name=record.name,
+        incarnation=record.incarnation.incarnation,
+        round=last.last_round if last else 0,
+        as_of_time_ns=last.last_time_ns if last else 0,
+        complete=reason == INCOMPLETE_REASON_UNSPECIFIED,
+        incomplete_reason=reason,
+        incomplete_message=message,
+        end_reason=record.ended.reason if record.ended else END_REASON_UNSPECIFIED,
+        exact=part.exact,
+        frozen=last.frozen if last else False,
+        written_page_count=part.written_page_count,
+        vanished_page_count=part.vanished_page_count,
+        populated_page_count=last.populated_page_count if last else 0,
+        page_size=record.started.page_size,
+    )
+
+
+def without_pages(record: TargetRecord) -> Part:
+    """Give a part that speaks of a target's last round and has no pages."""
+    return Part(record, record.last, exact=True, written_page_count=0, vanished_page_count=0, messages=iter(()))
+
+
+def consistency(statuses: Sequence[TargetStatus], *, all_reached: bool) -> Consistency.ValueType:
+    """Say how the parts fit together in time.
+
+    Args:
+        statuses: The parts.
+        all_reached: Whether a barrier was asked for and reached by every target.
+    """
+    if not all_reached:
+        return CONSISTENCY_NONE
+    return CONSISTENCY_FROZEN if all(part.frozen for part in statuses) else CONSISTENCY_PER_PROCESS
+
+
+class Answerer:
+    """Reads parts of answers from a store, on threads of their own."""
+
+    def __init__(
+        self, store: Store, catalog: Catalog, threads: Executor, drop: Callable[[RecordDamaged], Awaitable[None]]
+    ) -> None:
+        """Answer from a store.
+
+        Args:
+            store: Where the pages are.
+            catalog: What there is.
+            threads: Where pages are read and merged.
+            drop: Ends the incarnation of a record that is damaged, durably.
+        """
+        self._store = store
+        self._catalog = catalog
+        self._threads = threads
+        self._drop = drop
+
+    async def answer(
+        self,
+        records: Sequence[TargetRecord],
+        positions: Mapping[TargetKey, Position],
+        *,
+        chosen: Chosen,
+        reached: Collection[TargetKey] | None,
+    ) -> AsyncIterator[DirtyPages | Ending]:
+        """Give one answer: pages, and at last its ending.
+
+        Args:
+            records: The targets, in the order of their names.
+            positions: Where the reader stands with them; a target that is not there is answered from its beginning.
+            chosen: The selection they come from.
+            reached: The targets whose barrier was; None where none was asked for.
+
+        Raises:
+            CursorIncarnationEnded: A position does not go on.
+            StoreUnavailable: Pages cannot be read now.
+        """
+        statuses: list[TargetStatus] = []
+        held: dict[TargetKey, Position] = {}
+        for target in [record.target for record in records]:
+            part = await self._part(target, positions.get(target))
+            while message := await self._on_thread(next, part.messages, None):
+                yield message
+            connected = self._catalog.connected(target.host_id)
+            statuses.append(status(part, connected=connected, reached=reached is None or target in reached))
+            if not part.record.ended or chosen.names_target(target):
+                held[target] = Position(statuses[-1].incarnation, statuses[-1].round)
+        cursor = Cursor(self._catalog.store_id, held)
+        all_reached = reached is not None and all(record.target in reached for record in records)
+        yield Ending(
+            DirtySummary(
+                cursor=encode(cursor),
+                complete=all(part.complete for part in statuses),
+                exact=all(part.exact for part in statuses),
+                consistency=consistency(statuses, all_reached=all_reached),
+                as_of_time_ns=min((part.as_of_time_ns for part in statuses), default=0),
+                targets=statuses,
+            ),
+            cursor,
+        )
+
+    async def _part(self, target: TargetKey, position: Position | None) -> Part:
+        """Read one target's part; again where its incarnation was followed by another meanwhile."""
+        while True:
+            record = self._catalog.get(target)
+            if record is None:
+                message = f"target {target} was forgotten while the call was answered"
+                raise TargetUnknown(message)
+            if position:
+                check_going_on({target: position}, [record])
+            if not record.round:
+                return without_pages(record)
+            try:
+                return await self._on_thread(self._read, record, position)
+            except StoreFailed as error:
+                raise StoreUnavailable(str(error)) from error
+            except RecordDamaged as damage:
+                now = self._catalog.get(target)
+                if now is not None and now.incarnation == record.incarnation:
+                    await self._drop(damage)
+
+    def _read(self, record: TargetRecord, position: Position | None) -> Part:
+        """Read and merge what one target's part needs. Runs on a thread."""
+        after_round = position.round if position else 0
+        blocks: list[Block] = []
+        pages = fold(self._pages(record.incarnation, after_round, blocks))
+        if not is_whole(blocks, after_round=after_round, last_round=record.round):
+            raise RecordDamaged(record.incarnation, f"rounds after {after_round} are missing")
+        vanished = pages.vanished if after_round else BitMap64()
+        return Part(
+            record=record,
+            last=blocks[-1] if blocks else record.last,
+            exact=not after_round or is_exact(blocks, after_round),
+            written_page_count=len(pages.written),
+            vanished_page_count=len(vanished),
+            messages=_messages(record.name, RoundPages(pages.written, vanished)),
+        )
+
+    def _pages(self, incarnation: IncarnationKey, after_round: int, blocks: list[Block]) -> Iterator[RoundPages]:
+        for stored in self._store.read(incarnation, after_round=after_round):
+            blocks.append(stored.block)
+            yield stored.pages
+
+    async def _on_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+def _messages(name: str, pages: RoundPages) -> Iterator[DirtyPages]:
+    for written, vanished in zip_longest(split(pages.written), split(pages.vanished)):
+        yield DirtyPages(name=name, written=written, vanished=vanished)
+
+
+def _goes_on(position: Position, record: TargetRecord) -> bool:
+    if position.incarnation != record.incarnation.incarnation or position.round > record.round:
+        return False
+    return record.ended is None or record.ended.reason in (END_REASON_EXITED, END_REASON_UNTRACKED)
+
+
+def _incomplete(
+    record: TargetRecord, last: Block | None, *, connected: bool, reached: bool
+) -> tuple[IncompleteReason.ValueType, str]:
+    """Say why a part is not complete, and that in a sentence."""
+    if record.ended:
+        said = EndReason.Name(record.ended.reason).removeprefix("END_REASON_").lower()
+        message = f"tracking of {record.name} has ended ({said}): {record.ended.message or 'no more is known of it'}"
+        return INCOMPLETE_REASON_TARGET_ENDED, message
+    if last is None:
+        return INCOMPLETE_REASON_NO_ROUND, f"no round of {record.name} is here yet: every page may be dirty"
+    if not connected:
+        host_id = record.target.host_id
+        message = f"the agent of host {host_id} is not connected: writes since the as-of time are not known"
+        return INCOMPLETE_REASON_AGENT_DISCONNECTED, message
+    if not reached:
+        message = f"the agent did not harvest {record.name} in time: writes since the as-of time are not known"
+        return INCOMPLETE_REASON_BARRIER_TIMEOUT, message
+    return INCOMPLETE_REASON_UNSPECIFIED, ""

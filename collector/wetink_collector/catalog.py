@@ -1,0 +1,261 @@
+"""What the collector knows of hosts and targets without looking at pages, and who wants to hear of a change.
+
+It holds what is durable: changes come here after their commit. Used on the event loop only.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
+
+from wetink.names import TargetName
+from wetink.v1.ingest_pb2 import TargetStarted
+from wetink_collector.identity import IncarnationKey, TargetKey
+from wetink_collector.round_log import Block
+from wetink_collector.store.interface import (
+    Change,
+    Contents,
+    HostSeen,
+    IncarnationEnded,
+    IncarnationStarted,
+    RoundsAppended,
+    TargetForgotten,
+    TargetUnwanted,
+    TargetWanted,
+)
+
+ENDED_KEPT_SECONDS: Final = 3600
+"""How long an ended target is kept: a reader that comes back within the hour still gets its last set."""
+
+ENDED_KEPT_MAX: Final = 4096
+"""Bound on ended targets kept: as many as one selection can name."""
+
+
+_K = TypeVar("_K")
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRecord:
+    """One target with its newest incarnation.
+
+    ``last`` describes its last batch and is None before the first; ``window_ns`` is the time from the as-of before to
+    that of ``last``, and 0 for the first round.
+    """
+
+    incarnation: IncarnationKey
+    started: TargetStarted
+    last: Block | None = None
+    window_ns: int = 0
+    ended: IncarnationEnded | None = None
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Print the name once: lists are in its order."""
+        object.__setattr__(self, "name", str(self.target))
+
+    @property
+    def target(self) -> TargetKey:
+        """The process."""
+        return self.incarnation.target
+
+    @property
+    def round(self) -> int:
+        """The last durable round. 0 means none."""
+        return self.last.last_round if self.last else 0
+
+
+@dataclass(slots=True)
+class HostRecord:
+    """One host. ``connected`` and what follows it are of the stream and are not kept in the store."""
+
+    host_id: str
+    boot_id: str
+    agent_version: str
+    last_seen_time_ns: int
+    connected: bool = False
+    spool_bytes: int = 0
+
+
+class Catalog:
+    """Every host and target, by what they are asked for."""
+
+    def __init__(self, store_id: str, contents: Contents) -> None:
+        """Start with what a store has."""
+        self.store_id = store_id
+        self.hosts: dict[str, HostRecord] = {}
+        self._targets: dict[TargetKey, TargetRecord] = {}
+        self._by_pid: defaultdict[tuple[str, int], set[TargetKey]] = defaultdict(set)
+        self._by_host: defaultdict[str, set[TargetKey]] = defaultdict(set)
+        self._wanted: defaultdict[str, set[TargetKey]] = defaultdict(set)
+        self._bells: set[Bell] = set()
+        self.load(contents)
+
+    def load(self, contents: Contents) -> None:
+        """Take what a store has, in place of everything known."""
+        for target in list(self._targets):
+            self._forget(target)
+        self._wanted.clear()
+        for host in contents.hosts:
+            self._see(host)
+        for stored in contents.incarnations:
+            last = stored.blocks[-1] if stored.blocks else None
+            before = stored.blocks[-2] if len(stored.blocks) > 1 else None
+            window_ns = _window_ns(before, last)
+            self._put(TargetRecord(stored.incarnation, stored.started, last, window_ns, stored.ended))
+        for target in contents.wanted:
+            self._wanted[target.host_id].add(target)
+        self.ring(None)
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Take changes that are durable now."""
+        for change in changes:
+            self._apply(change)
+
+    def get(self, target: TargetKey) -> TargetRecord | None:
+        """Give a target."""
+        return self._targets.get(target)
+
+    def find(self, name: TargetName) -> TargetRecord | None:
+        """Give the target with a name; where the name leaves it open, the youngest with that pid.
+
+        Of processes on several boots, the one whose tracking began last is the youngest.
+        """
+        keys = self._by_pid.get((name.host_id, name.pid), ())
+        start = name.start_time_ticks
+        found = [self._targets[key] for key in keys if start is None or key.start_time_ticks == start]
+        return max(found, key=_youth, default=None)
+
+    def all(self) -> Collection[TargetRecord]:
+        """Give every target."""
+        return self._targets.values()
+
+    def on_host(self, host_id: str) -> list[TargetRecord]:
+        """Give the targets of a host."""
+        return [self._targets[key] for key in self._by_host.get(host_id, ())]
+
+    def wanted(self, host_id: str) -> list[TargetKey]:
+        """Give the processes of a host that orchestrators want tracked."""
+        return sorted(self._wanted.get(host_id, ()))
+
+    def connected(self, host_id: str) -> bool:
+        """Whether a stream of a host's agent is open."""
+        host = self.hosts.get(host_id)
+        return host is not None and host.connected
+
+    def set_connected(self, host_id: str, *, connected: bool) -> None:
+        """Say that a host's stream has opened or closed."""
+        self.hosts[host_id].connected = connected
+        self.ring(None)
+
+    def to_forget(self, now_ns: int) -> list[TargetKey]:
+        """Give the ended targets that are kept long enough, or are too many."""
+        ended = [(record.ended.time_ns, record.target) for record in self._targets.values() if record.ended]
+        ended.sort(reverse=True)
+        kept_since_ns = now_ns - ENDED_KEPT_SECONDS * 10**9
+        return [
+            target
+            for place, (time_ns, target) in enumerate(ended)
+            if place >= ENDED_KEPT_MAX or time_ns < kept_since_ns
+        ]
+
+    @contextmanager
+    def bell(self, targets: Collection[TargetKey] | None) -> "Iterator[Bell]":
+        """Give a bell that rings when one of some targets changes; of any target where it is None.
+
+        It also rings when a target or a stream comes or goes.
+        """
+        bell = Bell(targets)
+        self._bells.add(bell)
+        try:
+            yield bell
+        finally:
+            self._bells.discard(bell)
+
+    def ring(self, target: TargetKey | None) -> None:
+        """Tell of a change to a target, or to what there is (None)."""
+        for bell in self._bells:
+            bell.ring(target)
+
+    def _apply(self, change: Change) -> None:
+        match change:
+            case HostSeen():
+                self._see(change)
+            case IncarnationStarted():
+                self._put(TargetRecord(change.incarnation, change.started))
+                self.ring(None)
+            case RoundsAppended():
+                if record := self._kept(change.incarnation):
+                    window_ns = _window_ns(record.last, change.block)
+                    self._put(replace(record, last=change.block, window_ns=window_ns))
+                    self.ring(record.target)
+            case IncarnationEnded():
+                if record := self._kept(change.incarnation):
+                    last = None if change.rounds_dropped else record.last
+                    self._put(replace(record, last=last, ended=change))
+                    self.ring(None)
+            case TargetForgotten():
+                self._forget(change.target)
+                self.ring(None)
+            case TargetWanted():
+                self._wanted[change.target.host_id].add(change.target)
+            case TargetUnwanted():
+                self._wanted[change.target.host_id].discard(change.target)
+
+    def _see(self, seen: HostSeen) -> None:
+        known = self.hosts.get(seen.host_id)
+        if known is None:
+            self.hosts[seen.host_id] = HostRecord(seen.host_id, seen.boot_id, seen.agent_version, seen.time_ns)
+        else:
+            known.boot_id, known.agent_version = seen.boot_id, seen.agent_version
+            known.last_seen_time_ns = max(known.last_seen_time_ns, seen.time_ns)
+
+    def _kept(self, incarnation: IncarnationKey) -> TargetRecord | None:
+        record = self._targets.get(incarnation.target)
+        return record if record is not None and record.incarnation == incarnation else None
+
+    def _put(self, record: TargetRecord) -> None:
+        target = record.target
+        self._targets[target] = record
+        self._by_pid[target.host_id, target.pid].add(target)
+        self._by_host[target.host_id].add(target)
+
+    def _forget(self, target: TargetKey) -> None:
+        if self._targets.pop(target, None):
+            _drop(self._by_pid, (target.host_id, target.pid), target)
+            _drop(self._by_host, target.host_id, target)
+
+
+class Bell:
+    """Lets one reader sleep until something it reads has changed."""
+
+    def __init__(self, targets: Collection[TargetKey] | None) -> None:
+        """Listen to some targets, or to all of them (None)."""
+        self.targets = targets
+        self._rung = asyncio.Event()
+
+    def ring(self, target: TargetKey | None) -> None:
+        """Wake the reader if it listens to a target, or if what changed is what there is (None)."""
+        if target is None or self.targets is None or target in self.targets:
+            self._rung.set()
+
+    async def wait(self) -> None:
+        """Sleep until it rings, or return at once if it has rung since the last time."""
+        await self._rung.wait()
+        self._rung.clear()
+
+
+def _youth(record: TargetRecord) -> tuple[int, int]:
+    return record.started.time_ns, record.target.start_time_ticks
+
+
+def _window_ns(before: Block | None, last: Block | None) -> int:
+    return max(0, last.last_time_ns - before.last_time_ns) if before and last else 0
+
+
+def _drop(index: dict[_K, set[TargetKey]], key: _K, target: TargetKey) -> None:
+    members = index[key]
+    members.discard(target)
+    if not members:
+        del index[key]

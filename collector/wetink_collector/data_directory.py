@@ -1,0 +1,43 @@
+"""The directory a collector keeps its store in: made where it is not there, and held by one collector at a time."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from wetink_collector.store.interface import StoreUnusable
+
+LOCK_NAME: Final = "lock"
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a directory while the body runs. The kernel lets go of it when the process dies, however it dies.
+
+    Raises:
+        StoreUnusable: It cannot be made or written, or another collector holds it.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        message = f"data directory {directory} cannot be written: {error.strerror}; give one that can be with --data"
+        raise StoreUnusable(message) from error
+    try:
+        _lock(lock, directory)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(lock: int, directory: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        message = f"data directory {directory} is in use by another collector; stop it, or give another --data"
+        raise StoreUnusable(message) from error
+    except OSError as error:
+        message = f"data directory {directory} cannot be locked: {error.strerror}; give one on a local disk"
+        raise StoreUnusable(message) from error

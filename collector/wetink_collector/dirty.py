@@ -1,0 +1,390 @@
+"""DirtyService at its edge: requests are checked, agents are asked, and answers are sent.
+
+The rpcs are documented in ``wetink/v1/dirty.proto``.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
+
+from google.rpc import code_pb2
+from grpc.aio import ServicerContext
+
+from wetink.names import NameMalformed, check_host_id, parse_target
+from wetink.pages import MESSAGE_BYTES_MAX
+from wetink.v1 import dirty_pb2 as pb
+from wetink.v1.dirty_pb2_grpc import DirtyServiceServicer
+from wetink.v1.ingest_pb2 import CommandResult
+from wetink.v1.types_pb2 import END_REASON_EXITED, END_REASON_UNSPECIFIED
+from wetink_collector import barrier, metrics
+from wetink_collector.agents import DRAINING_SENTENCE, Agents
+from wetink_collector.answer import Answerer, Ending, check_cursor, consistency, status, without_pages
+from wetink_collector.catalog import Catalog, HostRecord, TargetRecord
+from wetink_collector.committer import Committer
+from wetink_collector.cursor import Cursor, Position, decode, encode
+from wetink_collector.errors import (
+    STATUS_OF,
+    AgentSilent,
+    Draining,
+    HostUnknown,
+    MessageTooLarge,
+    ProcessUnknown,
+    Refusal,
+    RequestMalformed,
+    TargetUnknown,
+    TrackForbidden,
+    TrackRefused,
+    abort,
+)
+from wetink_collector.identity import TargetKey
+from wetink_collector.selection import Chosen, listed, parse, parse_non_empty, resolve
+from wetink_collector.session import Session, disconnected
+from wetink_collector.store.interface import TargetUnwanted, TargetWanted
+
+BARRIER_MS_DEFAULT: Final = 5000
+"""As the contract says."""
+
+BARRIER_MS_MAX: Final = 60_000
+"""As the contract says."""
+
+COMMAND_SECONDS_MAX: Final = 15.0
+"""How long an agent may take to track or untrack: an attach takes milliseconds, a process that is stopped or held by a
+debugger some seconds."""
+
+INTERVAL_MS_MAX: Final = 3_600_000
+"""Bound on the time between two answers of a watch: after an hour an ended target is forgotten."""
+
+_Context: TypeAlias = ServicerContext[Any, Any]
+
+
+class DirtyService(DirtyServiceServicer):
+    """The service that orchestrators speak with."""
+
+    def __init__(self, catalog: Catalog, agents: Agents, committer: Committer, answerer: Answerer) -> None:
+        """Answer from a catalog and a store, and ask agents."""
+        self._catalog = catalog
+        self._agents = agents
+        self._committer = committer
+        self._answerer = answerer
+        self._drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def drain(self) -> None:
+        """End every watch: its reader goes on where the collector comes back."""
+        if not self._drained.done():
+            self._drained.set_result(None)
+
+    async def ListHosts(  # noqa: N802 (named in the .proto)
+        self,
+        request: pb.ListHostsRequest,  # noqa: ARG002 (it has no fields)
+        context: _Context,
+    ) -> pb.ListHostsResponse:
+        """List all hosts."""
+        async with _edge("ListHosts", context):
+            hosts = sorted(self._catalog.hosts.values(), key=lambda host: host.host_id)
+            response = pb.ListHostsResponse(hosts=[self._host(host) for host in hosts])
+            _check_size(response, len(hosts), "hosts")
+            return response
+
+    async def ListTargets(  # noqa: N802 (as above)
+        self, request: pb.ListTargetsRequest, context: _Context
+    ) -> pb.ListTargetsResponse:
+        """List targets."""
+        async with _edge("ListTargets", context):
+            records = listed(parse(request.selection), self._catalog)
+            response = pb.ListTargetsResponse(targets=[self._info(record) for record in records])
+            _check_size(response, len(records), "targets")
+            return response
+
+    async def Track(self, request: pb.TrackRequest, context: _Context) -> pb.TrackResponse:  # noqa: N802 (as above)
+        """Have an agent track a process, now and whenever it comes back."""
+        async with _edge("Track", context):
+            return pb.TrackResponse(target=self._info(await self._track(request)))
+
+    async def Untrack(self, request: pb.UntrackRequest, context: _Context) -> pb.UntrackResponse:  # noqa: N802 (as above)
+        """Have an agent stop tracking a process."""
+        async with _edge("Untrack", context):
+            return pb.UntrackResponse(target=self._info(await self._untrack(request)))
+
+    async def Barrier(self, request: pb.BarrierRequest, context: _Context) -> pb.BarrierResponse:  # noqa: N802 (as above)
+        """Make every write from before the call known."""
+        async with _edge("Barrier", context):
+            return await self._barrier(request)
+
+    async def GetDirty(  # noqa: N802 (as above)
+        self, request: pb.GetDirtyRequest, context: _Context
+    ) -> AsyncIterator[pb.GetDirtyResponse]:
+        """Give what is dirty since a cursor."""
+        async with _edge("GetDirty", context):
+            async for part in self._get_dirty(request):
+                if isinstance(part, Ending):
+                    yield pb.GetDirtyResponse(summary=part.summary)
+                else:
+                    yield pb.GetDirtyResponse(pages=part)
+
+    async def Watch(  # noqa: N802 (as above)
+        self, request: pb.WatchRequest, context: _Context
+    ) -> AsyncIterator[pb.WatchResponse]:
+        """Give what is dirty since a cursor, again and again."""
+        async with _edge("Watch", context):
+            async for part in self._watch(request):
+                if isinstance(part, Ending):
+                    yield pb.WatchResponse(summary=part.summary)
+                elif request.pages:
+                    yield pb.WatchResponse(pages=part)
+
+    async def _track(self, request: pb.TrackRequest) -> TargetRecord:
+        host_id = _host_id(request.host_id)
+        if not request.pid:
+            message = "pid 0 is no process; give the one that the host's agent sees"
+            raise RequestMalformed(message)
+        if host_id not in self._catalog.hosts:
+            message = f"host {host_id} is not known here; `wetink hosts` lists those that are"
+            raise HostUnknown(message)
+        session = self._session(host_id)
+        async with _answered_in_time(session):
+            result = await session.track(request.pid)
+            _check_tracked(result, session, request.pid)
+            target = TargetKey.of(result.position.target)
+            await self._committer.commit((TargetWanted(target),))
+            return await self._when(target, lambda record: _has_begun(record, result.position.incarnation))
+
+    async def _untrack(self, request: pb.UntrackRequest) -> TargetRecord:
+        record = self._target(request.target)
+        target = record.target
+        session = self._agents.session(target.host_id)
+        if not (record.ended and (session is None or record.ended.reason == END_REASON_EXITED)):
+            session = self._session(target.host_id)
+            async with _answered_in_time(session):
+                _check_untracked(await session.untrack(target), record)
+                record = await self._when(target, lambda record: record.ended is not None)
+        await self._committer.commit((TargetUnwanted(target),))
+        return record
+
+    async def _barrier(self, request: pb.BarrierRequest) -> pb.BarrierResponse:
+        records = self._chosen_now(parse_non_empty(request.selection))
+        reached = await self._reach(records, request.timeout_ms)
+        now = [self._catalog.get(record.target) or record for record in records]
+        statuses = [
+            status(
+                without_pages(record),
+                connected=self._catalog.connected(record.target.host_id),
+                reached=record.target in reached,
+            )
+            for record in now
+        ]
+        for part in statuses:
+            part.ClearField("populated_page_count")
+        positions = {record.target: Position(record.incarnation.incarnation, record.round) for record in now}
+        return pb.BarrierResponse(
+            cursor=encode(Cursor(self._catalog.store_id, positions)),
+            targets=statuses,
+            consistency=consistency(statuses, all_reached=all(record.target in reached for record in now)),
+        )
+
+    async def _get_dirty(self, request: pb.GetDirtyRequest) -> AsyncIterator[pb.DirtyPages | Ending]:
+        chosen = parse_non_empty(request.selection)
+        cursor = decode(request.cursor) if request.cursor else None
+        records = self._chosen_now(chosen, cursor)
+        positions = check_cursor(cursor, records, self._catalog.store_id)
+        reached = await self._reach(records, request.barrier_timeout_ms) if request.barrier else None
+        async for part in self._answerer.answer(records, positions, chosen=chosen, reached=reached):
+            yield part
+
+    async def _watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.DirtyPages | Ending]:
+        if request.interval_min_ms > INTERVAL_MS_MAX:
+            message = f"interval_min_ms is {request.interval_min_ms}, at most {INTERVAL_MS_MAX} is possible"
+            raise RequestMalformed(message)
+        chosen = parse_non_empty(request.selection)
+        cursor = decode(request.cursor) if request.cursor else None
+        held = cursor.positions if cursor else {}
+        positions = check_cursor(cursor, resolve(chosen, self._catalog, held), self._catalog.store_id)
+        told: Mapping[TargetKey, _Told] = {}
+        with self._catalog.bell(()) as bell:
+            while True:
+                records = resolve(chosen, self._catalog, positions)
+                bell.targets = frozenset(record.target for record in records)
+                news = {record.target: self._state(record) for record in records}
+                if news and news != told:
+                    async for part in self._answerer.answer(records, positions, chosen=chosen, reached=None):
+                        yield part
+                        if isinstance(part, Ending):
+                            positions = part.cursor.positions
+                    told = {target: replace(news[target], round=positions[target].round) for target in positions}
+                    if chosen.only_names and all(record.ended for record in records):
+                        return
+                    await self._unless_drained(asyncio.sleep(request.interval_min_ms / 1000))
+                await self._unless_drained(bell.wait())
+
+    async def _unless_drained(self, awaitable: Awaitable[None]) -> None:
+        waiting = asyncio.ensure_future(awaitable)
+        try:
+            await asyncio.wait({waiting, self._drained}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if self._drained.done():
+            raise Draining(DRAINING_SENTENCE)
+
+    async def _reach(self, records: Sequence[TargetRecord], timeout_ms: int) -> Collection[TargetKey]:
+        if timeout_ms > BARRIER_MS_MAX:
+            message = f"the barrier's timeout is {timeout_ms} ms, at most {BARRIER_MS_MAX} is possible"
+            raise RequestMalformed(message)
+        timeout_seconds = (timeout_ms or BARRIER_MS_DEFAULT) / 1000
+        return await barrier.reach(records, self._agents, self._catalog, timeout_seconds=timeout_seconds)
+
+    async def _when(self, target: TargetKey, holds: Callable[[TargetRecord], bool]) -> TargetRecord:
+        with self._catalog.bell((target,)) as bell:
+            while not ((record := self._catalog.get(target)) and holds(record)):
+                await bell.wait()
+            return record
+
+    def _chosen_now(self, chosen: Chosen, cursor: Cursor | None = None) -> list[TargetRecord]:
+        records = resolve(chosen, self._catalog, cursor.positions if cursor else ())
+        if not records:
+            message = "the selection means no target that is tracked now; `wetink targets` lists those that are"
+            raise TargetUnknown(message)
+        return records
+
+    def _target(self, text: str) -> TargetRecord:
+        try:
+            name = parse_target(text)
+        except NameMalformed as error:
+            raise RequestMalformed(str(error)) from error
+        record = self._catalog.find(name)
+        if record is None:
+            message = f"target {name} is not known here; `wetink targets` lists those that are"
+            raise TargetUnknown(message)
+        return record
+
+    def _session(self, host_id: str) -> Session:
+        session = self._agents.session(host_id)
+        if session is None:
+            raise disconnected(host_id)
+        return session
+
+    def _state(self, record: TargetRecord) -> "_Told":
+        connected = self._catalog.connected(record.target.host_id)
+        return _Told(record.incarnation.incarnation, record.round, connected=connected, ended=record.ended is not None)
+
+    def _host(self, host: HostRecord) -> pb.Host:
+        return pb.Host(
+            host_id=host.host_id,
+            boot_id=host.boot_id,
+            connected=host.connected,
+            last_seen_time_ns=host.last_seen_time_ns,
+            agent_version=host.agent_version,
+            target_count=sum(1 for record in self._catalog.on_host(host.host_id) if not record.ended),
+            spool_bytes=host.spool_bytes,
+        )
+
+    def _info(self, record: TargetRecord) -> pb.TargetInfo:
+        started, ended, last = record.started, record.ended, record.last
+        info = pb.TargetInfo(
+            name=record.name,
+            target=started.target,
+            incarnation=started.incarnation,
+            round=record.round,
+            live=ended is None and self._catalog.connected(record.target.host_id),
+            end_reason=ended.reason if ended else END_REASON_UNSPECIFIED,
+            end_message=ended.message if ended else "",
+            command=started.command,
+            cgroup=started.cgroup,
+            page_size=started.page_size,
+            backend=started.backend,
+            backend_reason=started.backend_reason,
+            scope=started.scope,
+        )
+        if last:
+            info.as_of_time_ns = last.last_time_ns
+            info.populated_page_count = last.populated_page_count
+            info.last_written_page_count = last.written_page_count
+            info.last_window_ns = record.window_ns
+            info.cautious_page_count = last.cautious_page_count
+        return info
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a watch has told of a target: it speaks again when something of this is different."""
+
+    incarnation: int
+    round: int
+    connected: bool
+    ended: bool
+
+
+@asynccontextmanager
+async def _edge(method: str, context: _Context) -> AsyncIterator[None]:
+    """End a call with the status of what was raised, and count it."""
+    began = time.perf_counter()
+    code = "OK"
+    try:
+        yield
+    except Refusal as refusal:
+        code = STATUS_OF[type(refusal)][0].name
+        await abort(context, refusal)
+    except BaseException:
+        code = "CANCELLED"
+        raise
+    finally:
+        metrics.CALLS.labels(method, code).inc()
+        if method not in _LASTING:
+            metrics.ANSWER_SECONDS.labels(method).observe(time.perf_counter() - began)
+
+
+@asynccontextmanager
+async def _answered_in_time(session: Session) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(COMMAND_SECONDS_MAX):
+            yield
+    except TimeoutError as error:
+        message = f"the agent of host {session.host_id} did not answer in {COMMAND_SECONDS_MAX:.0f} s; see its log"
+        raise AgentSilent(message) from error
+
+
+def _host_id(text: str) -> str:
+    try:
+        return check_host_id(text)
+    except NameMalformed as error:
+        raise RequestMalformed(str(error)) from error
+
+
+def _check_tracked(result: CommandResult, session: Session, pid: int) -> None:
+    """Accept the agent's answer to Track.
+
+    Raises:
+        ProcessUnknown, TrackForbidden, TrackRefused, RequestMalformed: It did not track the process.
+    """
+    if result.code:
+        refusal = _REFUSAL_OF.get(result.code, TrackRefused)
+        raise refusal(result.message or f"the agent of host {session.host_id} cannot track process {pid}")
+    target = result.position.target
+    if (target.host_id, target.boot_id) != (session.host_id, session.hello.boot_id):
+        message = f"the agent of host {session.host_id} answered about a target of host {target.host_id[:253]!r}"
+        raise TrackRefused(message)
+
+
+def _check_untracked(result: CommandResult, record: TargetRecord) -> None:
+    """Accept the agent's answer to Untrack. A process that it does not track is what was asked for."""
+    if result.code not in (code_pb2.OK, code_pb2.NOT_FOUND):
+        raise TrackRefused(result.message or f"the agent cannot stop tracking {record.name}")
+
+
+def _has_begun(record: TargetRecord, incarnation: int) -> bool:
+    return record.incarnation.incarnation >= incarnation
+
+
+def _check_size(response: pb.ListHostsResponse | pb.ListTargetsResponse, count: int, what: str) -> None:
+    if response.ByteSize() > MESSAGE_BYTES_MAX:
+        message = f"{count} {what} do not fit in one message of {MESSAGE_BYTES_MAX} bytes; select fewer"
+        raise MessageTooLarge(message)
+
+
+_LASTING: Final = ("Watch",)
+_REFUSAL_OF: Final[Mapping[int, type[Refusal]]] = {
+    code_pb2.NOT_FOUND: ProcessUnknown,
+    code_pb2.PERMISSION_DENIED: TrackForbidden,
+    code_pb2.INVALID_ARGUMENT: RequestMalformed,
+}

@@ -1,0 +1,133 @@
+"""What a caller of the services can act on, and the one table that gives each its status and reason."""
+
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+from grpc import StatusCode
+from grpc.aio import ServicerContext
+
+from wetink.status import status_with_reason
+
+
+class Refusal(Exception):
+    """Ends a call. The sentence says what happened, to which object, and what to do."""
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        """Keep the sentence, and further facts for programs."""
+        super().__init__(message)
+        self.metadata = metadata
+
+
+class SelectionMalformed(Refusal):
+    """A selection is empty where it must not be, too wide, or has a name that cannot be one."""
+
+
+class RequestMalformed(Refusal):
+    """A field of a request is out of its bounds."""
+
+
+class CursorMalformed(Refusal):
+    """A cursor was not made by a collector, or was cut short."""
+
+
+class CursorForeign(Refusal):
+    """A cursor names none of the targets."""
+
+
+class CursorIncarnationEnded(Refusal):
+    """The incarnation that a cursor names does not go on."""
+
+
+class CursorOtherStore(Refusal):
+    """A cursor was made by a collector with another store."""
+
+
+class HostUnknown(Refusal):
+    """No agent of the host was ever here."""
+
+
+class TargetUnknown(Refusal):
+    """No such target is kept."""
+
+
+class ProcessUnknown(Refusal):
+    """The agent finds no such process."""
+
+
+class TrackForbidden(Refusal):
+    """The agent may not track the process."""
+
+
+class TrackRefused(Refusal):
+    """The agent cannot track the process as it is."""
+
+
+class AgentDisconnected(Refusal):
+    """No stream of the host's agent is open."""
+
+
+class AgentSilent(Refusal):
+    """The agent did not answer in time."""
+
+
+class MessageMalformed(Refusal):
+    """An agent said something the contract does not allow."""
+
+
+class BatchCorrupt(Refusal):
+    """The page sets of a batch are not what the agent sent."""
+
+
+class RoundGap(Refusal):
+    """A round is missing before the one that came."""
+
+
+class RoundTooLarge(Refusal):
+    """A round in parts is over the collector's bound."""
+
+
+class MessageTooLarge(Refusal):
+    """An answer does not fit in one message."""
+
+
+class Deposed(Refusal):
+    """A newer stream of the same host has taken over."""
+
+
+class Draining(Refusal):
+    """The collector is going down."""
+
+
+class StoreUnavailable(Refusal):
+    """The collector cannot write now."""
+
+
+STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
+    SelectionMalformed: (StatusCode.INVALID_ARGUMENT, "SELECTION_MALFORMED"),
+    RequestMalformed: (StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED"),
+    CursorMalformed: (StatusCode.INVALID_ARGUMENT, "CURSOR_MALFORMED"),
+    CursorForeign: (StatusCode.INVALID_ARGUMENT, "CURSOR_FOREIGN"),
+    CursorIncarnationEnded: (StatusCode.OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED"),  # ask without a cursor
+    CursorOtherStore: (StatusCode.OUT_OF_RANGE, "CURSOR_OTHER_STORE"),  # ask without a cursor
+    HostUnknown: (StatusCode.NOT_FOUND, "HOST_UNKNOWN"),
+    TargetUnknown: (StatusCode.NOT_FOUND, "TARGET_UNKNOWN"),
+    ProcessUnknown: (StatusCode.NOT_FOUND, "PROCESS_UNKNOWN"),
+    TrackForbidden: (StatusCode.PERMISSION_DENIED, "TRACK_REFUSED"),
+    TrackRefused: (StatusCode.FAILED_PRECONDITION, "TRACK_REFUSED"),
+    AgentDisconnected: (StatusCode.UNAVAILABLE, "AGENT_DISCONNECTED"),  # try again
+    AgentSilent: (StatusCode.DEADLINE_EXCEEDED, "AGENT_SILENT"),  # try again
+    MessageMalformed: (StatusCode.INVALID_ARGUMENT, "MESSAGE_MALFORMED"),
+    BatchCorrupt: (StatusCode.INVALID_ARGUMENT, "BATCH_CORRUPT"),  # reconnect and send it again
+    RoundGap: (StatusCode.FAILED_PRECONDITION, "ROUND_GAP"),  # reconnect: Welcome says what is there
+    RoundTooLarge: (StatusCode.RESOURCE_EXHAUSTED, "ROUND_TOO_LARGE"),
+    MessageTooLarge: (StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
+    Deposed: (StatusCode.ABORTED, "DEPOSED"),
+    Draining: (StatusCode.UNAVAILABLE, "COLLECTOR_DRAINING"),  # reconnect with back-off
+    StoreUnavailable: (StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),  # reconnect with back-off
+}
+
+
+async def abort(context: ServicerContext[Any, Any], refusal: Refusal) -> NoReturn:
+    """End a call with the status of a refusal."""
+    code, reason = STATUS_OF[type(refusal)]
+    await context.abort_with_status(status_with_reason(code, reason, str(refusal), refusal.metadata))

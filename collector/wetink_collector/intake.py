@@ -1,0 +1,349 @@
+"""What becomes of each message of an agent's stream, by the rules of delivery in ``protos/README.md``. Pure.
+
+An ``Intake`` knows how far each incarnation has come in its stream: what is durable, and what of it is on its way.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pyroaring import BitMap64
+
+from wetink.names import NameMalformed, check_host_id
+from wetink.pages import CorruptPageSet, decode
+from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetStarted, WriteProtectBatch
+from wetink.v1.types_pb2 import END_REASON_LOST, END_REASON_UNSPECIFIED, Target, TargetPosition
+from wetink_collector.catalog import TargetRecord
+from wetink_collector.errors import BatchCorrupt, MessageMalformed, RoundGap, RoundTooLarge
+from wetink_collector.identity import IncarnationKey, TargetKey
+from wetink_collector.round_log import Block, RoundPages
+from wetink_collector.store.interface import IncarnationEnded, IncarnationStarted, RoundsAppended, encode_stored
+
+PROTOCOL_VERSION: Final = 1
+
+ROUND_BYTES_MAX: Final = 64 << 20
+"""Bound on the page sets of a round in parts: half of the pages of a terabyte at random take as much."""
+
+MAPPINGS_MAX: Final = 1024
+"""As the contract says: ``mapped``, ``unmapped``; and ``scope``, which it leaves open."""
+
+COMMAND_CHARACTERS_MAX: Final = 256
+"""As the contract says."""
+
+PATH_CHARACTERS_MAX: Final = 4096
+"""Bound on a cgroup's path: the kernel's PATH_MAX."""
+
+BOOT_ID_CHARACTERS_MAX: Final = 64
+"""Bound on a boot id, which has 36 characters."""
+
+NUMBER_MAX: Final = (1 << 63) - 1
+"""Bound on every number of an agent: no clock, tick or round gets there, and stores keep signed integers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a stream begins with: the incarnations that have ended without it, and where the others go on."""
+
+    lost: Sequence[IncarnationEnded]
+    positions: Sequence[TargetPosition]
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyHere:
+    """A batch that has come before. It is acknowledged when it is durable."""
+
+    incarnation: IncarnationKey
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A batch that no reader can ask for any more, because a newer incarnation has begun. It needs no keeping."""
+
+    incarnation: IncarnationKey
+    last_round: int
+
+
+def check_hello(hello: Hello) -> None:
+    """Accept the first message of a stream.
+
+    Raises:
+        MessageMalformed: It breaks the contract.
+    """
+    if hello.protocol_version != PROTOCOL_VERSION:
+        message = f"the agent speaks version {hello.protocol_version} of the contract, the collector {PROTOCOL_VERSION}"
+        raise MessageMalformed(message)
+    try:
+        check_host_id(hello.host_id)
+    except NameMalformed as error:
+        raise MessageMalformed(str(error)) from error
+    if not 1 <= len(hello.boot_id) <= BOOT_ID_CHARACTERS_MAX:
+        message = f"host {hello.host_id} has a boot id of {len(hello.boot_id)} characters"
+        raise MessageMalformed(message)
+    for position in hello.positions:
+        _key(position.target, position.incarnation, hello)
+        _check_numbers(position.target, position.round)
+
+
+def open_stream(hello: Hello, records: Iterable[TargetRecord], now_ns: int) -> Opening:
+    """Compare what an agent says it has with what is kept of its host.
+
+    Args:
+        hello: Accepted by ``check_hello``.
+        records: Every target of the host.
+        now_ns: In nanoseconds since the Unix epoch.
+    """
+    said = {_key(position.target, position.incarnation, hello): position for position in hello.positions}
+    kept = {record.target: record for record in records}
+    lost = [
+        IncarnationEnded(record.incarnation, END_REASON_LOST, now_ns, "the agent came back without it")
+        for record in kept.values()
+        if record.ended is None and record.incarnation not in said
+    ]
+    known = (_known(incarnation, position, kept.get(incarnation.target)) for incarnation, position in said.items())
+    return Opening(lost, [position for position in known if position])
+
+
+class Intake:
+    """How far each incarnation of one stream has come."""
+
+    def __init__(self, hello: Hello, records: Iterable[TargetRecord]) -> None:
+        """Begin where what is durable ends.
+
+        Args:
+            hello: The stream's first message.
+            records: Every target of the host.
+        """
+        self._hello = hello
+        self._tracks: dict[TargetKey, _Track] = {
+            record.target: _Track(record.incarnation, record.round, _end_of(record))
+            for record in records
+            if record.target.boot_id == hello.boot_id
+        }
+
+    def started(self, message: TargetStarted) -> IncarnationStarted | None:
+        """Take the start of an incarnation; None where it is known.
+
+        An incarnation that the collector itself has ended begins afresh: its agent has not heard of that.
+
+        Raises:
+            MessageMalformed: It breaks the contract.
+        """
+        incarnation = _key(message.target, message.incarnation, self._hello)
+        _check_started(message)
+        track = self._tracks.get(incarnation.target)
+        if track and incarnation.incarnation < track.incarnation.incarnation:
+            return None
+        if track and incarnation == track.incarnation and track.end != END_REASON_LOST:
+            return None
+        self._tracks[incarnation.target] = _Track(incarnation)
+        return IncarnationStarted(incarnation, message)
+
+    def batch(self, message: WriteProtectBatch) -> RoundsAppended | AlreadyHere | Superseded | None:
+        """Take a batch; None where more parts are to come.
+
+        Raises:
+            MessageMalformed, BatchCorrupt, RoundGap, RoundTooLarge: As ``Stream`` documents them.
+        """
+        incarnation = _key(message.target, message.incarnation, self._hello)
+        _check_batch(message)
+        track = self._tracks.get(incarnation.target)
+        if track is None or incarnation.incarnation > track.incarnation.incarnation:
+            text = f"a batch of {incarnation.target} came before its TargetStarted"
+            raise MessageMalformed(text, **_metadata(message))
+        if incarnation != track.incarnation:
+            return Superseded(incarnation, message.last_round)
+        if message.last_round <= track.last_round:
+            track.parts = None
+            return AlreadyHere(incarnation)
+        if track.end or message.first_round > track.last_round + 1:
+            text = (
+                f"rounds {message.first_round} to {message.last_round} of {incarnation.target} cannot be taken: "
+                + ("its incarnation has ended" if track.end else f"the last one here is {track.last_round}")
+                + "; reconnect, and go on where Welcome says"
+            )
+            raise RoundGap(text, **_metadata(message))
+        return track.take(message, _decode(message))
+
+    def ended(self, message: TargetEnded, now_ns: int) -> IncarnationEnded | None:
+        """Take the end of an incarnation; None where it is known or nobody asks any more.
+
+        Raises:
+            MessageMalformed: It breaks the contract.
+        """
+        incarnation = _key(message.target, message.incarnation, self._hello)
+        if message.reason == END_REASON_UNSPECIFIED:
+            text = f"the end of {incarnation.target} has no reason"
+            raise MessageMalformed(text)
+        track = self._tracks.get(incarnation.target)
+        if track is None or track.incarnation != incarnation or track.end:
+            return None
+        track.end = message.reason
+        # Our clock, not the agent's: retention counts from it.
+        return IncarnationEnded(incarnation, message.reason, now_ns, message.message[:COMMAND_CHARACTERS_MAX])
+
+
+@dataclass(slots=True)
+class _Parts:
+    """A round in parts, as far as it has come."""
+
+    rounds: tuple[int, int, int]
+    next_part: int = 0
+    size_bytes: int = 0
+    cautious_page_count: int = 0
+    written: BitMap64 = field(default_factory=BitMap64)
+    vanished: BitMap64 = field(default_factory=BitMap64)
+
+    def add(self, message: WriteProtectBatch, pages: RoundPages) -> None:
+        if message.part != self.next_part:
+            text = f"part {message.part} of a round of {message.target.pid} came where part {self.next_part} was due"
+            raise MessageMalformed(text, **_metadata(message))
+        self.size_bytes += _size_bytes(message)
+        if self.size_bytes > ROUND_BYTES_MAX:
+            text = f"round {message.last_round} has page sets of over {ROUND_BYTES_MAX} bytes; track less of it"
+            raise RoundTooLarge(text, **_metadata(message))
+        if not (self.written.isdisjoint(pages.written) and self.vanished.isdisjoint(pages.vanished)):
+            text = f"parts of round {message.last_round} share pages"
+            raise BatchCorrupt(text, **_metadata(message))
+        self.written |= pages.written
+        self.vanished |= pages.vanished
+        self.cautious_page_count += message.cautious_page_count
+        self.next_part += 1
+
+
+@dataclass(slots=True)
+class _Track:
+    """How far one incarnation has come; ``end`` is 0 while it lives."""
+
+    incarnation: IncarnationKey
+    last_round: int = 0
+    end: int = END_REASON_UNSPECIFIED
+    parts: _Parts | None = None
+
+    def take(self, message: WriteProtectBatch, pages: RoundPages) -> RoundsAppended | None:
+        if message.part_count == 1:
+            self.parts = None
+            _check_disjoint(message, pages)
+            return self._append(
+                message, pages, message.cautious_page_count, message.written.roaring64, message.vanished.roaring64
+            )
+        rounds = (message.first_round, message.last_round, message.part_count)
+        if self.parts is None or self.parts.rounds != rounds or message.part == 0:
+            self.parts = _Parts(rounds)
+        self.parts.add(message, pages)
+        if self.parts.next_part < message.part_count:
+            return None
+        parts, self.parts = self.parts, None
+        pages = RoundPages(parts.written, parts.vanished)
+        _check_disjoint(message, pages)
+        return self._append(
+            message, pages, parts.cautious_page_count, encode_stored(pages.written), encode_stored(pages.vanished)
+        )
+
+    def _append(
+        self, message: WriteProtectBatch, pages: RoundPages, cautious_page_count: int, written: bytes, vanished: bytes
+    ) -> RoundsAppended:
+        block = Block(
+            first_round=self.last_round + 1,
+            last_round=message.last_round,
+            oldest_round=message.first_round,
+            level=0,
+            first_time_ns=message.first_time_ns,
+            last_time_ns=message.last_time_ns,
+            frozen=message.frozen,
+            written_page_count=len(pages.written),
+            vanished_page_count=len(pages.vanished),
+            populated_page_count=message.populated_page_count,
+            cautious_page_count=cautious_page_count,
+        )
+        self.last_round = message.last_round
+        return RoundsAppended(self.incarnation, block, written, vanished)
+
+
+def _known(incarnation: IncarnationKey, position: TargetPosition, record: TargetRecord | None) -> TargetPosition | None:
+    """Say where an incarnation goes on; None where the collector has nothing it could go on from."""
+    if record is None or record.incarnation.incarnation < incarnation.incarnation:
+        return None
+    if record.incarnation != incarnation:
+        # A newer one has taken its place: whatever the agent has of the old one is as good as delivered.
+        return position
+    if _end_of(record) == END_REASON_LOST:
+        return None
+    return TargetPosition(target=position.target, incarnation=position.incarnation, round=record.round)
+
+
+def _end_of(record: TargetRecord) -> int:
+    return record.ended.reason if record.ended else END_REASON_UNSPECIFIED
+
+
+def _key(target: Target, incarnation: int, hello: Hello) -> IncarnationKey:
+    if target.host_id != hello.host_id or target.boot_id != hello.boot_id:
+        message = (
+            f"a target of host {target.host_id[:253]!r} came in the stream of host {hello.host_id}, or of another boot"
+        )
+        raise MessageMalformed(message)
+    if not target.pid:
+        message = f"a target of host {hello.host_id} has no pid"
+        raise MessageMalformed(message)
+    _check_numbers(target, target.start_time_ticks, incarnation)
+    return IncarnationKey(TargetKey.of(target), incarnation)
+
+
+def _check_numbers(target: Target, *numbers: int) -> None:
+    if max(numbers) > NUMBER_MAX:
+        message = f"a message about process {target.pid} has the number {max(numbers)}, which is over {NUMBER_MAX}"
+        raise MessageMalformed(message)
+
+
+def _check_started(message: TargetStarted) -> None:
+    _check_numbers(message.target, message.time_ns)
+    if (
+        not message.page_size
+        or len(message.command) > COMMAND_CHARACTERS_MAX
+        or len(message.cgroup) > PATH_CHARACTERS_MAX
+        or len(message.scope) > MAPPINGS_MAX
+    ):
+        text = f"TargetStarted of process {message.target.pid} has no page size, or a field that is too long"
+        raise MessageMalformed(text)
+
+
+def _check_batch(message: WriteProtectBatch) -> None:
+    _check_numbers(
+        message.target,
+        message.last_round,
+        message.first_time_ns,
+        message.last_time_ns,
+        message.populated_page_count,
+        message.cautious_page_count,
+    )
+    if not 1 <= message.first_round <= message.last_round or message.part >= message.part_count:
+        text = (
+            f"a batch of process {message.target.pid} has rounds {message.first_round} to {message.last_round}, part "
+            f"{message.part} of {message.part_count}"
+        )
+        raise MessageMalformed(text, **_metadata(message))
+    if max(len(message.mapped), len(message.unmapped)) > MAPPINGS_MAX:
+        text = f"a batch of process {message.target.pid} has more than {MAPPINGS_MAX} mappings"
+        raise MessageMalformed(text, **_metadata(message))
+
+
+def _decode(message: WriteProtectBatch) -> RoundPages:
+    try:
+        return RoundPages(decode(message.written), decode(message.vanished))
+    except CorruptPageSet as error:
+        text = f"round {message.last_round} of process {message.target.pid} is corrupt: {error}"
+        raise BatchCorrupt(text, **_metadata(message)) from error
+
+
+def _check_disjoint(message: WriteProtectBatch, pages: RoundPages) -> None:
+    if not pages.written.isdisjoint(pages.vanished):
+        text = f"round {message.last_round} of process {message.target.pid} has pages that are written and vanished"
+        raise BatchCorrupt(text, **_metadata(message))
+
+
+def _metadata(message: WriteProtectBatch) -> Mapping[str, str]:
+    target = str(TargetKey.of(message.target))
+    return {"target": target, "incarnation": str(message.incarnation), "round": str(message.last_round)}
+
+
+def _size_bytes(message: WriteProtectBatch) -> int:
+    return len(message.written.roaring64) + len(message.vanished.roaring64)

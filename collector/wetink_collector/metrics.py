@@ -1,0 +1,31 @@
+"""What the collector counts. Labels are bounded, and no label names a process or an address."""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+BATCHES: Final = Counter("wetink_batches_received", "Batches by what became of them.", ["result"])
+PAGES: Final = Counter("wetink_pages_received", "Pages in batches that were taken.", ["kind"])
+GAPS: Final = Counter("wetink_gaps", "Rounds that were missing, by the layer that found out.", ["layer"])
+RESYNCS: Final = Counter("wetink_resyncs", "Incarnations that ended with a gap, by reason.", ["reason"])
+STREAMS: Final = Gauge("wetink_streams", "Agents' streams that are open.")
+STREAMS_REFUSED: Final = Counter("wetink_streams_refused", "Agents' streams that were ended with an error.", ["reason"])
+UNACKED_BYTES: Final = Gauge("wetink_unacked_bytes", "Bytes of page sets taken and not yet durable.")
+COMMIT_SECONDS: Final = Histogram(
+    "wetink_store_commit_duration_seconds", "Time of one group commit, with its fsync.", buckets=_SECONDS
+)
+COMMITS_FAILED: Final = Counter("wetink_store_failures", "Times the store could not write.")
+MERGE_SECONDS: Final = Histogram(
+    "wetink_store_merge_duration_seconds", "Time of one piece of merging old rounds.", buckets=_SECONDS
+)
+TARGETS: Final = Gauge("wetink_targets", "Targets kept, by state.", ["state"])
+HOSTS: Final = Gauge("wetink_hosts", "Hosts known.")
+CALLS: Final = Counter("wetink_calls", "Calls of DirtyService by how they ended.", ["method", "code"])
+ANSWER_SECONDS: Final = Histogram(
+    "wetink_answer_duration_seconds",
+    "Time to answer a call, without waiting for its reader.",
+    ["method"],
+    buckets=_SECONDS,
+)

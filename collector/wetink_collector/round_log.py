@@ -1,0 +1,145 @@
+"""The rule by which rounds merge, and the log that merges them exponentially with age. Pure: no store, no clock.
+
+A log is a sequence of blocks, oldest first, that touch without overlap. A block is one batch as it came (level 0),
+or several older blocks merged into one (a higher level). ``protos/README.md`` states the promises: the last 8 batches
+are always single, older ones stand in blocks of 8, 64, 512 and so on, at most 15 of a size.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Final
+
+from pyroaring import BitMap64
+
+BLOCKS_A_LEVEL_MAX: Final = 15
+"""Bound on the blocks of one level: a log of n rounds has at most 15 log8(n) blocks, and a reader merges no more."""
+
+BLOCKS_MERGED: Final = 8
+"""How many blocks become one. Merging the oldest 8 of 16 leaves 8 single, so a reader that asks at least every eighth
+round always gets an exact answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPages:
+    """What rounds say about pages: two sets that share no page. Whoever holds one does not change its sets."""
+
+    written: BitMap64
+    vanished: BitMap64
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What is known of adjacent rounds without looking at their pages.
+
+    ``oldest_round`` is the oldest round whose pages are in it: less than ``first_round`` where an agent had united
+    rounds that were here already with newer ones. ``first_time_ns`` is of the first batch in it, the page counts are
+    those of its sets, and all else is of the last batch.
+    """
+
+    first_round: int
+    last_round: int
+    oldest_round: int
+    level: int
+    first_time_ns: int
+    last_time_ns: int
+    frozen: bool
+    written_page_count: int
+    vanished_page_count: int
+    populated_page_count: int
+    cautious_page_count: int
+
+
+def merge(older: RoundPages, newer: RoundPages) -> RoundPages:
+    """Merge two adjacent stretches of rounds: the later round decides.
+
+    Associative; and merging the same stretch again changes nothing.
+    """
+    return RoundPages(
+        (older.written - newer.vanished) | newer.written,
+        (older.vanished - newer.written) | newer.vanished,
+    )
+
+
+def fold(stretches: Iterable[RoundPages]) -> RoundPages:
+    """Merge any number of adjacent stretches, oldest first. None of them are changed."""
+    written, vanished = BitMap64(), BitMap64()
+    for newer in stretches:
+        written -= newer.vanished
+        written |= newer.written
+        vanished -= newer.written
+        vanished |= newer.vanished
+    return RoundPages(written, vanished)
+
+
+def united(blocks: Sequence[Block], pages: RoundPages) -> Block:
+    """Describe the block that takes the place of several.
+
+    Args:
+        blocks: Adjacent blocks, oldest first.
+        pages: What they fold to.
+    """
+    oldest, newest = blocks[0], blocks[-1]
+    return Block(
+        first_round=oldest.first_round,
+        last_round=newest.last_round,
+        oldest_round=min(block.oldest_round for block in blocks),
+        level=newest.level + 1,
+        first_time_ns=oldest.first_time_ns,
+        last_time_ns=newest.last_time_ns,
+        frozen=newest.frozen,
+        written_page_count=len(pages.written),
+        vanished_page_count=len(pages.vanished),
+        populated_page_count=newest.populated_page_count,
+        cautious_page_count=newest.cautious_page_count,
+    )
+
+
+def check_follows(block: Block, last_round: int) -> None:
+    """Assert that a block begins where a log ends: only a bug can break it, and it would lose pages in silence."""
+    assert block.oldest_round <= block.first_round == last_round + 1 <= block.last_round, (block, last_round)
+
+
+def plan_merge(blocks: Sequence[Block]) -> Sequence[Block]:
+    """Say which blocks are to become one now: the oldest 8 of the lowest level that is over its bound.
+
+    Args:
+        blocks: A whole log, oldest first.
+
+    Returns:
+        The blocks, oldest first; none when every level keeps its bound.
+    """
+    levels = [list(level) for _, level in groupby(blocks, key=lambda block: block.level)]
+    return next((level[:BLOCKS_MERGED] for level in reversed(levels) if len(level) > BLOCKS_A_LEVEL_MAX), ())
+
+
+def since(blocks: Sequence[Block], after_round: int) -> Sequence[Block]:
+    """Give the blocks that hold every round after a cursor's."""
+    return [block for block in blocks if block.last_round > after_round]
+
+
+def is_exact(used: Sequence[Block], after_round: int) -> bool:
+    """Whether blocks hold no page only because of a round that the cursor had already.
+
+    Args:
+        used: What ``since`` gave.
+        after_round: The cursor's round. From the beginning (0) every answer is exact.
+    """
+    return all(block.oldest_round > after_round for block in used)
+
+
+def is_whole(used: Sequence[Block], *, after_round: int, last_round: int) -> bool:
+    """Whether blocks leave out no round from after a cursor's up to at least another.
+
+    Args:
+        used: What ``since`` gave.
+        after_round: The cursor's round.
+        last_round: A round that must be there.
+    """
+    if not used:
+        return last_round <= after_round
+    return (
+        used[0].first_round <= after_round + 1
+        and used[-1].last_round >= last_round
+        and all(older.last_round + 1 == newer.first_round for older, newer in pairwise(used))
+    )

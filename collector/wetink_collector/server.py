@@ -1,0 +1,262 @@
+"""The collector as a whole: its parts put together, started, kept in order and drained."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import grpc
+import prometheus_client
+import structlog
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+
+from wetink.pages import MESSAGE_BYTES_MAX
+from wetink.v1 import dirty_pb2, ingest_pb2
+from wetink.v1.dirty_pb2_grpc import add_DirtyServiceServicer_to_server
+from wetink.v1.ingest_pb2_grpc import add_IngestServiceServicer_to_server
+from wetink.v1.types_pb2 import END_REASON_LOST
+from wetink_collector import metrics
+from wetink_collector.address import Address, AddressUnusable, TcpAddress
+from wetink_collector.agents import Agents
+from wetink_collector.answer import Answerer
+from wetink_collector.catalog import Catalog
+from wetink_collector.committer import Committer
+from wetink_collector.data_directory import held
+from wetink_collector.dirty import DirtyService
+from wetink_collector.errors import StoreUnavailable
+from wetink_collector.ingest import IngestService
+from wetink_collector.store.interface import (
+    Change,
+    IncarnationEnded,
+    RecordDamaged,
+    Store,
+    TargetForgotten,
+    TargetUnwanted,
+)
+from wetink_collector.store.memory import MemoryStore
+from wetink_collector.store.sqlite import SqliteStore
+
+SERVICES: Final = (
+    ingest_pb2.DESCRIPTOR.services_by_name["IngestService"].full_name,
+    dirty_pb2.DESCRIPTOR.services_by_name["DirtyService"].full_name,
+)
+
+MESSAGE_HEADROOM_BYTES: Final = 4096
+"""What the transport takes over the contract's bound, so that a message of exactly 1 MiB passes."""
+
+CALLS_MAX: Final = 4096
+"""Bound on open calls and streams together: each may hold the page sets of one target."""
+
+READERS: Final = 2
+"""Threads that read and merge pages for answers. Merging holds the interpreter's lock, so more would gain nothing."""
+
+DRAIN_SECONDS: Final = 5.0
+"""How long agents have to half-close; below the 10 s after which container runtimes kill."""
+
+GRACE_SECONDS: Final = 2.0
+"""How long open calls may go on after that."""
+
+TIDY_SECONDS: Final = 5.0
+"""How often silent streams are looked for, and targets that ended long ago are forgotten."""
+
+OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),  # a second collector on the port is told so, and does not take half of the streams
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + MESSAGE_HEADROOM_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX + MESSAGE_HEADROOM_BYTES),
+    ("grpc.http2.bdp_probe", 0),  # else a stream that nobody reads takes 4 MiB and not 64 KiB
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # without it a hung peer is found after 70 s and not 15
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # below the clients' 10 s: they are not "too many pings"
+)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a collector is to run. Without ``data`` it keeps everything in memory."""
+
+    listen: Address
+    data: Path | None
+    metrics: TcpAddress | None
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Run a collector until it is to stop, then drain it.
+
+    Raises:
+        StoreUnusable: The data directory cannot be used.
+        AddressUnusable: An address cannot be listened on.
+    """
+    settings.listen.check_free()
+    with _metrics_served(settings.metrics) as metrics_address, _store(settings.data) as store, _threads() as threads:
+        catalog = Catalog(store.store_id, store.contents())
+        committer = Committer(store, catalog)
+        collector = _Collector(catalog, committer)
+        async with committer.running(collector):
+            answerer = Answerer(store, catalog, threads, collector.drop)
+            dirty = DirtyService(catalog, collector.agents, committer, answerer)
+            async with _listening(settings, collector, dirty, metrics_address):
+                await stop.wait()
+                log.info("draining")
+                await collector.health.enter_graceful_shutdown()
+                dirty.drain()
+                await collector.agents.drain(DRAIN_SECONDS)
+    log.info("stopped")
+
+
+class _Collector:
+    """Acts on the state of the store: listens to the committer, and speaks to agents and to health probes."""
+
+    def __init__(self, catalog: Catalog, committer: Committer) -> None:
+        self.agents = Agents(catalog)
+        self.committer = committer
+        self.health = health.aio.HealthServicer()
+        self._catalog = catalog
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def store_failed(self) -> None:
+        self.agents.store_failed()
+        self._spawn(self.set_serving(serving=False))
+
+    def store_recovered(self) -> None:
+        self.agents.store_recovered()
+        self._spawn(self.set_serving(serving=True))
+
+    def record_damaged(self, damage: RecordDamaged) -> None:
+        self._spawn(self._try_to_drop(damage))
+
+    async def drop(self, damage: RecordDamaged) -> None:
+        """End the incarnation of a damaged record. Its agent begins a new one, and no cursor of the old is answered.
+
+        Raises:
+            StoreUnavailable: That could not be written.
+        """
+        record = self._catalog.get(damage.incarnation.target)
+        if record is None or record.incarnation != damage.incarnation or (record.ended and record.ended.rounds_dropped):
+            return
+        log.error("record_damaged", target=record.name, error=str(damage))
+        metrics.GAPS.labels("store").inc()
+        metrics.RESYNCS.labels("damaged").inc()
+        # First the stream: what it would append to the log has nothing to stand on any more.
+        self.agents.end_for_resync(damage)
+        await self.committer.commit(
+            [IncarnationEnded(damage.incarnation, END_REASON_LOST, time.time_ns(), str(damage), rounds_dropped=True)]
+        )
+
+    async def set_serving(self, *, serving: bool) -> None:
+        """Tell health probes, of the whole and of each service."""
+        state = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+        for service in ("", *SERVICES):
+            await self.health.set(service, state)
+
+    async def tidy(self) -> None:
+        """End silent streams, forget what ended long ago, and count what there is; for ever."""
+        while True:
+            self._count()
+            await asyncio.sleep(TIDY_SECONDS)
+            self.agents.end_silent(time.monotonic())
+            with suppress(StoreUnavailable):
+                await self.committer.commit(list(self._forgetting()))
+
+    def _forgetting(self) -> Iterator[Change]:
+        for target in self._catalog.to_forget(time.time_ns()):
+            yield TargetForgotten(target)
+            if self._catalog.connected(target.host_id):
+                # Its agent was told that it is wanted and has not found it for as long.
+                yield TargetUnwanted(target)
+
+    def _count(self) -> None:
+        records = self._catalog.all()
+        ended = sum(1 for record in records if record.ended)
+        metrics.TARGETS.labels("ended").set(ended)
+        metrics.TARGETS.labels("living").set(len(records) - ended)
+        metrics.HOSTS.set(len(self._catalog.hosts))
+
+    async def _try_to_drop(self, damage: RecordDamaged) -> None:
+        with suppress(StoreUnavailable):
+            await self.drop(damage)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@asynccontextmanager
+async def _listening(
+    settings: Settings, collector: _Collector, dirty: DirtyService, metrics_address: TcpAddress | None
+) -> AsyncIterator[None]:
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
+    add_IngestServiceServicer_to_server(IngestService(collector.agents, collector.committer), server)
+    add_DirtyServiceServicer_to_server(dirty, server)
+    add_HealthServicer_to_server(collector.health, server)
+    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    address = _bind(server, settings.listen)
+    await server.start()
+    await collector.set_serving(serving=True)
+    log.info(
+        "listening",
+        address=str(address),
+        data="in memory, for as long as this process lives" if settings.data is None else str(settings.data),
+        metrics=str(metrics_address) if metrics_address else None,
+    )
+    tidying = asyncio.create_task(collector.tidy())
+    try:
+        yield
+    finally:
+        tidying.cancel()
+        await server.stop(GRACE_SECONDS)
+
+
+def _bind(server: grpc.aio.Server, address: Address) -> Address:
+    """Listen, and give the address with the port that was found."""
+    try:
+        port = server.add_insecure_port(str(address))
+    except RuntimeError as error:
+        message = f"cannot listen on {address}: {error}"
+        raise AddressUnusable(message) from error
+    return replace(address, port=port) if isinstance(address, TcpAddress) else address
+
+
+@contextmanager
+def _store(directory: Path | None) -> Iterator[Store]:
+    if directory is None:
+        yield MemoryStore()
+        return
+    with held(directory), closing(SqliteStore(directory)) as store:
+        yield store
+
+
+@contextmanager
+def _metrics_served(address: TcpAddress | None) -> Iterator[TcpAddress | None]:
+    if address is None:
+        yield None
+        return
+    try:
+        server, thread = prometheus_client.start_http_server(address.port, address.host)
+    except OSError as error:
+        message = f"cannot serve metrics on {address}: {error.strerror}; stop what is there, or give another --metrics"
+        raise AddressUnusable(message) from error
+    try:
+        yield replace(address, port=server.server_port)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as threads:
+        yield threads

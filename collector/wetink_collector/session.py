@@ -1,0 +1,305 @@
+"""One agent's stream, from Welcome to its end: what comes in is taken, what is durable is acknowledged, and what
+orchestrators ask for is asked of the agent.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from grpc.aio import EOF, ServicerContext
+
+from wetink.v1.ingest_pb2 import (
+    Ack,
+    AgentMessage,
+    Barrier,
+    BarrierReached,
+    CollectorMessage,
+    CommandResult,
+    Drain,
+    Hello,
+    TargetEnded,
+    TargetStarted,
+    Track,
+    Untrack,
+    Welcome,
+    WriteProtectBatch,
+)
+from wetink.v1.types_pb2 import END_REASON_EXEC, END_REASON_EXITED, END_REASON_UNTRACKED, EndReason, TargetPosition
+from wetink_collector import metrics
+from wetink_collector.catalog import Catalog
+from wetink_collector.committer import Committer
+from wetink_collector.errors import AgentDisconnected, BatchCorrupt, MessageMalformed, Refusal, RoundGap
+from wetink_collector.identity import IncarnationKey, TargetKey
+from wetink_collector.intake import AlreadyHere, Intake, Superseded
+from wetink_collector.store.interface import Change, IncarnationEnded, RoundsAppended, TargetUnwanted
+
+ACK_POSITIONS_MAX: Final = 2048
+"""Bound on the positions of one Ack: at most 350 bytes each, so that it stays below the bound on a message."""
+
+REQUESTS_OPEN_MAX: Final = 1024
+"""Bound on what one agent is asked and has not answered. Each is some orchestrator's open call."""
+
+
+class Session:
+    """A stream whose Hello was accepted. Its ``run`` ends when the stream is to end."""
+
+    def __init__(
+        self, hello: Hello, context: ServicerContext[Any, Any], committer: Committer, catalog: Catalog
+    ) -> None:
+        """Begin a session that nobody hears of before it runs."""
+        self.hello = hello
+        self.welcomed = False
+        self.last_heard = time.monotonic()
+        self._context = context
+        self._committer = committer
+        self._catalog = catalog
+        self._intake = Intake(hello, ())
+        self._loop = asyncio.get_running_loop()
+        self._ending: asyncio.Future[None] = self._loop.create_future()
+        self._closed = asyncio.Event()
+        self._half_closed = False
+        self._wake = asyncio.Event()
+        self._commands: deque[CollectorMessage] = deque()
+        self._acks: dict[IncarnationKey, int] = {}
+        self._submitted: asyncio.Future[None] | None = None
+        self._requests: dict[int, asyncio.Future[Any]] = {}
+        self._request_id = 0
+
+    @property
+    def host_id(self) -> str:
+        """The host."""
+        return self.hello.host_id
+
+    async def welcome(self, welcome: Welcome) -> None:
+        """Tell the agent where it goes on. From now on it can be asked for things."""
+        self._intake = Intake(self.hello, self._catalog.on_host(self.host_id))
+        await self._context.write(CollectorMessage(welcome=welcome))
+        self.welcomed = True
+
+    async def run(self) -> None:
+        """Speak with the agent until it half-closes and everything is acknowledged.
+
+        Raises:
+            Refusal: The agent broke the contract, or ``end`` was called.
+        """
+        receiving = self._loop.create_task(self._receive())
+        sending = self._loop.create_task(self._send())
+        try:
+            waiting: set[asyncio.Future[None]] = {receiving, sending, self._ending}
+            while not sending.done():
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+        finally:
+            receiving.cancel()
+            sending.cancel()
+            await asyncio.gather(receiving, sending, return_exceptions=True)
+
+    def end(self, refusal: Refusal) -> None:
+        """End the stream. Nothing that comes from now on is taken or acknowledged."""
+        if not self._ending.done():
+            self._ending.set_exception(refusal)
+            # Somebody may end a session that never came to run.
+            self._ending.exception()
+
+    def check(self) -> None:
+        """Raise what ``end`` was called with, if it was."""
+        if self._ending.done():
+            self._ending.result()
+
+    def close(self) -> None:
+        """Say that the stream has ended: whoever waits for the agent gets AgentDisconnected."""
+        self.welcomed = False
+        for request in list(self._requests.values()):
+            if not request.done():
+                request.set_exception(disconnected(self.host_id))
+        self._closed.set()
+
+    async def closed(self) -> None:
+        """Wait until the stream has ended, and nothing more of it can be submitted."""
+        await self._closed.wait()
+
+    def drain(self) -> None:
+        """Ask the agent to half-close."""
+        self._say(CollectorMessage(drain=Drain()))
+
+    def barrier(self, targets: Sequence[TargetKey]) -> asyncio.Future[Sequence[TargetPosition]]:
+        """Ask the agent to harvest.
+
+        Returns:
+            The rounds it names, once all batches before its answer are durable. AgentDisconnected if it goes away.
+        """
+        request_id, future = self._open_request()
+        message = Barrier(request_id=request_id, targets=[target.message() for target in targets])
+        self._say(CollectorMessage(barrier=message))
+        return future
+
+    def track(self, pid: int) -> asyncio.Future[CommandResult]:
+        """Ask the agent to track a process. AgentDisconnected if it goes away."""
+        request_id, future = self._open_request()
+        self._say(CollectorMessage(track=Track(request_id=request_id, pid=pid)))
+        return future
+
+    def untrack(self, target: TargetKey) -> asyncio.Future[CommandResult]:
+        """Ask the agent to stop tracking a process. AgentDisconnected if it goes away."""
+        request_id, future = self._open_request()
+        self._say(CollectorMessage(untrack=Untrack(request_id=request_id, target=target.message())))
+        return future
+
+    def _open_request(self) -> tuple[int, asyncio.Future[Any]]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._request_id += 1
+        request_id = self._request_id
+        if len(self._requests) >= REQUESTS_OPEN_MAX:
+            message = f"the agent of host {self.host_id} has {REQUESTS_OPEN_MAX} unanswered requests; try again later"
+            future.set_exception(AgentDisconnected(message))
+        else:
+            self._requests[request_id] = future
+            future.add_done_callback(lambda _: self._requests.pop(request_id, None))
+        return request_id, future
+
+    def _say(self, message: CollectorMessage) -> None:
+        self._commands.append(message)
+        self._wake.set()
+
+    async def _receive(self) -> None:
+        while (message := await self._context.read()) is not EOF:
+            self.last_heard = time.monotonic()
+            self._catalog.hosts[self.host_id].last_seen_time_ns = time.time_ns()
+            await self._take(message)
+        if self._submitted:
+            await self._submitted
+        self._half_closed = True
+        self._wake.set()
+
+    async def _take(self, message: AgentMessage) -> None:
+        match message.WhichOneof("message"):
+            case "write_protect_batch":
+                await self._take_batch(message.write_protect_batch)
+            case "target_started":
+                await self._take_start(message.target_started)
+            case "target_ended":
+                await self._take_end(message.target_ended)
+            case "barrier_reached":
+                self._take_reached(message.barrier_reached)
+            case "command_result":
+                self._answer(message.command_result.request_id, message.command_result)
+            case "heartbeat":
+                self._catalog.hosts[self.host_id].spool_bytes = message.heartbeat.spool_bytes
+            case "hello":
+                text = f"host {self.host_id} sent a second Hello; only the first message of a stream is one"
+                raise MessageMalformed(text)
+            case _:
+                # Something newer than this collector: the contract says to ignore it.
+                pass
+
+    async def _take_batch(self, message: WriteProtectBatch) -> None:
+        try:
+            taken = self._intake.batch(message)
+        except Refusal as refusal:
+            metrics.BATCHES.labels(_RESULT_OF.get(type(refusal), "refused")).inc()
+            raise
+        match taken:
+            case RoundsAppended():
+                metrics.BATCHES.labels("taken").inc()
+                metrics.PAGES.labels("written").inc(taken.block.written_page_count)
+                metrics.PAGES.labels("vanished").inc(taken.block.vanished_page_count)
+                await self._submit(taken, size_bytes=len(taken.written) + len(taken.vanished))
+            case AlreadyHere():
+                metrics.BATCHES.labels("duplicate").inc()
+                record = self._catalog.get(taken.incarnation.target)
+                if record and record.incarnation == taken.incarnation:
+                    self._acknowledge(taken.incarnation, record.round)
+            case Superseded():
+                metrics.BATCHES.labels("superseded").inc()
+                self._acknowledge(taken.incarnation, taken.last_round)
+            case None:
+                metrics.BATCHES.labels("part").inc()
+
+    async def _take_start(self, message: TargetStarted) -> None:
+        if started := self._intake.started(message):
+            await self._submit(started)
+
+    async def _take_end(self, message: TargetEnded) -> None:
+        if ended := self._intake.ended(message, time.time_ns()):
+            if ended.reason not in _ENDS_WITHOUT_GAP:
+                metrics.RESYNCS.labels(EndReason.Name(ended.reason).removeprefix("END_REASON_").lower()).inc()
+            # A process that has exited cannot be wanted: its pid will mean another.
+            exited = ended.reason == END_REASON_EXITED
+            await self._submit(ended, *((TargetUnwanted(ended.incarnation.target),) if exited else ()))
+
+    def _take_reached(self, message: BarrierReached) -> None:
+        self._answer(message.request_id, list(message.positions))
+
+    async def _submit(self, change: Change, *more: Change, size_bytes: int = 0) -> None:
+        # Between end() and the cancellation of this task one more message may be read.
+        self.check()
+        self._submitted = await self._committer.submit((change, *more), size_bytes=size_bytes)
+        self._submitted.add_done_callback(lambda settled: self._on_settled(settled, change))
+
+    def _on_settled(self, settled: asyncio.Future[None], change: Change) -> None:
+        if settled.cancelled():
+            return
+        error = settled.exception()
+        if isinstance(error, Refusal):
+            self.end(error)
+        elif isinstance(change, RoundsAppended):
+            self._acknowledge(change.incarnation, change.block.last_round)
+        elif isinstance(change, IncarnationEnded):
+            # The rounds were acknowledged before; said again, the agent knows that the end is durable too.
+            record = self._catalog.get(change.incarnation.target)
+            self._acknowledge(change.incarnation, record.round if record else 0)
+
+    def _acknowledge(self, incarnation: IncarnationKey, last_round: int) -> None:
+        self._acks[incarnation] = last_round
+        self._wake.set()
+
+    def _answer(self, request_id: int, answer: object) -> None:
+        """Answer a request once everything the agent said before is durable."""
+        request = self._requests.get(request_id)
+        if request is None:
+            # It came after its caller had given up.
+            return
+        self._when_durable(lambda: None if request.done() else request.set_result(answer))
+
+    def _when_durable(self, action: Callable[[], None]) -> None:
+        if self._submitted is None or self._submitted.done():
+            action()
+        else:
+            self._submitted.add_done_callback(
+                lambda settled: None if settled.cancelled() or settled.exception() else action()
+            )
+
+    async def _send(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._commands:
+                await self._context.write(self._commands.popleft())
+            while self._acks:
+                await self._context.write(CollectorMessage(ack=self._take_acks()))
+            if self._half_closed and not self._wake.is_set():
+                return
+
+    def _take_acks(self) -> Ack:
+        acks = list(self._acks.items())
+        self._acks = dict(acks[ACK_POSITIONS_MAX:])
+        return Ack(
+            positions=[
+                TargetPosition(
+                    target=incarnation.target.message(), incarnation=incarnation.incarnation, round=last_round
+                )
+                for incarnation, last_round in acks[:ACK_POSITIONS_MAX]
+            ]
+        )
+
+
+def disconnected(host_id: str) -> AgentDisconnected:
+    """Say that a host has no stream."""
+    return AgentDisconnected(f"the agent of host {host_id} is not connected; try again when it is")
+
+
+_RESULT_OF: Final[dict[type[Refusal], str]] = {BatchCorrupt: "corrupt", RoundGap: "gap"}
+_ENDS_WITHOUT_GAP: Final = (END_REASON_EXITED, END_REASON_EXEC, END_REASON_UNTRACKED)

@@ -1,0 +1,201 @@
+"""The interface of a store: what is written, what is read back, and how it fails.
+
+A store keeps, of each target, the newest incarnation only: no cursor of an older one can be answered. It knows the
+rules of the round log, but not those of delivery; whoever writes has checked what agents said.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pyroaring import BitMap64
+
+from wetink.v1.ingest_pb2 import TargetStarted
+from wetink.v1.types_pb2 import EndReason
+from wetink_collector.identity import IncarnationKey, TargetKey
+from wetink_collector.round_log import Block, RoundPages
+
+
+class StoreFailed(Exception):
+    """The store could not read or write: full disk, input or output error. The sentence says which."""
+
+
+class StoreUnusable(Exception):
+    """The store cannot be opened at all. The sentence says why, and what to do."""
+
+
+class RecordDamaged(Exception):
+    """A block is not what was written. Nothing of its incarnation can be answered any more."""
+
+    def __init__(self, incarnation: IncarnationKey, reason: str) -> None:
+        """Keep whose record it is."""
+        super().__init__(f"the collector's record of {incarnation.target} is damaged: {reason}")
+        self.incarnation = incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class HostSeen:
+    """An agent has opened a stream, or closed it."""
+
+    host_id: str
+    boot_id: str
+    agent_version: str
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class IncarnationStarted:
+    """An incarnation takes the place of whatever is kept of its target, even of itself."""
+
+    incarnation: IncarnationKey
+    started: TargetStarted
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsAppended:
+    """A batch goes to the end of its incarnation's log. The sets are in the encoding of ``PageSet.roaring64``."""
+
+    incarnation: IncarnationKey
+    block: Block
+    written: bytes
+    vanished: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IncarnationEnded:
+    """An incarnation has ended. Its log stays, unless nothing of it may be answered any more."""
+
+    incarnation: IncarnationKey
+    reason: EndReason.ValueType
+    time_ns: int
+    message: str
+    rounds_dropped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TargetForgotten:
+    """A target and all that is kept of it goes."""
+
+    target: TargetKey
+
+
+@dataclass(frozen=True, slots=True)
+class TargetWanted:
+    """An orchestrator wants a process tracked, whatever restarts."""
+
+    target: TargetKey
+
+
+@dataclass(frozen=True, slots=True)
+class TargetUnwanted:
+    """Nobody does any more."""
+
+    target: TargetKey
+
+
+Change = (
+    HostSeen | IncarnationStarted | RoundsAppended | IncarnationEnded | TargetForgotten | TargetWanted | TargetUnwanted
+)
+"""One thing to be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredIncarnation:
+    """What a store knows of an incarnation when it is opened. The blocks are the whole log, oldest first."""
+
+    incarnation: IncarnationKey
+    started: TargetStarted
+    blocks: Sequence[Block]
+    ended: IncarnationEnded | None
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Everything in a store but the pages."""
+
+    hosts: Sequence[HostSeen]
+    incarnations: Sequence[StoredIncarnation]
+    wanted: Sequence[TargetKey]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """A block with its pages."""
+
+    block: Block
+    pages: RoundPages
+
+
+class Store(Protocol):
+    """Keeps rounds. ``read`` may be called from any thread at any time; everything else from one thread at a time."""
+
+    @property
+    def store_id(self) -> str:
+        """Random, made once for this store: 32 hexadecimal digits."""
+
+    def contents(self) -> Contents:
+        """Give what is in the store.
+
+        Raises:
+            StoreFailed: It cannot be read.
+        """
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """Write changes, in order, all or none. When it returns, no crash can lose them.
+
+        Rounds and ends of an incarnation that is not kept are left out.
+
+        Raises:
+            StoreFailed: They could not be written, or it is not known whether they were. Call ``recover`` before
+                anything else.
+        """
+
+    def maintain(self) -> bool:
+        """Do one small piece of the work that nobody waits for: merge old blocks of a log, or free what was dropped.
+
+        Returns:
+            Whether there was something to do.
+
+        Raises:
+            RecordDamaged: A block that was to be merged is damaged. Its log is left as it is until it is dropped.
+            StoreFailed: As in ``commit``.
+        """
+
+    def read(self, incarnation: IncarnationKey, *, after_round: int) -> Iterator[StoredBlock]:
+        """Give the blocks that hold every round after one, oldest first, as they are at one moment.
+
+        Nothing is given where the incarnation is not kept. The sets belong to the caller.
+
+        Raises:
+            RecordDamaged: A block is not what was written.
+            StoreFailed: It cannot be read.
+        """
+
+    def recover(self) -> Contents:
+        """Start afresh after StoreFailed, from what is durable.
+
+        Raises:
+            StoreFailed: It still cannot be written.
+        """
+
+    def close(self) -> None:
+        """Let go of everything. Nothing may be called afterwards."""
+
+
+def decode_stored(data: bytes, incarnation: IncarnationKey) -> BitMap64:
+    """Turn stored bytes into a set. Their checksum has been looked at already.
+
+    Raises:
+        RecordDamaged: They are no bitmap.
+    """
+    if not data:
+        return BitMap64()
+    try:
+        return BitMap64.deserialize(data)
+    except (ValueError, MemoryError) as error:
+        raise RecordDamaged(incarnation, "its bytes are no bitmap") from error
+
+
+def encode_stored(pages: BitMap64) -> bytes:
+    """Turn a set into the bytes that are stored: those of ``PageSet.roaring64``."""
+    return pages.serialize() if pages else b""

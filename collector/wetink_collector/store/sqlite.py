@@ -1,0 +1,431 @@
+"""A store in one SQLite file: write-ahead log, one transaction a group, on disk before it is said to be.
+
+Page sets live in the file only. In memory is, for each log, what its blocks are (``round_log.Block``), so that the
+collector's memory does not grow with the number of dirty pages.
+
+Source: sqlite.org/wal.html and sqlite.org/pragma.html; with ``synchronous=FULL`` a COMMIT in WAL mode ends in an fsync,
+with ``NORMAL`` it does not.
+"""
+
+import sqlite3
+import struct
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+from zlib import crc32
+
+from wetink.v1.ingest_pb2 import TargetStarted
+from wetink.v1.types_pb2 import EndReason
+from wetink_collector.identity import IncarnationKey, TargetKey
+from wetink_collector.round_log import Block, RoundPages, check_follows, fold, plan_merge, united
+from wetink_collector.store.interface import (
+    Change,
+    Contents,
+    HostSeen,
+    IncarnationEnded,
+    IncarnationStarted,
+    RecordDamaged,
+    RoundsAppended,
+    StoredBlock,
+    StoredIncarnation,
+    StoreFailed,
+    StoreUnusable,
+    TargetForgotten,
+    TargetUnwanted,
+    TargetWanted,
+    decode_stored,
+    encode_stored,
+)
+
+FILE_NAME: Final = "wetink.sqlite3"
+
+SCHEMA_VERSION: Final = 1
+"""Kept in ``PRAGMA user_version``. A file of another version is refused, never guessed at."""
+
+APPLICATION_ID: Final = 0x7765746B
+"""Kept in ``PRAGMA application_id``: "wetk". A file that is not ours is refused."""
+
+PAGE_BYTES: Final = 16 * 1024
+"""SQLite's page: a round of 64 Ki random pages is 128 KiB, which makes 8 overflow pages and not 32."""
+
+CHECKPOINT_PAGES: Final = 1024
+"""The write-ahead log goes back into the file when it has this many pages (16 MiB): seldom enough to cost little, and
+often enough that it is read back in well under a second at start."""
+
+ROWS_FREED_MAX: Final = 64
+"""Bound on the blocks freed in one piece of maintenance: a commit waits for one piece at most."""
+
+SCHEMA: Final = """
+CREATE TABLE store (store_id TEXT NOT NULL);
+CREATE TABLE host (
+    host_id TEXT PRIMARY KEY, boot_id TEXT NOT NULL, agent_version TEXT NOT NULL, time_ns INTEGER NOT NULL
+);
+CREATE TABLE incarnation (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    host_id TEXT NOT NULL, boot_id TEXT NOT NULL, pid INTEGER NOT NULL, start_time_ticks INTEGER NOT NULL,
+    incarnation INTEGER NOT NULL, started BLOB NOT NULL,
+    end_reason INTEGER, end_time_ns INTEGER, end_message TEXT,
+    UNIQUE (host_id, boot_id, pid, start_time_ticks)
+);
+CREATE TABLE block (
+    incarnation_id INTEGER NOT NULL,
+    first_round INTEGER NOT NULL, last_round INTEGER NOT NULL, oldest_round INTEGER NOT NULL, level INTEGER NOT NULL,
+    first_time_ns INTEGER NOT NULL, last_time_ns INTEGER NOT NULL, frozen INTEGER NOT NULL,
+    written_page_count INTEGER NOT NULL, vanished_page_count INTEGER NOT NULL,
+    populated_page_count INTEGER NOT NULL, cautious_page_count INTEGER NOT NULL,
+    crc32 INTEGER NOT NULL, written BLOB NOT NULL, vanished BLOB NOT NULL,
+    UNIQUE (incarnation_id, last_round)
+);
+CREATE TABLE wanted (
+    host_id TEXT NOT NULL, boot_id TEXT NOT NULL, pid INTEGER NOT NULL, start_time_ticks INTEGER NOT NULL,
+    PRIMARY KEY (host_id, boot_id, pid, start_time_ticks)
+) WITHOUT ROWID;
+"""
+
+_TARGET: Final = "host_id = ? AND boot_id = ? AND pid = ? AND start_time_ticks = ?"
+_BLOCK_COLUMNS: Final = ", ".join(field.name for field in fields(Block))
+_BLOCK_FIELD_COUNT: Final = len(fields(Block))
+_host_values: Final = attrgetter(*(field.name for field in fields(HostSeen)))
+_target_values: Final = attrgetter(*(field.name for field in fields(TargetKey)))
+_block_values: Final = attrgetter(*(field.name for field in fields(Block)))
+_FROZEN: Final = [field.name for field in fields(Block)].index("frozen")
+_RECORD: Final = struct.Struct("<qqq")
+
+
+class SqliteStore:
+    """Keeps rounds in a directory of its own. The caller makes sure that no other collector uses it."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the store, or make it.
+
+        Raises:
+            StoreUnusable: There is something that is no store of this version, or it cannot be opened.
+        """
+        self._path = directory / FILE_NAME
+        self._readers = _Readers(self._path)
+        try:
+            self._connection = _connect(self._path)
+            self.store_id = _prepare(self._connection, self._path)
+            self._logs, self._dropped = _load(self._connection)
+        except sqlite3.Error as error:
+            message = f"store {self._path} cannot be opened: {error}; check the disk, or give another --data"
+            raise StoreUnusable(message) from error
+        self._grown: deque[IncarnationKey] = deque(log.incarnation for log in self._logs.values())
+
+    def contents(self) -> Contents:
+        """Give what is in the store."""
+        with _failing_as_store(), closing(self._connection.cursor()) as cursor:
+            hosts = cursor.execute("SELECT host_id, boot_id, agent_version, time_ns FROM host").fetchall()
+            wanted = cursor.execute("SELECT host_id, boot_id, pid, start_time_ticks FROM wanted").fetchall()
+        return Contents(
+            hosts=[HostSeen(*row) for row in hosts],
+            incarnations=[
+                StoredIncarnation(log.incarnation, log.started, list(log.blocks), log.ended)
+                for log in self._logs.values()
+            ],
+            wanted=[TargetKey(*row) for row in wanted],
+        )
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """Write changes in one transaction, and in the index in memory when they are on disk."""
+        with self._transaction() as cursor:
+            for change in changes:
+                self._apply(cursor, change)
+
+    def maintain(self) -> bool:
+        """Free some of what was dropped, or merge old blocks of one log."""
+        if self._dropped:
+            self._free(self._dropped[0])
+            return True
+        while self._grown:
+            log = self._kept(self._grown[0])
+            blocks = plan_merge(log.blocks) if log else ()
+            if log and blocks:
+                self._merge(log, blocks)
+                return True
+            self._grown.popleft()
+        return False
+
+    def read(self, incarnation: IncarnationKey, *, after_round: int) -> Iterator[StoredBlock]:
+        """Give the blocks that hold every round after one: one statement, hence one moment."""
+        target = incarnation.target
+        with _failing_as_store(incarnation), closing(self._readers.connection().cursor()) as cursor:
+            cursor.execute(
+                f"SELECT {_BLOCK_COLUMNS}, crc32, written, vanished FROM block"  # noqa: S608 (our own column names)
+                " WHERE last_round > ? AND incarnation_id ="
+                f" (SELECT id FROM incarnation WHERE {_TARGET} AND incarnation = ?) ORDER BY last_round",
+                (after_round, *_target_values(target), incarnation.incarnation),
+            )
+            for row in cursor:
+                yield _stored_block(row, incarnation)
+
+    def recover(self) -> Contents:
+        """Open the file again: what it says is what is durable."""
+        self._connection.close()
+        with _failing_as_store():
+            self._connection = _connect(self._path)
+            # A write is the only proof that writing works again.
+            with closing(self._connection.cursor()) as cursor:
+                cursor.execute("BEGIN IMMEDIATE")
+                cursor.execute("UPDATE store SET store_id = store_id")
+                cursor.execute("COMMIT")
+            self._logs, self._dropped = _load(self._connection)
+        self._grown = deque(log.incarnation for log in self._logs.values())
+        return self.contents()
+
+    def close(self) -> None:
+        """Write the log back into the file and close every connection."""
+        self._readers.close()
+        with suppress(sqlite3.Error):
+            self._connection.close()
+
+    def _kept(self, incarnation: IncarnationKey) -> "_Log | None":
+        log = self._logs.get(incarnation.target)
+        return log if log is not None and log.incarnation == incarnation else None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Cursor]:
+        with _failing_as_store(), closing(self._connection.cursor()) as cursor:
+            cursor.execute("BEGIN IMMEDIATE")
+            yield cursor
+            cursor.execute("COMMIT")
+
+    def _apply(self, cursor: sqlite3.Cursor, change: Change) -> None:
+        match change:
+            case HostSeen():
+                cursor.execute("INSERT OR REPLACE INTO host VALUES (?, ?, ?, ?)", _host_values(change))
+            case IncarnationStarted():
+                self._start(cursor, change)
+            case RoundsAppended():
+                self._append(cursor, change)
+            case IncarnationEnded():
+                self._end(cursor, change)
+            case TargetForgotten():
+                self._forget(cursor, change.target)
+            case TargetWanted():
+                cursor.execute("INSERT OR REPLACE INTO wanted VALUES (?, ?, ?, ?)", _target_values(change.target))
+            case TargetUnwanted():
+                cursor.execute(f"DELETE FROM wanted WHERE {_TARGET}", _target_values(change.target))  # noqa: S608 (as above)
+
+    def _start(self, cursor: sqlite3.Cursor, change: IncarnationStarted) -> None:
+        target = change.incarnation.target
+        self._forget(cursor, target)
+        cursor.execute(
+            "INSERT INTO incarnation (host_id, boot_id, pid, start_time_ticks, incarnation, started)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (*_target_values(target), change.incarnation.incarnation, change.started.SerializeToString()),
+        )
+        assert cursor.lastrowid is not None
+        self._logs[target] = _Log(cursor.lastrowid, change.incarnation, change.started, [], None)
+
+    def _forget(self, cursor: sqlite3.Cursor, target: TargetKey) -> None:
+        if log := self._logs.pop(target, None):
+            cursor.execute("DELETE FROM incarnation WHERE id = ?", (log.row,))
+            # The blocks go later, in pieces: freeing them takes time in proportion to their size.
+            self._dropped.append(log.row)
+
+    def _append(self, cursor: sqlite3.Cursor, change: RoundsAppended) -> None:
+        if log := self._kept(change.incarnation):
+            check_follows(change.block, log.blocks[-1].last_round if log.blocks else 0)
+            _insert(cursor, log.row, change.block, change.written, change.vanished)
+            log.blocks.append(change.block)
+            self._grown.append(change.incarnation)
+
+    def _end(self, cursor: sqlite3.Cursor, change: IncarnationEnded) -> None:
+        log = self._kept(change.incarnation)
+        if log is None:
+            return
+        ended = (change.reason, change.time_ns, change.message)
+        if change.rounds_dropped:
+            self._forget(cursor, log.incarnation.target)
+            self._start(cursor, IncarnationStarted(log.incarnation, log.started))
+            log = self._logs[log.incarnation.target]
+        cursor.execute(
+            "UPDATE incarnation SET end_reason = ?, end_time_ns = ?, end_message = ? WHERE id = ?", (*ended, log.row)
+        )
+        log.ended = change
+
+    def _free(self, row: int) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "DELETE FROM block WHERE rowid IN (SELECT rowid FROM block WHERE incarnation_id = ? LIMIT ?)",
+                (row, ROWS_FREED_MAX),
+            )
+            done = cursor.rowcount < ROWS_FREED_MAX
+        if done:
+            self._dropped.popleft()
+
+    def _merge(self, log: "_Log", blocks: Sequence[Block]) -> None:
+        try:
+            pages = fold(self._pages(log, blocks))
+        except RecordDamaged:
+            # Whoever hears of it drops the log; until then it is not tried again.
+            self._grown.popleft()
+            raise
+        block = united(blocks, pages)
+        with self._transaction() as cursor:
+            cursor.execute(
+                "DELETE FROM block WHERE incarnation_id = ? AND last_round BETWEEN ? AND ?",
+                (log.row, block.first_round, block.last_round),
+            )
+            _insert(cursor, log.row, block, encode_stored(pages.written), encode_stored(pages.vanished))
+        first = log.blocks.index(blocks[0])
+        log.blocks[first : first + len(blocks)] = [block]
+
+    def _pages(self, log: "_Log", blocks: Sequence[Block]) -> Iterator[RoundPages]:
+        with _failing_as_store(log.incarnation), closing(self._connection.cursor()) as cursor:
+            cursor.execute(
+                f"SELECT {_BLOCK_COLUMNS}, crc32, written, vanished FROM block"  # noqa: S608 (our own column names)
+                " WHERE incarnation_id = ? AND last_round BETWEEN ? AND ? ORDER BY last_round",
+                (log.row, blocks[0].first_round, blocks[-1].last_round),
+            )
+            for block in blocks:
+                row = cursor.fetchone()
+                if row is None or _block(row[:_BLOCK_FIELD_COUNT]) != block:
+                    raise RecordDamaged(log.incarnation, f"rounds up to {block.last_round} are not there")
+                yield _stored_block(row, log.incarnation).pages
+
+
+class _Log:
+    """What is known in memory of an incarnation's log."""
+
+    __slots__ = ("blocks", "ended", "incarnation", "row", "started")
+
+    def __init__(
+        self,
+        row: int,
+        incarnation: IncarnationKey,
+        started: TargetStarted,
+        blocks: list[Block],
+        ended: IncarnationEnded | None,
+    ) -> None:
+        self.row = row
+        self.incarnation = incarnation
+        self.started = started
+        self.blocks = blocks
+        self.ended = ended
+
+
+class _Readers:
+    """A connection for each thread that reads: in WAL mode they neither wait for the writer nor delay it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._all: list[sqlite3.Connection] = []
+
+    def connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = _connect(self._path)
+            connection.execute("PRAGMA query_only = ON")
+            self._local.connection = connection
+            with self._lock:
+                self._all.append(connection)
+        return connection
+
+    def close(self) -> None:
+        with self._lock:
+            for connection in self._all:
+                connection.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # No transaction is opened behind our back (isolation_level), and close() may come from another thread.
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {4 * CHECKPOINT_PAGES * PAGE_BYTES}")
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> str:
+    """Check the schema, or make it; give the store's id."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if not tables and not version and not application:
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in filter(str.strip, SCHEMA.split(";")):
+            connection.execute(statement)
+        connection.execute("INSERT INTO store VALUES (?)", (uuid4().hex,))
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    elif application != APPLICATION_ID:
+        message = f"{path} is no store of wetink-collector; give another --data"
+        raise StoreUnusable(message)
+    elif version != SCHEMA_VERSION:
+        message = (
+            f"store {path} has schema version {version}, this collector speaks {SCHEMA_VERSION}; give another --data, "
+            "or run the collector that made it"
+        )
+        raise StoreUnusable(message)
+    store_id: str = connection.execute("SELECT store_id FROM store").fetchone()[0]
+    return store_id
+
+
+def _load(connection: sqlite3.Connection) -> tuple[dict[TargetKey, _Log], deque[int]]:
+    """Read the index: every log that is kept, and the rows of those whose blocks are still to be freed."""
+    logs: dict[int, _Log] = {}
+    for row in connection.execute(
+        "SELECT id, host_id, boot_id, pid, start_time_ticks, incarnation, started, end_reason, end_time_ns, end_message"
+        " FROM incarnation"
+    ):
+        incarnation = IncarnationKey(TargetKey(*row[1:5]), row[5])
+        ended = None if row[7] is None else IncarnationEnded(incarnation, EndReason.ValueType(row[7]), row[8], row[9])
+        logs[row[0]] = _Log(row[0], incarnation, TargetStarted.FromString(row[6]), [], ended)
+    dropped: dict[int, None] = {}
+    for row in connection.execute(f"SELECT incarnation_id, {_BLOCK_COLUMNS} FROM block ORDER BY last_round"):  # noqa: S608 (our own column names)
+        if log := logs.get(row[0]):
+            log.blocks.append(_block(row[1:]))
+        else:
+            dropped[row[0]] = None
+    return {log.incarnation.target: log for log in logs.values()}, deque(dropped)
+
+
+def _insert(cursor: sqlite3.Cursor, row: int, block: Block, written: bytes, vanished: bytes) -> None:
+    values = (row, *_block_values(block), _checksum(block, written, vanished), written, vanished)
+    cursor.execute(f"INSERT INTO block VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 (question marks)
+
+
+def _stored_block(row: tuple[Any, ...], incarnation: IncarnationKey) -> StoredBlock:
+    block = _block(row[:_BLOCK_FIELD_COUNT])
+    checksum, written, vanished = row[_BLOCK_FIELD_COUNT:]
+    rounds = f"rounds {block.first_round} to {block.last_round}"
+    if not isinstance(written, bytes) or not isinstance(vanished, bytes):
+        raise RecordDamaged(incarnation, f"{rounds} have no page sets")
+    if checksum != _checksum(block, written, vanished):
+        raise RecordDamaged(incarnation, f"{rounds} do not have the checksum they were written with")
+    return StoredBlock(block, RoundPages(decode_stored(written, incarnation), decode_stored(vanished, incarnation)))
+
+
+def _block(row: tuple[Any, ...]) -> Block:
+    return Block(*(bool(value) if index == _FROZEN else value for index, value in enumerate(row)))
+
+
+def _checksum(block: Block, written: bytes, vanished: bytes) -> int:
+    """Sum up a record: its rounds and its pages, so that neither can be taken for another's."""
+    return crc32(vanished, crc32(written, crc32(_RECORD.pack(block.first_round, block.last_round, block.oldest_round))))
+
+
+@contextmanager
+def _failing_as_store(incarnation: IncarnationKey | None = None) -> Iterator[None]:
+    """Turn SQLite's errors into the store's. A file that is not well formed is damage to whose record is read."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        malformed = getattr(error, "sqlite_errorname", "") in {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
+        if incarnation is not None and malformed:
+            raise RecordDamaged(incarnation, str(error)) from error
+        message = f"the store failed: {error}"
+        raise StoreFailed(message) from error
