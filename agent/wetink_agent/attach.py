@@ -24,8 +24,9 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Self, TypeVar
+
+import numpy as np
 
 from wetink import syscalls
 from wetink_agent import procfs
@@ -35,6 +36,12 @@ from wetink_agent.uapi.userfaultfd import UFFD_USER_MODE_ONLY
 
 STOP_SECONDS_MAX: Final = 1.0
 """How long a thread may take to stop: one that sleeps uninterruptibly for longer is left alone."""
+
+ROOM_COUNT_MAX: Final = 8
+"""Places for a stub that are looked at: each but the first holds one of an agent that was killed."""
+
+STACK_BYTES_LOOKED_AT: Final = 256 << 10
+"""How far above the stack pointer an interrupted stub is looked for: deeper than signal handlers go."""
 
 _NR_CLOSE: Final = 3
 _NR_RT_SIGPROCMASK: Final = 14
@@ -139,7 +146,8 @@ class _Borrowed:
         self._tid = tid
         self._suspend_seccomp = suspend_seccomp
         self._memory = -1
-        self._room: _Room | None = None
+        self._vdso = (0, 0)
+        self._room = 0
 
     def __enter__(self) -> Self:
         """Seize the thread and stop it."""
@@ -157,7 +165,7 @@ class _Borrowed:
         try:
             # While the target still runs: only what must be done in the stop is done in the stop.
             self._memory = os.open(f"/proc/{self._pid}/task/{self._tid}/mem", os.O_RDWR | os.O_CLOEXEC)
-            self._room = _find_room(self._pid, self._memory)
+            self._vdso = procfs.vdso_range(self._pid)
             self._ptrace(pt.PTRACE_INTERRUPT, 0, "PTRACE_INTERRUPT")
             self._run_to(pt.PTRACE_CONT, _is_event_stop, resume_first=False)
         except BaseException:
@@ -182,12 +190,12 @@ class _Borrowed:
         Args:
             take: Gives our copy of the target's descriptor.
         """
-        assert self._room is not None
         own, mask = self._registers(), self._signal_mask()
         if own.cs != _USER_CS_64:
             message = f"process {self._pid} is not a 64-bit x86 process: only those can be attached"
             raise Untrackable(message)
-        os.pwrite(self._memory, _stub_code(own, mask), self._room.address)
+        self._room = self._find_room(own)
+        os.pwrite(self._memory, _stub_code(own, mask), self._room)
         try:
             # In this order: from the moment the mask is ours, the stub is what the thread runs, and it restores it.
             self._lend(own, os.O_CLOEXEC | os.O_NONBLOCK)
@@ -205,10 +213,41 @@ class _Borrowed:
         finally:
             self._give_back(own, mask)
 
+    def _find_room(self, own: pt.user_regs_struct) -> int:
+        """Find room for the stub behind the image of the vdso; its address.
+
+        An agent that was killed while it attached leaves its stub. The thread has run through it, unless a signal
+        handler interrupted it there and will return to it: then the stack has its address, and other room is used.
+        """
+        start, end = self._vdso
+        room_count = min(ROOM_COUNT_MAX, (end - start) // _STUB_SIZE_BYTES)
+        first = end - room_count * _STUB_SIZE_BYTES
+        rooms = os.pread(self._memory, end - first, first)
+        for index in reversed(range(room_count)):
+            address = first + index * _STUB_SIZE_BYTES
+            found = rooms[index * _STUB_SIZE_BYTES :][:_STUB_SIZE_BYTES]
+            if not found.strip(b"\0"):
+                return address
+            if not found.startswith(_STUB_HEAD):
+                break
+            if not self._returns_to(address, own):
+                return address
+        message = (
+            f"process {self._pid} has a vdso with no {_STUB_SIZE_BYTES} bytes of room for what attaching needs: "
+            "let it use the handshake"
+        )
+        raise Untrackable(message)
+
+    def _returns_to(self, address: int, own: pt.user_regs_struct) -> bool:
+        """Tell whether the thread is in a stub or may return to it; taken to be so where the stack merely looks so."""
+        stack = _read_up_to(self._memory, own.rsp & -8, STACK_BYTES_LOOKED_AT)
+        words = np.frombuffer(stack[: len(stack) & -8], dtype=np.uint64)
+        inside = (words >= address) & (words < address + _STUB_SIZE_BYTES)
+        return bool(inside.any()) or address <= own.rip < address + _STUB_SIZE_BYTES
+
     def _lend(self, own: pt.user_regs_struct, flags: int) -> None:
-        assert self._room is not None
         lent = pt.user_regs_struct.from_buffer_copy(own)
-        lent.rip = self._room.address
+        lent.rip = self._room
         lent.rax = _NR_USERFAULTFD
         lent.rdi = flags
         lent.orig_rax = _MASK_64  # no system call is under way, so nothing is restarted before ours
@@ -221,7 +260,6 @@ class _Borrowed:
         return _signed(self._registers().rax)
 
     def _give_back(self, own: pt.user_regs_struct, mask: bytes) -> None:
-        assert self._room is not None
         try:
             # The kernel restarts an interrupted call only on its way out of a signal stop, so go through one.
             self._ptrace(pt.PTRACE_INTERRUPT, 0, "PTRACE_INTERRUPT")
@@ -229,7 +267,7 @@ class _Borrowed:
             # In this order: while the mask is not yet the thread's own, the stub is what it would run.
             self._set_signal_mask(mask)
             self._set_registers(own)
-            os.pwrite(self._memory, self._room.found, self._room.address)
+            os.pwrite(self._memory, bytes(_STUB_SIZE_BYTES), self._room)
         except OSError as error:
             # It was killed while it was borrowed: nothing is left to be put back.
             if error.errno not in {errno.ESRCH, errno.EIO}:
@@ -244,19 +282,20 @@ class _Borrowed:
             self._ptrace(request, 0, "PTRACE_CONT")
         status = self._wait()
         while not reached(status):
-            passed_on = 0 if _is_event_stop(status) or _is_syscall_stop(status) else os.WSTOPSIG(status)
+            passed_on = 0 if _is_event_stop(status) or _is_syscall_stop(status) else status
             self._ptrace(request, passed_on, "PTRACE_CONT")
             status = self._wait()
 
     def _wait(self) -> int:
-        """Wait until the thread stops; the wait status."""
+        """Wait until the thread stops; the signal it stopped with, and above that the event."""
         deadline = time.monotonic() + STOP_SECONDS_MAX
         pause = 0.0
         while True:
-            tid, status = os.waitpid(self._tid, os.WNOHANG | _WALL)
-            if tid:
-                if os.WIFSTOPPED(status):
-                    return status
+            # WNOWAIT: a report that was taken and not yet answered would take its signal with it if we were killed.
+            report = os.waitid(os.P_PID, self._tid, os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG | _WALL)
+            if report is not None:
+                if report.si_code == os.CLD_TRAPPED:
+                    return report.si_status
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
             if time.monotonic() > deadline:
                 message = (
@@ -294,11 +333,11 @@ class _Borrowed:
 
 
 def _is_event_stop(status: int) -> bool:
-    return status >> 16 == pt.PTRACE_EVENT_STOP
+    return status >> 8 == pt.PTRACE_EVENT_STOP
 
 
 def _is_syscall_stop(status: int) -> bool:
-    return os.WSTOPSIG(status) == signal.SIGTRAP | 0x80
+    return status == signal.SIGTRAP | 0x80
 
 
 def _signed(value: int) -> int:
@@ -351,24 +390,9 @@ _STUB_HEAD: Final = b"".join(
 _STUB_SIZE_BYTES: Final = len(_STUB_HEAD) + 7 * 10 + 6 + 8 + _SIGSET_SIZE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class _Room:
-    """Bytes of the target's vdso that nothing uses, and what belongs there."""
-
-    address: int
-    found: bytes
-
-
-def _find_room(pid: int, memory: int) -> _Room:
-    """Find room at the end of the vdso, behind its image."""
-    start, end = procfs.vdso_range(pid)
-    if start == end:
-        message = f"process {pid} has no vdso, which attaching needs: let it use the handshake"
-        raise Untrackable(message)
-    address = end - _STUB_SIZE_BYTES
-    found = os.pread(memory, _STUB_SIZE_BYTES, address)
-    # An agent that was killed while it attached leaves its stub; the thread has long run through it.
-    if found.strip(b"\0") and not found.startswith(_STUB_HEAD):
-        message = f"process {pid} has a vdso with no {_STUB_SIZE_BYTES} bytes of room: let it use the handshake"
-        raise Untrackable(message)
-    return _Room(address, bytes(_STUB_SIZE_BYTES))
+def _read_up_to(memory: int, address: int, size_bytes: int) -> bytes:
+    """Read as much as is mapped."""
+    try:
+        return os.pread(memory, size_bytes, address)
+    except OSError:
+        return b""
