@@ -688,15 +688,17 @@ next:
  */
 static void mapfixed(struct task *task)
 {
-	size_t pages = scaled(4096);
+	/* Pages of the hot part change their state many times between two scans, the others about once. */
+	size_t pages = scaled(MAPPED_PAGES_DEFAULT), hot_pages = scaled(1024);
 	unsigned char *base = map_plain(pages);
 
 	populate(task, base, pages);
 	populated();
 	for (;;) {
-		for (size_t i = between(task, 1, 8); i > 0; i--) {
-			size_t count = one_in(task, 4) ? between(task, 1, 64) : between(task, 1, 4);
-			unsigned char *at = base + below(task, pages - count) * PAGE;
+		for (size_t i = between(task, 1, 16); i > 0; i--) {
+			bool hot = !one_in(task, 4);
+			size_t count = hot ? between(task, 1, 4) : between(task, 1, 16);
+			unsigned char *at = base + below(task, (hot ? hot_pages : pages) - count) * PAGE;
 
 			map(at, count, PROT_READ | PROT_WRITE, MAP_FIXED);
 			if (one_in(task, 2))
@@ -806,7 +808,7 @@ static void move_leaving(struct task *task, struct stretch *stretch)
 static void mremap_pattern(struct task *task)
 {
 	struct stretch stretches[STRETCHES];
-	size_t most = scaled(512), least = most / 8;
+	size_t most = scaled(1024), least = most / 8;
 
 	for (int i = 0; i < STRETCHES; i++) {
 		stretches[i] = (struct stretch){ map_plain(most / 2), most / 2 };
@@ -847,7 +849,7 @@ static void mremap_pattern(struct task *task)
 		if (stretch->pages > old && one_in(task, 2))
 			touch_some(task, stretch->at + old * PAGE, stretch->pages - old, 32);
 		stretch = &stretches[below(task, STRETCHES)];
-		touch_some(task, stretch->at, stretch->pages, between(task, 1, BURST_MAX));
+		touch_some(task, stretch->at, stretch->pages, between(task, 1, 2 * BURST_MAX));
 		pause_briefly(task);
 	}
 }
