@@ -191,6 +191,9 @@ class _Borrowed:
             take: Gives our copy of the target's descriptor.
         """
         own, mask = self._registers(), self._signal_mask()
+        if _was_interrupted_for_good(own) and not procfs.has_deliverable_signal(self._pid, self._tid):
+            # Some calls give EINTR for a mere stop. It was ours: let the thread call again.
+            own.rax, own.rip, own.orig_rax = own.orig_rax, own.rip - _SYSCALL_SIZE_BYTES, _MASK_64
         if own.cs != _USER_CS_64:
             message = f"process {self._pid} is not a 64-bit x86 process: only those can be attached"
             raise Untrackable(message)
@@ -338,6 +341,26 @@ def _is_event_stop(status: int) -> bool:
 
 def _is_syscall_stop(status: int) -> bool:
     return status == signal.SIGTRAP | 0x80
+
+
+def _was_interrupted_for_good(own: pt.user_regs_struct) -> bool:
+    """Whether the thread is in a call without a deadline that gives EINTR, and does not restart, for a mere stop.
+
+    Those with a deadline are left alone, since nobody knows how much of it was left; signal(7) allows them EINTR.
+    """
+    if _signed(own.rax) != -errno.EINTR:
+        return False
+    match own.orig_rax:
+        case 232 | 281:  # epoll_wait, epoll_pwait: an int of milliseconds
+            return bool(own.r10 >> 31 & 1)
+        case 65:  # semop
+            return True
+        case 220 | 441:  # semtimedop, epoll_pwait2: a pointer
+            return bool(own.r10 == 0)
+        case 128:  # rt_sigtimedwait: a pointer
+            return bool(own.rdx == 0)
+        case _:
+            return False
 
 
 def _signed(value: int) -> int:

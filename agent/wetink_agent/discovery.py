@@ -52,7 +52,7 @@ class Selection:
 
     def _matches(self, process: Process) -> bool:
         return any(pattern.search(process.command) for pattern in self.commands) or any(
-            process.cgroup == path or process.cgroup.startswith(path.rstrip("/") + "/") for path in self.cgroups
+            f"{process.cgroup}/".startswith(path.rstrip("/") + "/") for path in self.cgroups
         )
 
 

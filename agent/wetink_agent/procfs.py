@@ -121,6 +121,13 @@ def has_seccomp_filter(pid: int) -> bool:
     return _status_field(pid, "Seccomp") == _SECCOMP_MODE_FILTER
 
 
+def has_deliverable_signal(pid: int, tid: int) -> bool:
+    """Whether a signal waits for a thread that it does not block."""
+    fields = dict(line.split(":", 1) for line in _read(pid, f"task/{tid}/status").decode(errors="replace").splitlines())
+    thread, process, blocked = (int(fields[name], 16) for name in ("SigPnd", "ShdPnd", "SigBlk"))
+    return bool((thread | process) & ~blocked)
+
+
 def living_thread(pid: int) -> int:
     """Give a thread of a process that has not ended: the leader, or the first that lives where that has exited.
 
