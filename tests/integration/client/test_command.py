@@ -1,0 +1,352 @@
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import pytest
+from google.rpc import code_pb2
+
+from tests.integration.client.command import WETINK, failure, wetink
+from tests.support.raw_agent import RawAgent
+from wetink.v1 import types_pb2
+
+NAME = "host-1/7@100"
+COMMANDS = ["hosts", "targets", "track", "untrack", "barrier", "dirty", "watch"]
+
+
+def lines_of(collector: str, *arguments: str) -> list[dict[str, Any]]:
+    """Run a command that must succeed, and read its lines of JSON."""
+    ended = wetink("--collector", collector, *arguments, "--json")
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+def text_of(collector: str, *arguments: str) -> str:
+    """Run a command that must succeed, and give what a person reads."""
+    ended = wetink("--collector", collector, *arguments)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=["wetink", *COMMANDS])
+def test_help_teaches_by_example(arguments: Sequence[str]) -> None:
+    """Each page ends with a line that can be typed."""
+    ended = wetink(*arguments, "--help")
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.search(rf"^ *Example: wetink .*{arguments[0] if arguments else 'targets'}", ended.stdout, re.MULTILINE)
+
+
+def test_command_without_a_subcommand_teaches() -> None:
+    """It is a mistake, and the help says what to do."""
+    ended = wetink()
+
+    assert ended.returncode == 2
+    assert ended.stdout == wetink("--help").stdout
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    """One line."""
+    assert re.fullmatch(r"wetink \d+\.\d+\.\d+\n", wetink("--version").stdout)
+
+
+@pytest.mark.parametrize(
+    "arguments,absent",
+    [
+        (["--help"], ["grpc", "numpy", "rich", "google.protobuf"]),
+        (["--collector", "unix:/nosuch", "targets"], ["numpy", "rich.table"]),
+    ],
+)
+def test_command_imports_only_what_it_needs(arguments: Sequence[str], absent: Sequence[str]) -> None:
+    """Numpy alone takes 0.2 s, which a person notices."""
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", WETINK, *arguments], capture_output=True, text=True, check=False
+    )
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+
+    assert "wetink_client.command" in imported
+    assert imported.isdisjoint(absent)
+
+
+def test_hosts_and_targets_are_listed(collector: str, agent: RawAgent) -> None:
+    """As tables, and as lines."""
+    agent.start(7, range(100))
+
+    (host,) = lines_of(collector, "hosts")
+    (target,) = lines_of(collector, "targets")
+
+    assert (host["host_id"], host["connected"], host["target_count"]) == ("host-1", True, 1)
+    assert (target["name"], target["backend"], target["end_reason"]) == (NAME, "replay", None)
+    assert re.search(r"^host-1 +connected ", text_of(collector, "hosts"), re.MULTILINE)
+    assert re.search(rf"^{NAME} +raw +live +400 KiB ", text_of(collector, "targets"), re.MULTILINE)
+    assert lines_of(collector, "targets", "--cgroup", "/elsewhere") == []
+    assert lines_of(collector, "targets", "--host", "host-1", "host-1/7") == [target]
+
+
+def test_json_stands_before_or_after_the_subcommand(collector: str, agent: RawAgent) -> None:
+    """Nobody remembers which."""
+    agent.start(7, [1])
+
+    before = wetink("--collector", collector, "--json", "dirty", NAME)
+    after = wetink("--collector", collector, "dirty", NAME, "--json")
+
+    assert before.returncode == 0
+    assert before.stdout == after.stdout
+    assert json.loads(before.stdout)["target"] == NAME
+
+
+def test_dirty_line_is_as_promised(collector: str, agent: RawAgent) -> None:
+    """Keys in their order, addresses in bytes, and a cursor that goes on."""
+    tracked = agent.start(7, [1, 2, 3, 9])
+    (first,) = lines_of(collector, "dirty", "host-1/7")
+    agent.round(tracked, [2], vanished=[9])
+    (second,) = lines_of(collector, "dirty", NAME, "--since", first["cursor"])
+
+    assert list(first) == [
+        "target",
+        "incarnation",
+        "cursor",
+        "complete",
+        "exact",
+        "page_size",
+        "pages",
+        "ranges",
+        "vanished",
+    ]
+    assert (first["target"], first["incarnation"], first["complete"], first["exact"]) == (NAME, 1, True, True)
+    assert (first["page_size"], first["pages"]) == (4096, 4)
+    assert (first["ranges"], first["vanished"]) == ([[0x1000, 0x3000], [0x9000, 0x1000]], [])
+    assert (second["ranges"], second["vanished"]) == ([[0x2000, 0x1000]], [[0x9000, 0x1000]])
+
+
+def test_dirty_of_several_targets_is_a_line_each(collector: str, agent: RawAgent) -> None:
+    """With the one cursor of all."""
+    agent.start(7, [1])
+    agent.start(8, [2])
+
+    lines = lines_of(collector, "dirty", "host-1/8", "host-1/7")
+
+    assert [line["target"] for line in lines] == [NAME, "host-1/8@100"]
+    assert lines[0]["cursor"] == lines[1]["cursor"]
+    assert [line["target"] for line in lines_of(collector, "dirty", "--host", "host-1")] == [NAME, "host-1/8@100"]
+
+
+def test_barrier_comes_first_where_asked(collector: str, agent: RawAgent) -> None:
+    """What was written before the call is in the answer."""
+    tracked = agent.start(7, [1])
+    (first,) = lines_of(collector, "dirty", NAME)
+    agent.write(tracked, [5])
+    (second,) = lines_of(collector, "dirty", NAME, "--since", first["cursor"], "--barrier")
+    agent.write(tracked, [6])
+    (reached,) = lines_of(collector, "barrier", "host-1/7")
+
+    assert second["ranges"] == [[0x5000, 0x1000]]
+    assert (reached["target"], reached["reached"], reached["round"]) == (NAME, True, 3)
+    assert lines_of(collector, "dirty", NAME, "--since", reached["cursor"])[0]["pages"] == 0
+    assert re.search(rf"^{NAME} +yes +1\.4 ", text_of(collector, "barrier", NAME), re.MULTILINE)
+
+
+def test_dirty_for_people_has_counts_ranges_and_the_cursor(collector: str, agent: RawAgent) -> None:
+    """Enough to see, and enough to go on."""
+    agent.start(7, range(0, 40, 2))
+
+    text = text_of(collector, "dirty", NAME)
+
+    assert re.search(rf"^{NAME} +20 +80 KiB +20 +0 +yes +yes +\d+\.\d s ago", text, re.MULTILINE)
+    assert "0x0-0x1000  4 KiB" in text
+    assert "and 12 more" in text
+    (cursor,) = re.findall(r"^cursor (\S+)$", text, re.MULTILINE)
+    assert lines_of(collector, "dirty", NAME, "--since", cursor)[0]["pages"] == 0
+
+
+def test_barrier_that_was_not_reached_exits_with_3(collector: str, agent: RawAgent) -> None:
+    """The answer is printed as usual, and the reason beside it."""
+    agent.start(7, [1])
+    agent.answers_barriers = False
+
+    for command in ("barrier", "dirty"):
+        flag = ["--barrier"] if command == "dirty" else []
+        ended = wetink("--collector", collector, command, NAME, *flag, "--timeout", "0.3", "--json")
+
+        assert ended.returncode == 3
+        assert json.loads(ended.stdout)["target"] == NAME
+        assert len(ended.stderr.splitlines()) == 1
+        assert ended.stderr.startswith(f"wetink: {NAME} is not complete: ")
+
+
+def test_answer_that_is_not_complete_says_why(collector: str) -> None:
+    """Without a barrier it is an answer all the same: exit code 0."""
+    with RawAgent(collector) as agent:
+        agent.start(7, [1])
+
+    ended = wetink("--collector", collector, "dirty", NAME, "--json")
+
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout)["complete"] is False
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stderr.startswith(f"wetink: {NAME} is not complete: ")
+
+
+@pytest.mark.usefixtures("agent")
+def test_track_and_untrack_print_the_target(collector: str) -> None:
+    """As it is then."""
+    (tracked,) = lines_of(collector, "track", "host-1", "7")
+    (untracked,) = lines_of(collector, "untrack", "host-1/7")
+
+    assert (tracked["name"], tracked["end_reason"]) == (NAME, None)
+    assert (untracked["name"], untracked["end_reason"]) == (NAME, "untracked")
+
+
+def test_refusal_is_the_agents_sentence(collector: str, agent: RawAgent) -> None:
+    """One line, exit code 1; a process that is not there has its own."""
+    agent.track_code, agent.track_message = code_pb2.PERMISSION_DENIED, "process 9 belongs to root"
+    refused = failure("--collector", collector, "track", "host-1", "9")
+    agent.track_code, agent.track_message = code_pb2.NOT_FOUND, "there is no process 9"
+    missing = failure("--collector", collector, "track", "host-1", "9")
+
+    assert refused[0] == 1
+    assert "process 9 belongs to root" in refused[1]
+    assert missing[0] == 4
+    assert "there is no process 9" in missing[1]
+
+
+def test_unknown_is_4(collector: str, agent: RawAgent) -> None:
+    """A target or host that nobody knows."""
+    agent.start(7)
+
+    for arguments in (
+        ["dirty", "host-1/8"],
+        ["barrier", "host-1/8"],
+        ["untrack", "host-1/8"],
+        ["watch", "host-1/8"],
+        ["track", "host-2", "8"],
+    ):
+        assert failure("--collector", collector, *arguments)[0] == 4
+
+
+def test_mistake_is_2(collector: str, agent: RawAgent) -> None:
+    """One sentence that says what to write instead."""
+    agent.start(7, [1])
+    agent.start(8, [1])
+    (line,) = lines_of(collector, "dirty", NAME)
+
+    for arguments in (
+        ["dirty"],
+        ["barrier"],
+        ["dirty", "seven"],
+        ["dirty", "--host", "not a host"],
+        ["dirty", NAME, "--since", "nonsense"],
+        ["dirty", NAME, "--since", line["cursor"][:-3]],
+        ["dirty", "host-1/8", "--since", line["cursor"]],
+        ["barrier", NAME, "--timeout", "61"],
+        ["track", "host-1", "0"],
+        ["track", "host-1", "seven"],
+        ["track", "host-1"],
+        ["watch", NAME, "--count", "0"],
+        ["nosuch"],
+        ["hosts", "--nosuch"],
+    ):
+        code, sentence = failure("--collector", collector, *arguments)
+
+        assert code == 2, arguments
+        assert len(sentence) > 10
+
+
+def test_cursor_from_before_a_new_incarnation_is_5(collector: str, agent: RawAgent) -> None:
+    """Ask again without it, and drop what you hold."""
+    first = agent.start(7, [1])
+    (line,) = lines_of(collector, "dirty", NAME)
+    agent.end(first, types_pb2.END_REASON_EXEC)
+    agent.start(7, [2], incarnation=2)
+
+    code, _ = failure("--collector", collector, "dirty", NAME, "--since", line["cursor"])
+
+    assert code == 5
+
+
+def test_watch_counts_its_answers(collector: str, agent: RawAgent) -> None:
+    """As lines of JSON it is the same as dirty; for people it is counts."""
+    agent.start(7, [1, 2])
+
+    (line,) = lines_of(collector, "watch", NAME, "--count", "1")
+    text = text_of(collector, "watch", "--count", "1")
+
+    assert line == lines_of(collector, "dirty", NAME)[0]
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d  {NAME} +2 pages +8 KiB +0 vanished  round 1\.1\n", text)
+
+
+def test_watch_ends_quietly_when_interrupted(collector: str, agent: RawAgent) -> None:
+    """As a person ends it: no traceback."""
+    agent.start(7, [1])
+    with subprocess.Popen(
+        [WETINK, "--collector", collector, "watch", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watch:
+        assert watch.stdout is not None
+        assert json.loads(watch.stdout.readline())["target"] == NAME
+        watch.send_signal(signal.SIGINT)
+        _, errors = watch.communicate(timeout=20)
+
+    assert (watch.returncode, errors) == (130, "")
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]], ids=["text", "json"])
+def test_reader_that_goes_away_is_no_failure_to_tell(collector: str, agent: RawAgent, flag: list[str]) -> None:
+    """As `| head` does: no traceback, and an end."""
+    tracked = agent.start(7, [1])
+    with subprocess.Popen(
+        [WETINK, "--collector", collector, "watch", *flag], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watch:
+        assert watch.stdout is not None
+        assert NAME in watch.stdout.readline()
+        watch.stdout.close()
+        while watch.poll() is None:
+            agent.round(tracked, [1])
+        assert watch.stderr is not None
+        assert watch.stderr.read() == ""
+
+
+def test_answer_longer_than_a_pipe_can_be_cut_short(collector: str, agent: RawAgent) -> None:
+    """`wetink dirty --json | head -c 10`."""
+    agent.start(7, range(0, 60_000, 2))
+    with subprocess.Popen(
+        [WETINK, "--collector", collector, "dirty", NAME, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as dirty:
+        assert dirty.stdout is not None
+        assert dirty.stdout.read(10) == '{"target":'
+        dirty.stdout.close()
+        assert dirty.stderr is not None
+        assert dirty.stderr.read() == ""
+
+
+def test_table_on_a_narrow_terminal_cuts_nothing(collector: str, agent: RawAgent) -> None:
+    """It is folded: each name can be read, if not at once."""
+    agent.start(7, [1])
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [WETINK, "--collector", collector, "targets"],
+        stdout=theirs,
+        env={**os.environ, "COLUMNS": "60", "TERM": "xterm"},
+    ) as targets:
+        assert targets.wait(20) == 0
+    os.close(theirs)
+    with closing(os.fdopen(ours, "rb", buffering=0)) as screen:
+        text = screen.read(65536).decode()
+
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in text.splitlines()]
+    assert all(len(line) <= 60 for line in lines)
+    first_column = "".join(line.split(" ")[0] for line in lines[1:])
+    assert NAME in first_column.removeprefix("TARGET")
