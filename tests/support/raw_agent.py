@@ -53,7 +53,7 @@ class RawAgent:
         track_message: The sentence beside it.
     """
 
-    def __init__(self, address: str, host_id: str = "host-1", boot_id: str = "boot-1") -> None:
+    def __init__(self, address: str, host_id: str, boot_id: str = "boot-1") -> None:
         """Take the collector's address and this host's name."""
         self.host_id = host_id
         self.answers_barriers = True

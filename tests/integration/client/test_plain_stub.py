@@ -32,7 +32,9 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return into
 
 
-def test_stub_made_from_the_proto_needs_nothing_else(collector: str, agent: RawAgent, generated: Path) -> None:
+def test_stub_made_from_the_proto_needs_nothing_else(
+    collector: str, agent: RawAgent, generated: Path, name: str
+) -> None:
     """Reflection says what there is; track, barrier and dirty work with no line of ours on the caller's side."""
     # -S leaves out the .pth file that would find our own modules.
     path = os.pathsep.join([str(generated), sysconfig.get_path("platlib")])
@@ -51,7 +53,7 @@ def test_stub_made_from_the_proto_needs_nothing_else(collector: str, agent: RawA
     assert Path(found["generated"]).is_relative_to(generated)
     assert {"wetink.v1.DirtyService", "wetink.v1.IngestService", "grpc.health.v1.Health"} <= set(found["services"])
     assert {"Track", "Barrier", "GetDirty", "Watch"} <= set(found["methods"])
-    assert found["target"] == "host-1/7@100"
+    assert found["target"] == name
     assert found["reached"] == [True]
     assert found["written"] == [1, 2, 3]
     assert found["complete"]
