@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from typing import Final, TypeVar
 
 from pyroaring import BitMap64
@@ -102,12 +102,11 @@ def check_going_on(positions: Mapping[TargetKey, Position], records: Iterable[Ta
         if (position := positions.get(record.target)) and not _goes_on(position, record)
     ]
     if gone:
-        names = ",".join(gone)
         message = (
             f"tracking of {gone[0]}" + (f" and {len(gone) - 1} others" if len(gone) > 1 else "") + " did not go on from"
             " the cursor; drop the copy and ask without a cursor"
         )
-        raise CursorIncarnationEnded(message, targets=names[:TARGETS_CHARACTERS_MAX], target_count=str(len(gone)))
+        raise CursorIncarnationEnded(message, targets=_joined(gone), target_count=str(len(gone)))
 
 
 def status(part: Part, *, connected: bool, reached: bool) -> TargetStatus:
@@ -267,6 +266,12 @@ class Answerer:
 def _messages(name: str, pages: RoundPages) -> Iterator[DirtyPages]:
     for written, vanished in zip_longest(split(pages.written), split(pages.vanished)):
         yield DirtyPages(name=name, written=written, vanished=vanished)
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Join names with commas, as many as the bound allows, each whole."""
+    sizes = accumulate(len(name) + 1 for name in names)
+    return ",".join(name for name, size in zip(names, sizes, strict=True) if size <= TARGETS_CHARACTERS_MAX)
 
 
 def _goes_on(position: Position, record: TargetRecord) -> bool:

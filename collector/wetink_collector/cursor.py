@@ -6,8 +6,7 @@ time, incarnation and round, and at the end CRC-32 of all that. Numbers are LEB1
 some thousand targets takes some 20 bytes a target.
 """
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -68,8 +67,8 @@ def decode(text: str) -> Cursor:
     if len(text) > CURSOR_CHARACTERS_MAX:
         raise CursorMalformed(_sentence(f"it has {len(text)} characters"))
     try:
-        data = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
-    except (UnicodeEncodeError, Base64Error) as error:
+        data = b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except ValueError as error:
         raise CursorMalformed(_sentence("it is not base64url")) from error
     if len(data) <= 1 + _STORE_BYTES + _CRC_BYTES or data[0] != VERSION:
         raise CursorMalformed(_sentence("it is too short, or of another version"))

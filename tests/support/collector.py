@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
 COMMAND: Final = (sys.executable, "-c", "from wetink_collector.command import main; main()")
 """The command, in the interpreter that runs the tests."""
@@ -107,8 +106,12 @@ class CollectorProcess:
 
     def _wait_until_serving(self) -> None:
         with grpc.insecure_channel(self.address) as channel:
-            health = HealthStub(channel)
-            answer = health.Check(HealthCheckRequest(), wait_for_ready=True, timeout=PATIENCE_SECONDS)
+            check = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=HealthCheckRequest.SerializeToString,
+                response_deserializer=HealthCheckResponse.FromString,
+            )
+            answer = check(HealthCheckRequest(), wait_for_ready=True, timeout=PATIENCE_SECONDS)
         assert answer.status == HealthCheckResponse.SERVING, answer
 
 

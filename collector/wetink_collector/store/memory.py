@@ -1,6 +1,5 @@
 """A store in memory, for tests and as the oracle of the others. It survives nothing."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -36,7 +35,7 @@ class MemoryStore:
         self._hosts: dict[str, HostSeen] = {}
         self._logs: dict[TargetKey, _Log] = {}
         self._wanted: set[TargetKey] = set()
-        self._grown: deque[IncarnationKey] = deque()
+        self._grown: dict[IncarnationKey, None] = {}
 
     def contents(self) -> Contents:
         """Give what is in the store."""
@@ -58,12 +57,13 @@ class MemoryStore:
     def maintain(self) -> bool:
         """Merge old blocks of one log."""
         while self._grown:
-            log = self._kept(self._grown[0])
+            incarnation = next(iter(self._grown))
+            log = self._kept(incarnation)
             blocks = plan_merge([record.block for record in log.records]) if log else ()
             if log and blocks:
                 self._merge(log, blocks)
                 return True
-            self._grown.popleft()
+            del self._grown[incarnation]
         return False
 
     def read(self, incarnation: IncarnationKey, *, after_round: int) -> Iterator[StoredBlock]:
@@ -94,7 +94,7 @@ class MemoryStore:
             case RoundsAppended():
                 if log := self._kept(change.incarnation):
                     log.append(_Record(change.block, change.written, change.vanished))
-                    self._grown.append(change.incarnation)
+                    self._grown[change.incarnation] = None
             case IncarnationEnded():
                 if log := self._kept(change.incarnation):
                     log.end(change)

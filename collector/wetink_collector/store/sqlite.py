@@ -116,7 +116,7 @@ class SqliteStore:
         except sqlite3.Error as error:
             message = f"store {self._path} cannot be opened: {error}; check the disk, or give another --data"
             raise StoreUnusable(message) from error
-        self._grown: deque[IncarnationKey] = deque(log.incarnation for log in self._logs.values())
+        self._grown = dict.fromkeys(log.incarnation for log in self._logs.values())
 
     def contents(self) -> Contents:
         """Give what is in the store."""
@@ -144,12 +144,13 @@ class SqliteStore:
             self._free(self._dropped[0])
             return True
         while self._grown:
-            log = self._kept(self._grown[0])
+            incarnation = next(iter(self._grown))
+            log = self._kept(incarnation)
             blocks = plan_merge(log.blocks) if log else ()
             if log and blocks:
                 self._merge(log, blocks)
                 return True
-            self._grown.popleft()
+            del self._grown[incarnation]
         return False
 
     def read(self, incarnation: IncarnationKey, *, after_round: int) -> Iterator[StoredBlock]:
@@ -176,7 +177,7 @@ class SqliteStore:
                 cursor.execute("UPDATE store SET store_id = store_id")
                 cursor.execute("COMMIT")
             self._logs, self._dropped = _load(self._connection)
-        self._grown = deque(log.incarnation for log in self._logs.values())
+        self._grown = dict.fromkeys(log.incarnation for log in self._logs.values())
         return self.contents()
 
     def close(self) -> None:
@@ -235,7 +236,7 @@ class SqliteStore:
             check_follows(change.block, log.blocks[-1].last_round if log.blocks else 0)
             _insert(cursor, log.row, change.block, change.written, change.vanished)
             log.blocks.append(change.block)
-            self._grown.append(change.incarnation)
+            self._grown[change.incarnation] = None
 
     def _end(self, cursor: sqlite3.Cursor, change: IncarnationEnded) -> None:
         log = self._kept(change.incarnation)
@@ -266,7 +267,7 @@ class SqliteStore:
             pages = fold(self._pages(log, blocks))
         except RecordDamaged:
             # Whoever hears of it drops the log; until then it is not tried again.
-            self._grown.popleft()
+            del self._grown[log.incarnation]
             raise
         block = united(blocks, pages)
         with self._transaction() as cursor:
