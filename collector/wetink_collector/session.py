@@ -64,6 +64,7 @@ class Session:
         self._commands: deque[CollectorMessage] = deque()
         self._acks: dict[IncarnationKey, int] = {}
         self._submitted: asyncio.Future[None] | None = None
+        self._unsettled_count = 0
         self._requests: dict[int, asyncio.Future[Any]] = {}
         self._request_id = 0
 
@@ -169,8 +170,6 @@ class Session:
             self.last_heard = time.monotonic()
             self._catalog.hosts[self.host_id].last_seen_time_ns = time.time_ns()
             await self._take(message)
-        if self._submitted:
-            await self._submitted
         self._half_closed = True
         self._wake.set()
 
@@ -237,9 +236,12 @@ class Session:
         # Between end() and the cancellation of this task one more message may be read.
         self.check()
         self._submitted = await self._committer.submit((change, *more), size_bytes=size_bytes)
+        self._unsettled_count += 1
         self._submitted.add_done_callback(lambda settled: self._on_settled(settled, change))
 
     def _on_settled(self, settled: asyncio.Future[None], change: Change) -> None:
+        self._unsettled_count -= 1
+        self._wake.set()
         if settled.cancelled():
             return
         error = settled.exception()
@@ -280,7 +282,7 @@ class Session:
                 await self._context.write(self._commands.popleft())
             while self._acks:
                 await self._context.write(CollectorMessage(ack=self._take_acks()))
-            if self._half_closed and not self._wake.is_set():
+            if self._half_closed and not self._unsettled_count:
                 return
 
     def _take_acks(self) -> Ack:
