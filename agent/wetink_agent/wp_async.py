@@ -21,6 +21,7 @@ import errno
 import os
 import re
 import select
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -46,8 +47,8 @@ CHUNK_BYTES: Final = 128 << 20
 CHUNK_COUNT_MAX: Final = 512
 """Scans over one mapping: a sparse one of many TiB is mostly holes, which cost little to pass."""
 
-REGION_COUNT: Final = 1 << 16
-"""Regions the kernel may answer at once, 1.5 MiB: a scan that finds more is resumed."""
+REGION_COUNT: Final = 1 << 18
+"""Regions that are handled at once, 6 MiB a harvesting thread: half of a GiB written at random."""
 
 _ADDRESS_MIN: Final = 0x1000
 _ADDRESS_END: Final = 0x7FFFFFFFF000
@@ -86,8 +87,6 @@ class WpAsync:
         self._uffd = uffd
         self._pidfd = -1
         self._pagemap = -1
-        self._regions = np.empty((REGION_COUNT, 3), dtype=np.uint64)
-        self._argument = fs.pm_scan_arg(size=syscalls.size_bytes(fs.pm_scan_arg), vec=self._regions.ctypes.data)
         self._scope = tuple(scope)
         self._plan: list[Range] = []
         self._address_end = _ADDRESS_END
@@ -116,7 +115,7 @@ class WpAsync:
         late = self._audit()
         self._check_alive()
 
-        reported = written.to_set()
+        reported = written
         for unregistered in (found, late):
             if unregistered.starts.size:
                 reported |= unregistered.to_set()
@@ -184,13 +183,8 @@ class WpAsync:
 
     def _audit(self) -> Runs:
         """Find populated anonymous memory under no registration; it skips what is registered as a whole."""
-        runs = self._scan(
-            self._whole(),
-            mask=fs.PAGE_IS_WPALLOWED | fs.PAGE_IS_FILE | fs.PAGE_IS_PFNZERO,
-            inverted=fs.PAGE_IS_WPALLOWED | fs.PAGE_IS_FILE | fs.PAGE_IS_PFNZERO,
-            returned=_POPULATED,
-        )[0]
-        return _without(runs, self._kernel_made)
+        outside = fs.PAGE_IS_WPALLOWED | fs.PAGE_IS_FILE | fs.PAGE_IS_PFNZERO
+        return _without(self._populated_in(self._whole(), mask=outside, inverted=outside), self._kernel_made)
 
     def _register(self, found: Runs) -> None:
         """Register the mappings that hold unregistered populated memory."""
@@ -235,23 +229,31 @@ class WpAsync:
             # Either the mapping has just gone, or it is of a kind the kernel does not protect. Both are safe: the
             # audit finds it in every round for as long as it holds anything.
 
-    def _census(self) -> tuple[Runs, Runs]:
+    def _census(self, flags: int = fs.PM_SCAN_WP_MATCHING) -> tuple[Runs, BitMap64]:
         """Find what is populated under registration, and what of it was written; arm the latter again."""
+        populated, written = [], BitMap64()
         # Pages of a file are left out: in a private mapping, a page that is not the process's own copy is the file's,
         # and it stays unarmed, so that the copy a write makes shows as written.
-        return self._scan(
+        for regions in self._scan(
             self._plan,
-            flags=fs.PM_SCAN_WP_MATCHING,
+            flags=flags,
             mask=fs.PAGE_IS_WPALLOWED | fs.PAGE_IS_FILE,
             inverted=fs.PAGE_IS_FILE,
             returned=fs.PAGE_IS_WRITTEN | _POPULATED,
-        )
+        ):
+            populated.append(_runs(regions))
+            found = regions[:, 2] & _WRITTEN
+            if int(np.bitwise_or.reduce(regions[:, 2])) & fs.PAGE_IS_SWAPPED:
+                found |= (regions[:, 2] & _SWAPPED) * self._in_private_file(regions[:, 0])
+            written |= _runs(regions[np.flatnonzero(found)]).to_set()
+        return _joined(populated), written
 
     def _shared(self) -> Runs:
         """Find what is populated in shared memory: all of it may have changed through another mapping or a file."""
-        if not self._shared_memory:
-            return _NO_RUNS
-        return self._scan(self._shared_memory, mask=0, inverted=0, returned=_POPULATED)[0]
+        return self._populated_in(self._shared_memory, mask=0, inverted=0) if self._shared_memory else _NO_RUNS
+
+    def _populated_in(self, spans: Iterable[Range], *, mask: int, inverted: int) -> Runs:
+        return _joined([_runs(regions) for regions in self._scan(spans, mask=mask, inverted=inverted)])
 
     def _settle(self, populated: Runs, reported: BitMap64) -> tuple[BitMap64, int]:
         """Compare with what was known and remember what is; give what vanished, and how much is known now."""
@@ -269,35 +271,34 @@ class WpAsync:
     # What the steps are made of.
 
     def _scan(
-        self, spans: Iterable[Range], *, mask: int, inverted: int, returned: int, flags: int = 0
-    ) -> tuple[Runs, Runs]:
-        """Scan spans of addresses; give the matching pages, and those of them that were written."""
-        argument = self._argument
-        argument.flags = flags
-        argument.category_mask = mask
-        argument.category_inverted = inverted
-        argument.category_anyof_mask = _POPULATED
-        argument.return_mask = returned
-        answers = list(self._answers(spans))
-        if not answers:
-            return _NO_RUNS, _NO_RUNS
-        regions = answers[0] if len(answers) == 1 else np.concatenate(answers)
-        starts = regions[:, 0] >> _PAGE_SHIFT
-        ends = regions[:, 1] >> _PAGE_SHIFT
-        written = (regions[:, 2] & _WRITTEN) != 0
-        swapped = (regions[:, 2] & _SWAPPED) != 0
-        if swapped.any():
-            written |= swapped & self._in_private_file(starts)
-        return adjacent_runs(starts, ends), adjacent_runs(starts[written], ends[written])
+        self, spans: Iterable[Range], *, mask: int, inverted: int, returned: int = _POPULATED, flags: int = 0
+    ) -> Iterator[NDArray[np.uint64]]:
+        """Scan spans of addresses for populated pages.
 
-    def _answers(self, spans: Iterable[Range]) -> Iterator[NDArray[np.uint64]]:
-        argument, regions = self._argument, self._regions
+        The kernel may say that it stopped before the end, though it went on and answered beyond that place too: its
+        ``walk_end`` is then of the last time it emptied its own buffer. What lies beyond is scanned again, as the
+        interface asks for, and both answers count: the first one has armed what it reported.
+
+        Returns:
+            The kernel's ``page_region`` answers, ascending within each array; each is gone when the next is asked for.
+        """
+        regions = _region_buffer()
+        argument = fs.pm_scan_arg(
+            size=syscalls.size_bytes(fs.pm_scan_arg),
+            flags=flags,
+            category_mask=mask,
+            category_inverted=inverted,
+            category_anyof_mask=_POPULATED,
+            return_mask=returned,
+        )
         filled = 0
-        for first, end in spans:
+        beyond = []
+        for start, end in spans:
             argument.end = end
-            position = first
-            while position < end:
-                argument.start = position
+            argument.walk_end = start
+            while argument.walk_end < end:
+                argument.start = argument.walk_end
+                first = filled
                 argument.vec = regions.ctypes.data + filled * regions.strides[0]
                 argument.vec_len = REGION_COUNT - filled
                 try:
@@ -306,23 +307,28 @@ class WpAsync:
                     self._check_alive()
                     message = f"cannot scan the memory of process {self._pid}: {error}"
                     raise Untrackable(message) from error
-                position = argument.walk_end
-                if filled > REGION_COUNT // 2:
-                    yield regions[:filled].copy()
+                if argument.walk_end < end:
+                    kept = first + int(np.searchsorted(regions[first:filled, 0], argument.walk_end))
+                    beyond.append(regions[kept:filled].copy())
+                    filled = kept
+                if filled > REGION_COUNT * 7 // 8:
+                    yield regions[:filled]
                     filled = 0
         if filled:
             yield regions[:filled]
+        if beyond and (answers := np.concatenate(beyond)).size:
+            yield answers
 
-    def _in_private_file(self, pages: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Tell which pages lie in private file mappings.
+    def _in_private_file(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Tell which addresses lie in private file mappings.
 
         There a zap of the process's own copy leaves a marker that looks like the copy in swap: unwritten, though the
         content is the file's again. So what looks swapped there counts as written in every round.
         """
-        result = np.zeros(pages.size, dtype=bool)
+        result = np.zeros(addresses.size, dtype=bool)
         for mapping in procfs.parse_maps(self._maps):
             if mapping.inode and not mapping.shared:
-                result |= (pages >= mapping.start // PAGE_SIZE) & (pages < mapping.end // PAGE_SIZE)
+                result |= (addresses >= mapping.start) & (addresses < mapping.end)
         return result
 
     def _whole(self) -> tuple[Range, ...]:
@@ -407,6 +413,39 @@ _WRITTEN: Final = np.uint64(fs.PAGE_IS_WRITTEN)
 _SWAPPED: Final = np.uint64(fs.PAGE_IS_SWAPPED)
 _NO_PAGES: Final = np.empty(0, dtype=np.uint64)
 _NO_RUNS: Final = Runs(_NO_PAGES, _NO_PAGES)
+
+
+_buffers: Final = threading.local()
+
+
+def _region_buffer() -> NDArray[np.uint64]:
+    """Give this thread's buffer for the answers of a scan: fresh pages would cost more than the scan."""
+    if not hasattr(_buffers, "regions"):
+        _buffers.regions = np.empty((REGION_COUNT, 3), dtype=np.uint64)
+    regions: NDArray[np.uint64] = _buffers.regions
+    return regions
+
+
+def _runs(regions: NDArray[np.uint64]) -> Runs:
+    """Give the pages of regions, which are ascending."""
+    runs = adjacent_runs(regions[:, 0], regions[:, 1])
+    return Runs(runs.starts >> _PAGE_SHIFT, runs.ends >> _PAGE_SHIFT)
+
+
+def _joined(parts: Sequence[Runs]) -> Runs:
+    """Make one of ascending runs of pages, which may overlap from part to part."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return _NO_RUNS
+    starts = np.concatenate([part.starts for part in parts])
+    order = np.argsort(starts, kind="stable")
+    ends = np.maximum.accumulate(np.concatenate([part.ends for part in parts])[order])
+    starts = starts[order]
+    # A run that begins within what came before adds nothing to it but its end.
+    starts[1:] = np.maximum(starts[1:], ends[:-1])
+    filled = np.flatnonzero(starts < ends)
+    return adjacent_runs(starts[filled], ends[filled])
 
 
 def _replaced(pid: int) -> TargetReplaced:
