@@ -1,7 +1,7 @@
 """An agent that says exactly what a test tells it to, right or wrong, on the plain stub; and the other side's stub."""
 
 import queue
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -136,8 +136,10 @@ class Agent:
         self._said.put(None)
 
     def hear(self, kind: str) -> ingest_pb2.CollectorMessage:
-        """Give the next thing the collector says; it must be of a kind."""
+        """Give the next thing the collector says; it must be of a kind. Acks are passed over where another is due."""
         message = next(self.call)
+        while kind != "ack" and message.WhichOneof("message") == "ack":
+            message = next(self.call)
         assert message.WhichOneof("message") == kind, message
         return message
 
@@ -228,16 +230,23 @@ class Reader:
     """An orchestrator on the plain stub."""
 
     def __init__(self, address: str) -> None:
-        """Connect."""
-        self.channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+        """Connect. Without the probe a stream that is not read holds 64 KiB and not 4 MiB."""
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+        self.channel = grpc.insecure_channel(address, options=options)
         self.stub = DirtyServiceStub(self.channel)
 
     def dirty(
-        self, *targets: str, cursor: str = "", barrier: bool = False, timeout_ms: int = 0, **where: list[str]
+        self,
+        *targets: str,
+        hosts: Sequence[str] = (),
+        cgroups: Sequence[str] = (),
+        cursor: str = "",
+        barrier: bool = False,
+        timeout_ms: int = 0,
     ) -> Answer:
         """Ask for dirty pages."""
         request = pb.GetDirtyRequest(
-            selection=pb.Selection(targets=targets, **where),
+            selection=pb.Selection(targets=targets, hosts=hosts, cgroups=cgroups),
             cursor=cursor,
             barrier=barrier,
             barrier_timeout_ms=timeout_ms,
@@ -250,9 +259,9 @@ class Reader:
         request = pb.BarrierRequest(selection=pb.Selection(targets=targets), timeout_ms=timeout_ms)
         return self.stub.Barrier(request, timeout=PATIENCE_SECONDS)
 
-    def targets(self, *names: str, **where: list[str]) -> list[pb.TargetInfo]:
+    def targets(self, *names: str, hosts: Sequence[str] = (), cgroups: Sequence[str] = ()) -> list[pb.TargetInfo]:
         """List targets."""
-        request = pb.ListTargetsRequest(selection=pb.Selection(targets=names, **where))
+        request = pb.ListTargetsRequest(selection=pb.Selection(targets=names, hosts=hosts, cgroups=cgroups))
         return list(self.stub.ListTargets(request, timeout=PATIENCE_SECONDS).targets)
 
     def hosts(self) -> list[pb.Host]:
