@@ -3,11 +3,17 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 WETINK: Final = Path(sys.executable).with_name("wetink")
+
+ENVIRONMENT: Final = {
+    name: value for name, value in os.environ.items() if name not in ("PYTHONUNBUFFERED", "WETINK_COLLECTOR")
+}
+"""The environment of the tests, without what would hide a mistake of the command."""
 
 
 def wetink(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -19,13 +25,25 @@ def wetink(*arguments: str, environment: Mapping[str, str] | None = None) -> sub
     """
     return subprocess.run(
         [WETINK, *arguments],
-        env={**os.environ, **(environment or {})},
+        env={**ENVIRONMENT, **(environment or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+@contextmanager
+def running(*arguments: str) -> "Iterator[subprocess.Popen[str]]":
+    """Run it beside the test, with its output in pipes, and kill it where the test leaves it running."""
+    with subprocess.Popen(
+        [WETINK, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def failure(*arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:

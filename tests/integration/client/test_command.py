@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from google.rpc import code_pb2
 
-from tests.integration.client.command import WETINK, failure, wetink
+from tests.integration.client.command import ENVIRONMENT, WETINK, failure, running, wetink
 from tests.support.raw_agent import RawAgent
 from wetink.v1 import types_pb2
 
@@ -285,12 +285,7 @@ def test_watch_counts_its_answers(collector: str, agent: RawAgent, name: str) ->
 def test_watch_ends_quietly_when_interrupted(collector: str, agent: RawAgent, name: str) -> None:
     """As a person ends it: no traceback."""
     agent.start(7, [1])
-    with subprocess.Popen(
-        [WETINK, "--collector", collector, "watch", name, "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as watch:
+    with running("--collector", collector, "watch", name, "--json") as watch:
         assert watch.stdout is not None
         assert json.loads(watch.stdout.readline())["target"] == name
         watch.send_signal(signal.SIGINT)
@@ -305,12 +300,7 @@ def test_reader_that_goes_away_is_no_failure_to_tell(
 ) -> None:
     """As `| head` does: no traceback, and an end."""
     tracked = agent.start(7, [1])
-    with subprocess.Popen(
-        [WETINK, "--collector", collector, "watch", name, *flag],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as watch:
+    with running("--collector", collector, "watch", name, *flag) as watch:
         assert watch.stdout is not None
         assert name in watch.stdout.readline()
         watch.stdout.close()
@@ -323,12 +313,7 @@ def test_reader_that_goes_away_is_no_failure_to_tell(
 def test_answer_longer_than_a_pipe_can_be_cut_short(collector: str, agent: RawAgent, name: str) -> None:
     """`wetink dirty --json | head -c 10`."""
     agent.start(7, range(0, 60_000, 2))
-    with subprocess.Popen(
-        [WETINK, "--collector", collector, "dirty", name, "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as dirty:
+    with running("--collector", collector, "dirty", name, "--json") as dirty:
         assert dirty.stdout is not None
         assert dirty.stdout.read(10) == '{"target":'
         dirty.stdout.close()
@@ -343,7 +328,7 @@ def test_table_on_a_narrow_terminal_cuts_nothing(collector: str, agent: RawAgent
     with subprocess.Popen(
         [WETINK, "--collector", collector, "targets", name],
         stdout=theirs,
-        env={**os.environ, "COLUMNS": "60", "TERM": "xterm"},
+        env={**ENVIRONMENT, "COLUMNS": "60", "TERM": "xterm"},
     ) as targets:
         assert targets.wait(20) == 0
     os.close(theirs)
