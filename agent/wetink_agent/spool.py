@@ -4,6 +4,7 @@ The spool holds rounds until they are acknowledged. Over its bound it unites adj
 time resolution is lost, pages never are. What remains then is one round a target, at most 2 bytes a page.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -106,7 +107,8 @@ class Spool:
             entry.started_sent = entry.ended_sent = False
             has = known.get(key, 0)
             first_here = entry.rounds[0].first if entry.rounds else entry.last_round + 1
-            if has + 1 < first_here:
+            # Of rounds it says it has beyond ours it would ignore what we have yet to harvest.
+            if not first_here <= has + 1 <= entry.last_round + 1:
                 broken.append(key)
                 self.drop(key)
             else:
@@ -121,24 +123,33 @@ class Spool:
                 self._forget_through(entry, position.round)
 
     def unsent(self, in_flight_bytes_max: int) -> Iterator[ingest_pb2.AgentMessage]:
-        """Give what is to be sent now, in order, and count it as sent.
+        """Give what is to be sent now, each target's in order, and count it as sent.
 
-        A round goes while the bytes in flight stay within the bound, or alone. Ends when nothing may be sent; ask
-        again after an acknowledgement or an addition.
+        The targets take turns, a round each, so that none waits for ever behind one that writes faster than the
+        collector takes. A round goes while the bytes in flight stay within the bound, or alone. Ends when nothing may
+        be sent; ask again after an acknowledgement or an addition.
         """
-        for entry in list(self._entries.values()):
+        turns = deque(self._entries)
+        while turns:
+            key = turns.popleft()
+            entry = self._entries.get(key)
+            if entry is None:
+                continue
             if not entry.started_sent:
                 entry.started_sent = True
                 yield ingest_pb2.AgentMessage(target_started=entry.started)
-            while entry.sent_count < len(entry.rounds):
+            if entry.sent_count < len(entry.rounds):
                 waiting = entry.rounds[entry.sent_count]
                 if self.in_flight_bytes and self.in_flight_bytes + waiting.size_bytes > in_flight_bytes_max:
                     return
                 entry.sent_count += 1
                 self.in_flight_bytes += waiting.size_bytes
+                # Last in the order from now on, for this call and the next.
+                self._entries[key] = self._entries.pop(key)
+                turns.append(key)
                 for part in waiting.parts:
                     yield ingest_pb2.AgentMessage(write_protect_batch=part)
-            if entry.ended is not None and not entry.ended_sent:
+            elif entry.ended is not None and not entry.ended_sent:
                 entry.ended_sent = True
                 yield ingest_pb2.AgentMessage(target_ended=entry.ended)
 

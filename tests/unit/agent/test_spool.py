@@ -1,0 +1,315 @@
+"""The spool against the simplest model of a collector: it folds what it takes and may forget what is not durable."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from tests.support.harvests import (
+    INCARNATION,
+    Fold,
+    ended_of,
+    make_round,
+    position_of,
+    sets_of,
+    started_of,
+    target_of,
+    tiny_parts,
+)
+from wetink.v1 import ingest_pb2, types_pb2
+from wetink_agent.spool import Key, Spool, key_of
+
+PIDS = (1, 2, 3)
+PAGES = st.frozensets(st.integers(0, 30) | st.integers(0, 1 << 20), max_size=6)
+WINDOW = 1 << 20
+
+
+@dataclass
+class Record:
+    """What the collector has of one incarnation: the fold after each batch it took, by last round, from 0 on."""
+
+    folds: dict[int, Fold] = field(default_factory=lambda: {0: Fold()})
+    parts: list[ingest_pb2.WriteProtectBatch] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def last(self) -> int:
+        """The last round it took."""
+        return max(self.folds)
+
+
+class ModelCollector:
+    """Takes messages by the rules of delivery, and asserts that the agent keeps them."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.records: dict[Key, Record] = {}
+
+    def take(self, message: ingest_pb2.AgentMessage) -> None:
+        """Take one message of the stream."""
+        match message.WhichOneof("message"):
+            case "target_started":
+                started = message.target_started
+                self.records.setdefault(key_of(started.target, started.incarnation), Record())
+            case "write_protect_batch":
+                self._take_batch(message.write_protect_batch)
+            case "target_ended":
+                ended = message.target_ended
+                record = self.records[key_of(ended.target, ended.incarnation)]
+                assert not record.parts, "the end comes behind the last part"
+                record.ended = True
+            case other:
+                raise AssertionError(other)
+
+    def _take_batch(self, batch: ingest_pb2.WriteProtectBatch) -> None:
+        record = self.records[key_of(batch.target, batch.incarnation)]
+        record.parts.append(batch)
+        assert [part.part for part in record.parts] == list(range(len(record.parts)))
+        assert len({(part.first_round, part.last_round, part.part_count) for part in record.parts}) == 1
+        if len(record.parts) < batch.part_count:
+            return
+        written, vanished = sets_of(record.parts)
+        record.parts = []
+        assert batch.first_round <= record.last + 1, "ROUND_GAP"
+        if batch.last_round > record.last:
+            record.folds[batch.last_round] = record.folds[record.last].then(written, vanished)
+
+    def cut(self) -> None:
+        """Lose the stream: parts of a round that is not whole are discarded."""
+        for record in self.records.values():
+            record.parts = []
+
+    def lose_after(self, key: Key, last: int) -> None:
+        """Come back from a crash in which everything after a durable round of an incarnation was lost."""
+        if last == 0:
+            self.records.pop(key, None)
+            return
+        record = self.records[key]
+        record.folds = {number: fold for number, fold in record.folds.items() if number <= last}
+
+    def positions(self) -> list[types_pb2.TargetPosition]:
+        """Say what it has, as in Welcome."""
+        return [position_of(key[0], key[2], last=record.last) for key, record in self.records.items() if record.last]
+
+
+class SpoolMachine(RuleBasedStateMachine):
+    """Random operations on a spool whose rounds travel in tiny parts."""
+
+    incarnations = Bundle("incarnations")
+
+    def __init__(self) -> None:
+        """Begin with a stream just opened."""
+        super().__init__()
+        self.truth: dict[Key, Fold] = {}
+        self.last: dict[Key, int] = {}
+        self.ended: set[Key] = set()
+        self.living: dict[int, Key] = {}
+        self.collector = ModelCollector()
+        self.clock = 0
+        self.small = tiny_parts()
+        self.small.__enter__()
+
+    def teardown(self) -> None:
+        """Let everything arrive, and look whether the collector has what was harvested."""
+        try:
+            if hasattr(self, "spool"):
+                self.everything_arrives()
+        finally:
+            self.small.__exit__(None, None, None)
+
+    @initialize(bytes_max=st.sampled_from([0, 150, 600, 100_000]), data=st.data())
+    def begin(self, bytes_max: int, data: st.DataObject) -> None:
+        """Make the spool, with two targets."""
+        self.spool = Spool(bytes_max)
+        self.bytes_max = bytes_max
+        for pid in PIDS[:2]:
+            self.start(pid, data.draw(PAGES))
+
+    @rule(pid=st.sampled_from(PIDS), populated=PAGES)
+    def start(self, pid: int, populated: frozenset[int]) -> None:
+        """Begin an incarnation, after the end of the one before, as when a process called execve(2)."""
+        if pid in self.living:
+            self.end(pid)
+        self._begin(pid, populated)
+
+    def _begin(self, pid: int, populated: frozenset[int]) -> None:
+        self.clock += 1
+        key = key_of(target_of(pid), self.clock)
+        self.spool.start(started_of(pid, self.clock))
+        self.truth[key], self.last[key] = Fold(), 0
+        self.living[pid] = key
+        self.add(pid, populated, frozenset())
+
+    @rule(pid=st.sampled_from(PIDS), rounds=st.lists(st.tuples(PAGES, PAGES), min_size=2, max_size=5))
+    def add_several(self, pid: int, rounds: list[tuple[frozenset[int], frozenset[int]]]) -> None:
+        """Harvest rounds faster than they are sent, after some have been sent."""
+        self.send(WINDOW, 1000)
+        for written, vanished in rounds:
+            self.add(pid, written, vanished)
+
+    @rule(pid=st.sampled_from(PIDS), written=PAGES, vanished=PAGES)
+    def add(self, pid: int, written: frozenset[int], vanished: frozenset[int]) -> None:
+        """Harvest a round."""
+        key = self.living.get(pid)
+        if key is None:
+            return
+        vanished -= written
+        self.last[key] += 1
+        self.truth[key] = self.truth[key].then(written, vanished)
+        self.spool.add(key, make_round(self.last[key], written, vanished, pid=pid, incarnation=key[2]))
+        unsent = [len(entry.rounds) - entry.sent_count for entry in self.spool._entries.values()]
+        assert self.spool.size_bytes <= self.bytes_max or max(unsent) <= 1
+
+    @rule(pid=st.sampled_from(PIDS))
+    def end(self, pid: int) -> None:
+        """End a target."""
+        key = self.living.pop(pid, None)
+        if key is not None:
+            self.spool.end(ended_of(pid, key[2]))
+            self.ended.add(key)
+
+    @rule(pid=st.sampled_from(PIDS), populated=PAGES)
+    def resynchronise(self, pid: int, populated: frozenset[int]) -> None:
+        """Put a new incarnation in the place of one whose rounds nobody needs any more."""
+        key = self.living.pop(pid, None)
+        if key is not None:
+            self.spool.drop(key)
+            self._gone(key)
+            self._begin(pid, populated)
+
+    @rule(window=st.sampled_from([0, 1, 120, 500, WINDOW]), count=st.sampled_from([1000, 1000, 1, 2, 3, 5, 8]))
+    def send(self, window: int, count: int) -> None:
+        """Let messages go, all that may or only so many; a stream that is left in the middle is lost."""
+        messages = self.spool.unsent(window)
+        for _ in range(count):
+            message = next(messages, None)
+            if message is None:
+                return
+            self.collector.take(message)
+        self.reconnect(self.collector.positions())
+
+    @rule(pid=st.sampled_from(PIDS), populated=PAGES, count=st.integers(1, 6))
+    def drop_while_sending(self, pid: int, populated: frozenset[int], count: int) -> None:
+        """Resynchronise in the middle of a target's messages: what still comes is whole or of nobody."""
+        messages = self.spool.unsent(WINDOW)
+        for _ in range(count):
+            message = next(messages, None)
+            if message is None:
+                break
+            self.collector.take(message)
+        self.resynchronise(pid, populated)
+        for message in messages:
+            self.collector.take(message)
+
+    @rule(data=st.data())
+    def acknowledge(self, data: st.DataObject) -> None:
+        """Say that a round the collector has taken is durable."""
+        if self.collector.records:
+            key = data.draw(st.sampled_from(sorted(self.collector.records)))
+            last = data.draw(st.sampled_from(sorted(self.collector.records[key].folds)))
+            self.spool.acknowledge([position_of(key[0], key[2], last=last)])
+
+    @rule(data=st.data())
+    def crash(self, data: st.DataObject) -> None:
+        """Reconnect to a collector whose record ends anywhere, even before what it has acknowledged."""
+        for key, record in list(self.collector.records.items()):
+            self.collector.lose_after(key, data.draw(st.sampled_from(sorted(record.folds))))
+        self.reconnect(self.collector.positions())
+
+    @rule()
+    def forget_ended(self) -> None:
+        """Tidy up."""
+        self.spool.forget_ended()
+
+    def reconnect(self, durable: list[types_pb2.TargetPosition]) -> None:
+        """Open a new stream; incarnations that cannot go on begin anew with all their pages, as the tracker does it."""
+        self.collector.cut()
+        said = {key_of(position.target, position.incarnation) for position in self.spool.positions()}
+        known = [position for position in durable if key_of(position.target, position.incarnation) in said]
+        for key in self.spool.resume(known):
+            self._gone(key)
+            if self.living.get(key[0]) == key:
+                del self.living[key[0]]
+                self._begin(key[0], frozenset({key[0]}))
+        for key in [key for key in self.collector.records if key not in said]:
+            # Not in Hello: to the collector it has ended.
+            self.collector.records[key].ended = True
+
+    def _gone(self, key: Key) -> None:
+        self.truth.pop(key, None)
+        self.last.pop(key, None)
+        self.ended.discard(key)
+
+    @invariant()
+    def sizes_are_right_and_bounded(self) -> None:
+        """Sizes are sums, and never negative."""
+        if not hasattr(self, "spool"):
+            return
+        entries = self.spool._entries.values()
+        assert self.spool.size_bytes == sum(waiting.size_bytes for entry in entries for waiting in entry.rounds) >= 0
+        sent = sum(waiting.size_bytes for entry in entries for waiting in entry.rounds[: entry.sent_count])
+        assert self.spool.in_flight_bytes == sent >= 0
+
+    def everything_arrives(self) -> None:
+        """With a collector that takes and keeps everything, each incarnation arrives whole, with its end."""
+        self.reconnect(self.collector.positions())
+        for _ in range(200):
+            for message in self.spool.unsent(300):
+                self.collector.take(message)
+            self.spool.acknowledge(self.collector.positions())
+        assert self.spool.is_empty
+        for key in self.truth:
+            if key in self.ended and key not in {key_of(p.target, p.incarnation) for p in self.spool.positions()}:
+                continue  # tidied up after all of it had been durable, before the collector lost it
+            record = self.collector.records[key]
+            assert record.last == self.last[key]
+            assert record.folds[record.last] == self.truth[key]
+            assert record.ended == (key in self.ended)
+
+
+TestSpoolMachine = SpoolMachine.TestCase
+TestSpoolMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+
+
+def pids_of(messages: Iterable[ingest_pb2.AgentMessage]) -> list[int]:
+    """Give whose rounds were sent, in order."""
+    return [message.write_protect_batch.target.pid for message in messages if message.HasField("write_protect_batch")]
+
+
+def spool_of(*pids: int) -> Spool:
+    """Make a spool in which each of these targets has begun."""
+    spool = Spool()
+    for pid in pids:
+        spool.start(started_of(pid))
+    return spool
+
+
+def test_an_incarnation_the_collector_has_more_rounds_of_cannot_go_on() -> None:
+    """Rounds numbered like those the collector has already would be ignored there: a new incarnation must begin."""
+    spool = spool_of(7)
+    key = key_of(target_of(7), INCARNATION)
+    spool.add(key, make_round(1, [1]))
+
+    assert spool.resume([position_of(7, last=2)]) == [key]
+    assert spool.positions() == []
+
+
+def test_a_busy_target_does_not_keep_others_from_being_sent() -> None:
+    """Where the window lets one round go at a time, each target has its turn, however much the first one writes."""
+    spool = spool_of(1, 2, 3)
+    sent = []
+    for number in range(1, 9):
+        for pid in (1, 2, 3) if number == 1 else (1, 1):
+            key = key_of(target_of(pid), INCARNATION)
+            last = next(p.round for p in spool.positions() if p.target.pid == pid)
+            spool.add(key, make_round(last + 1, range(number), pid=pid))
+        messages = list(spool.unsent(1))
+        sent += pids_of(messages)
+        for message in messages:
+            if message.HasField("write_protect_batch"):
+                batch = message.write_protect_batch
+                spool.acknowledge([position_of(batch.target.pid, last=batch.last_round)])
+
+    assert {1, 2, 3} <= set(sent)
