@@ -21,7 +21,8 @@ from wetink_agent.spool import Key, Spool
 
 BACKOFF_SECONDS_FIRST: Final = 0.2
 BACKOFF_SECONDS_MAX: Final = 30.0
-"""Each wait is drawn from zero to a bound that doubles from the first of these to the second."""
+"""Each wait is drawn from zero to a bound that doubles from the first of these to the second; a stream that has worked,
+and got an acknowledgement, takes it back to the first."""
 
 WELCOME_SECONDS_MAX: Final = 10.0
 """How long the collector may take to connect and answer Hello."""
@@ -98,6 +99,7 @@ class Uplink:
         self._told = ""
         self._draining = False
         self._acknowledged_at = 0.0
+        self._acknowledged = False
 
     def changed(self) -> None:
         """Say that the spool has something new."""
@@ -111,14 +113,14 @@ class Uplink:
         """
         bound = BACKOFF_SECONDS_FIRST
         while True:
-            began = time.monotonic()
+            self._acknowledged = False
             try:
                 await self._connect()
             except grpc.aio.AioRpcError as error:
                 self._note(error)
             except (TimeoutError, ConnectionError) as error:
                 self._tell(str(error) or "no answer in time")
-            if time.monotonic() - began > BACKOFF_SECONDS_MAX:
+            if self._acknowledged:
                 bound = BACKOFF_SECONDS_FIRST
             # Full jitter, so that agents which lost one collector together do not come back together.
             await asyncio.sleep(random.uniform(0, bound))  # noqa: S311 - nothing secret is drawn
@@ -210,6 +212,7 @@ class Uplink:
             match message.WhichOneof("message"):
                 case "ack":
                     self._acknowledged_at = time.monotonic()
+                    self._acknowledged = True
                     self._refused = None
                     self._spool.acknowledge(message.ack.positions)
                     self._progress.set()
