@@ -120,12 +120,14 @@ class Catalog:
     def find(self, name: TargetName) -> TargetRecord | None:
         """Give the target with a name; where the name leaves it open, the youngest with that pid.
 
-        Of processes on several boots, the one whose tracking began last is the youngest.
+        Of several boots, the one on which tracking began last is the newest.
         """
         keys = self._by_pid.get((name.host_id, name.pid), ())
         start = name.start_time_ticks
         found = [self._targets[key] for key in keys if start is None or key.start_time_ticks == start]
-        return max(found, key=_youth, default=None)
+        newest = max(found, key=lambda record: record.started.time_ns, default=None)
+        on_newest_boot = (record for record in found if newest and record.target.boot_id == newest.target.boot_id)
+        return max(on_newest_boot, key=lambda record: record.target.start_time_ticks, default=None)
 
     def all(self) -> Collection[TargetRecord]:
         """Give every target."""
@@ -244,10 +246,6 @@ class Bell:
         """Sleep until it rings, or return at once if it has rung since the last time."""
         await self._rung.wait()
         self._rung.clear()
-
-
-def _youth(record: TargetRecord) -> tuple[int, int]:
-    return record.started.time_ns, record.target.start_time_ticks
 
 
 def _window_ns(before: Block | None, last: Block | None) -> int:

@@ -1,0 +1,138 @@
+"""What is known of targets without their pages: names, windows, bells and retention."""
+
+import asyncio
+
+from tests.unit.collector.changes import appended, ended, incarnation, started, target
+from wetink.names import TargetName
+from wetink_collector.catalog import ENDED_KEPT_MAX, ENDED_KEPT_SECONDS, Catalog
+from wetink_collector.identity import IncarnationKey
+from wetink_collector.store.interface import Contents, HostSeen, TargetForgotten, TargetUnwanted, TargetWanted
+from wetink_collector.store.memory import MemoryStore
+
+ONE = incarnation()
+SECOND_NS = 10**9
+
+
+def catalog_of(*changes: object) -> Catalog:
+    """Give a catalog that has taken changes."""
+    catalog = Catalog("0" * 32, Contents([], [], []))
+    catalog.apply(changes)  # type: ignore[arg-type]
+    return catalog
+
+
+def test_catalog_of_a_store_is_that_of_its_changes() -> None:
+    """After a restart everything is known as before."""
+    changes = [
+        HostSeen("host-1", "boot-1", "1.0", 5),
+        started(ONE),
+        appended(ONE, 1, [1]),
+        appended(ONE, 2, [2]),
+        started(incarnation(2)),
+        ended(incarnation(2)),
+        TargetWanted(target(3)),
+        TargetWanted(target(4)),
+        TargetUnwanted(target(4)),
+    ]
+    store = MemoryStore()
+    store.commit(changes)  # type: ignore[arg-type]
+
+    loaded, applied = Catalog(store.store_id, store.contents()), catalog_of(*changes)
+
+    assert list(loaded.all()) == list(applied.all())
+    assert loaded.hosts == applied.hosts
+    assert loaded.wanted("host-1") == applied.wanted("host-1") == [target(3)]
+    assert loaded.get(ONE.target).window_ns == 1000  # type: ignore[union-attr]
+
+
+def test_name_without_a_start_means_the_youngest_process() -> None:
+    """Of those with that pid, on the boot that is newest."""
+    old, young = target(1, start_time_ticks=100), target(1, start_time_ticks=200)
+    rebooted = target(1, boot_id="boot-2", start_time_ticks=50)
+    catalog = catalog_of(
+        started(IncarnationKey(young, 1), time_ns=5),
+        started(IncarnationKey(old, 1), time_ns=4),
+    )
+    assert catalog.find(TargetName("host-1", 1)).target == young  # type: ignore[union-attr]
+    assert catalog.find(TargetName("host-1", 1, 100)).target == old  # type: ignore[union-attr]
+    assert catalog.find(TargetName("host-1", 2)) is None
+    assert catalog.find(TargetName("host-2", 1)) is None
+
+    catalog.apply([started(IncarnationKey(rebooted, 1), time_ns=6)])
+
+    assert catalog.find(TargetName("host-1", 1)).target == rebooted  # type: ignore[union-attr]
+
+
+def test_young_process_that_is_tracked_first_stays_the_youngest() -> None:
+    """When tracking began says nothing about which process is younger on one boot."""
+    old, young = target(1, start_time_ticks=100), target(1, start_time_ticks=200)
+    catalog = catalog_of(
+        started(IncarnationKey(young, 1), time_ns=4),
+        started(IncarnationKey(old, 1), time_ns=5),
+    )
+
+    assert catalog.find(TargetName("host-1", 1)).target == young  # type: ignore[union-attr]
+
+
+def test_targets_that_ended_are_kept_for_an_hour() -> None:
+    """And not longer; those that live are never forgotten."""
+    now_ns = 10 * ENDED_KEPT_SECONDS * SECOND_NS
+    hour_ns = ENDED_KEPT_SECONDS * SECOND_NS
+    catalog = catalog_of(
+        started(incarnation(1)),
+        started(incarnation(2)),
+        ended(incarnation(2), time_ns=now_ns - hour_ns + 1),
+        started(incarnation(3)),
+        ended(incarnation(3), time_ns=now_ns - hour_ns - 1),
+    )
+
+    assert catalog.to_forget(now_ns) == [target(3)]
+    catalog.apply([TargetForgotten(target(3))])
+    assert catalog.to_forget(now_ns) == []
+    assert catalog.find(TargetName("host-1", 3)) is None
+    assert {record.target for record in catalog.on_host("host-1")} == {target(1), target(2)}
+
+
+def test_no_more_than_the_bound_of_ended_targets_is_kept() -> None:
+    """The oldest ends go first."""
+    catalog = catalog_of(
+        *(started(incarnation(pid)) for pid in range(1, ENDED_KEPT_MAX + 4)),
+        *(ended(incarnation(pid), time_ns=10**18 + pid) for pid in range(1, ENDED_KEPT_MAX + 4)),
+    )
+
+    assert sorted(catalog.to_forget(10**18)) == [target(1), target(2), target(3)]
+
+
+def test_rounds_of_an_older_incarnation_change_nothing() -> None:
+    """They may be on their way while a newer one starts."""
+    newer = IncarnationKey(ONE.target, 2)
+    catalog = catalog_of(started(ONE), appended(ONE, 1), started(newer), appended(ONE, 2), ended(ONE))
+
+    record = catalog.get(ONE.target)
+
+    assert record is not None
+    assert (record.incarnation, record.round, record.ended) == (newer, 0, None)
+
+
+def test_bell_rings_for_what_it_listens_to() -> None:
+    """For its targets, and for what comes and goes; not for others' rounds."""
+    catalog = catalog_of(HostSeen("host-1", "boot-1", "1", 1), started(ONE), started(incarnation(2)))
+
+    async def rung(*changes: object) -> bool:
+        with catalog.bell([ONE.target]) as bell:
+            catalog.apply(changes)  # type: ignore[arg-type]
+            try:
+                await asyncio.wait_for(bell.wait(), 0.01)
+            except TimeoutError:
+                return False
+            return True
+
+    async def scenario() -> list[bool]:
+        return [
+            await rung(appended(ONE, 1)),
+            await rung(appended(incarnation(2), 1)),
+            await rung(started(incarnation(3))),
+            await rung(ended(incarnation(3))),
+        ]
+
+    assert asyncio.run(scenario()) == [True, False, True, True]
+    assert not catalog._bells

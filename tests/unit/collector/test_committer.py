@@ -1,0 +1,287 @@
+"""The one writer: order, groups, bounds, and what happens when the store fails."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.unit.collector.changes import appended, incarnation, started
+from wetink_collector import committer as module
+from wetink_collector.catalog import Catalog
+from wetink_collector.committer import Committer
+from wetink_collector.errors import StoreUnavailable
+from wetink_collector.store.interface import Change, Contents, RecordDamaged, StoredBlock, StoreFailed
+from wetink_collector.store.memory import MemoryStore
+
+ONE = incarnation()
+
+
+class Stubborn(MemoryStore):
+    """A store that waits for its gate, and fails while it is told to."""
+
+    def __init__(self) -> None:
+        """Let everything through."""
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failing: Exception | None = None
+        self.recovering_fails = False
+        self.groups: list[int] = []
+        self.damage: list[RecordDamaged] = []
+        self.recovered = 0
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """Wait, then fail or commit."""
+        assert self.gate.wait(20)
+        if self.failing:
+            raise self.failing
+        self.groups.append(len(changes))
+        super().commit(changes)
+
+    def maintain(self) -> bool:
+        """Report damage where there is some."""
+        if self.damage:
+            raise self.damage.pop()
+        return super().maintain()
+
+    def recover(self) -> Contents:
+        """Fail, or start afresh."""
+        self.recovered += 1
+        if self.recovering_fails:
+            message = "still full"
+            raise StoreFailed(message)
+        self.failing = None
+        return super().recover()
+
+    def read(self, *_: object, **__: object) -> Iterator[StoredBlock]:
+        """Nobody reads in these tests."""
+        raise NotImplementedError
+
+
+@dataclass
+class Heard:
+    """Keeps what a listener was told."""
+
+    told: list[str] = field(default_factory=list)
+    damage: list[RecordDamaged] = field(default_factory=list)
+
+    def store_failed(self) -> None:
+        """Keep it."""
+        self.told.append("failed")
+
+    def store_recovered(self) -> None:
+        """Keep it."""
+        self.told.append("recovered")
+
+    def record_damaged(self, damage: RecordDamaged) -> None:
+        """Keep it."""
+        self.damage.append(damage)
+
+
+@dataclass
+class Bench:
+    """A committer with everything around it."""
+
+    store: Stubborn
+    catalog: Catalog
+    committer: Committer
+    heard: Heard
+
+
+@asynccontextmanager
+async def bench() -> AsyncIterator[Bench]:
+    """Give one that runs."""
+    store = Stubborn()
+    catalog = Catalog(store.store_id, store.contents())
+    committer = Committer(store, catalog)
+    heard = Heard()
+    async with committer.running(heard):
+        yield Bench(store, catalog, committer, heard)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 (what is waited for happens on another thread)
+            await asyncio.sleep(0.005)
+
+
+def runs(test: Callable[[Bench], Awaitable[None]]) -> Callable[[], None]:
+    """Make a test of one that takes a bench."""
+
+    def run() -> None:
+        async def within() -> None:
+            async with bench() as one:
+                await test(one)
+
+        asyncio.run(within())
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@runs
+async def test_what_is_settled_is_in_the_store_and_in_the_catalog(one: Bench) -> None:
+    """Not before the commit, and at once after it."""
+    one.store.gate.clear()
+    settled = await one.committer.submit([started(ONE), appended(ONE, 1, [1])])
+    await asyncio.sleep(0.05)
+    assert not settled.done()
+    assert one.catalog.get(ONE.target) is None
+
+    one.store.gate.set()
+    await settled
+
+    record = one.catalog.get(ONE.target)
+    assert record is not None
+    assert record.round == 1
+    assert [block.last_round for stored in one.store.contents().incarnations for block in stored.blocks] == [1]
+
+
+@runs
+async def test_all_that_waits_goes_in_one_group(one: Bench) -> None:
+    """A hundred batches cost one fsync, not a hundred."""
+    one.store.gate.clear()
+    first = await one.committer.submit([started(ONE)])
+    await until(one.committer._queue.empty)
+    rest = [await one.committer.submit([appended(ONE, number)]) for number in range(1, 101)]
+    one.store.gate.set()
+    await asyncio.gather(first, *rest)
+
+    assert one.store.groups == [1, 100]
+
+
+@runs
+async def test_group_is_bounded_in_bytes(one: Bench) -> None:
+    """Nobody's acknowledgement waits for all of a long queue."""
+    one.store.gate.clear()
+    half = module.GROUP_BYTES_MAX // 2
+    settled = [await one.committer.submit([started(ONE)])]
+    await until(one.committer._queue.empty)
+    settled += [await one.committer.submit([appended(ONE, number)], size_bytes=half) for number in range(1, 7)]
+    one.store.gate.set()
+    await asyncio.gather(*settled)
+
+    assert one.store.groups == [1, 2, 2, 2]
+
+
+@runs
+async def test_queue_over_its_bound_makes_the_next_wait(one: Bench) -> None:
+    """Until there is room; a single round may be larger than the bound, alone."""
+    one.store.gate.clear()
+    settled = [await one.committer.submit([started(ONE)], size_bytes=module.QUEUE_BYTES_MAX * 2)]
+    waiting = asyncio.create_task(one.committer.submit([appended(ONE, 1)], size_bytes=1))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+
+    one.store.gate.set()
+    await asyncio.gather(*settled)
+    await (await waiting)
+
+
+@runs
+async def test_failure_settles_nothing_and_closes_the_door(one: Bench) -> None:
+    """
+    What waited behind the failed group fails with it, so that no later round becomes durable before an earlier one;
+    and nothing is taken until the store has recovered.
+    """
+    await one.committer.commit([started(ONE)])
+    one.store.gate.clear()
+    one.store.recovering_fails = True
+    first = await one.committer.submit([appended(ONE, 1)])
+    await until(one.committer._queue.empty)
+    second = await one.committer.submit([appended(ONE, 2)])
+    one.store.failing = StoreFailed("disk full")
+    one.store.gate.set()
+
+    for settled in (first, second):
+        with pytest.raises(StoreUnavailable):
+            await settled
+    with pytest.raises(StoreUnavailable):
+        await one.committer.submit([appended(ONE, 3)])
+    assert one.heard.told == ["failed"]
+    assert one.catalog.get(ONE.target).round == 0  # type: ignore[union-attr]
+
+    one.store.recovering_fails = False
+    await until(lambda: "recovered" in one.heard.told)
+    await one.committer.commit([appended(ONE, 1)])
+    assert one.heard.told == ["failed", "recovered"]
+
+
+@runs
+async def test_what_was_queued_before_the_failure_was_known_is_not_written_afterwards(one: Bench) -> None:
+    """Not even when the store could take it again by then."""
+    await one.committer.commit([started(ONE)])
+    one.store.failing = StoreFailed("a moment")
+    first = await one.committer.submit([appended(ONE, 1)])
+    with pytest.raises(StoreUnavailable):
+        await first
+    groups = list(one.store.groups)
+    await until(lambda: "recovered" in one.heard.told)
+
+    assert one.store.groups == groups
+
+
+@runs
+async def test_bug_in_a_commit_is_a_failure_too(one: Bench) -> None:
+    """Whatever is raised, nothing of the group is acknowledged, and the thread lives."""
+    await one.committer.commit([started(ONE)])
+
+    with pytest.raises(StoreUnavailable):
+        await one.committer.commit([appended(ONE, 5)])
+    await until(lambda: "recovered" in one.heard.told)
+
+    await one.committer.commit([appended(ONE, 1)])
+
+
+@runs
+async def test_damage_is_told_and_the_writer_goes_on(one: Bench) -> None:
+    """The listener decides what becomes of it."""
+    one.store.damage.append(RecordDamaged(ONE, "a reason"))
+    await one.committer.commit([started(ONE)])
+    await until(lambda: bool(one.heard.damage))
+
+    await one.committer.commit([appended(ONE, 1)])
+    assert one.heard.told == []
+
+
+@runs
+async def test_blocks_are_merged_when_nobody_waits(one: Bench) -> None:
+    """Without being asked."""
+    await one.committer.commit([started(ONE)])
+    for number in range(1, 101):
+        await one.committer.commit([appended(ONE, number)])
+
+    await until(lambda: len(one.store.contents().incarnations[0].blocks) <= 30)
+
+
+@runs
+async def test_waiter_that_was_cancelled_does_not_harm_the_others(one: Bench) -> None:
+    """Its changes are written all the same."""
+    one.store.gate.clear()
+    lost = await one.committer.submit([started(ONE)])
+    kept = await one.committer.submit([appended(ONE, 1)])
+    lost.cancel()
+    one.store.gate.set()
+
+    await kept
+
+    assert one.catalog.get(ONE.target) is not None
+
+
+def test_leaving_commits_what_waits() -> None:
+    """A drain loses nothing that was taken."""
+
+    async def scenario() -> Stubborn:
+        async with bench() as one:
+            one.store.gate.clear()
+            await one.committer.submit([started(ONE), appended(ONE, 1)])
+            one.store.gate.set()
+        return one.store
+
+    store = asyncio.run(scenario())
+
+    assert [block.last_round for block in store.contents().incarnations[0].blocks] == [1]
