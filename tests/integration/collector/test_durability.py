@@ -95,16 +95,19 @@ def test_all_that_is_known_survives_a_restart(tmp_path: Path) -> None:
     assert host_after.last_seen_time_ns >= host.last_seen_time_ns
 
 
-def damage(data: Path) -> None:
-    """Flip a byte in the pages of one round, behind the collector's back."""
+FLIP = "UPDATE block SET written = substr(written, 1, length(written) - 1) || x'77' WHERE last_round = 2"
+REMOVE = "DELETE FROM block WHERE last_round = 2"
+CUT = "DELETE FROM block WHERE last_round = 3"
+
+
+def damage(data: Path, statement: str = FLIP) -> None:
+    """Change the pages of one round behind the collector's back."""
     with closing(sqlite3.connect(data / "wetink.sqlite3", isolation_level=None)) as connection:
-        changed = connection.execute(
-            "UPDATE block SET written = substr(written, 1, length(written) - 1) || x'77' WHERE last_round = 2"
-        )
-        assert changed.rowcount == 1
+        assert connection.execute(statement).rowcount == 1
 
 
-def test_damaged_record_is_never_answered(collector: CollectorProcess) -> None:
+@pytest.mark.parametrize("statement", [FLIP, REMOVE, CUT], ids=["byte changed", "round removed", "last round removed"])
+def test_damaged_record_is_never_answered(collector: CollectorProcess, statement: str) -> None:
     """
     The incarnation has ended for every cursor, the answer without one is not complete, and the agent is sent back to
     begin a new incarnation.
@@ -115,7 +118,7 @@ def test_damaged_record_is_never_answered(collector: CollectorProcess) -> None:
         agent.deliver(ONE, [1], [2], [3])
         reader = Reader(collector.address)
         cursor = reader.barrier(NAME, timeout_ms=1).cursor
-        damage(collector.data)
+        damage(collector.data, statement)
 
         answer = reader.dirty(NAME)
 

@@ -319,6 +319,13 @@ def test_file_that_was_not_closed_has_all_that_was_committed(file: SqliteStore, 
         assert pages_since(again, ONE) == pages_since(file, ONE)
 
 
+def test_commit_ends_in_an_fsync(file: SqliteStore) -> None:
+    """In WAL mode only FULL syncs at COMMIT; no test that kills a process would notice less."""
+    assert file._connection.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert file._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert file._connection.isolation_level is None
+
+
 def test_dropped_blocks_are_freed_after_a_restart_too(tmp_path: Path) -> None:
     """What was still to be freed when the collector went down is not left behind."""
     with closing(SqliteStore(tmp_path)) as store:
