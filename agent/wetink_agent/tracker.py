@@ -57,6 +57,7 @@ class Tracker:
         self._wake = asyncio.Event()
         self._stopping: tuple[types_pb2.EndReason.ValueType, str] | None = None
         self._resynchronise = False
+        self._is_over = False
         self._begin_incarnation()
         self._keep(self._round_of(first))
 
@@ -84,6 +85,7 @@ class Tracker:
         finally:
             # Closing makes the kernel walk all that is registered: not on the event loop.
             await asyncio.get_running_loop().run_in_executor(self._pool, self._backend.close)
+            self._is_over = True
             _answer(self._take_waiting(), None)
         self._spool.end(
             ingest_pb2.TargetEnded(
@@ -99,6 +101,8 @@ class Tracker:
 
     async def barrier(self) -> types_pb2.TargetPosition | None:
         """Harvest at once, and give the round that holds every write from before this call; None where it ended."""
+        if self._is_over:
+            return None
         waiter: asyncio.Future[types_pb2.TargetPosition | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         self._wake.set()
@@ -141,6 +145,10 @@ class Tracker:
             except (TrackingError, OSError) as error:
                 end = types_pb2.END_REASON_FAILED, str(error)
             else:
+                if self._resynchronise:
+                    # Its incarnation has no record any more; the first round of the next one serves who waits.
+                    self._waiting[:0] = waiting
+                    continue
                 self._keep(harvested)
                 _answer(waiting, self.position)
                 # A target so large that a round takes longer than the interval gets as long a rest.
