@@ -14,7 +14,7 @@ import typer
 
 from wetink import logs
 from wetink.command_line import ConfigOption, ExitCode, Failure, run
-from wetink.names import NameMalformed, check_host_id
+from wetink.names import NameMalformed, check_address, check_host_id
 from wetink_agent import probe
 from wetink_agent.agent import Agent, Settings
 from wetink_agent.discovery import Selection
@@ -113,7 +113,7 @@ def agent(
         return
     logs.configure()
     settings = Settings(
-        collector=collector,
+        collector=_address(collector),
         host_id=_host_id(host_id),
         pids=tuple(dict.fromkeys(pid or ())),
         selection=Selection(
@@ -173,6 +173,14 @@ def _pattern(text: str) -> re.Pattern[str]:
         return re.compile(text)
     except re.error as error:
         message = f"--command {text!r} is no regular expression: {error}"
+        raise Failure(message, ExitCode.USAGE) from error
+
+
+def _address(text: str) -> str:
+    try:
+        return check_address(text)
+    except NameMalformed as error:
+        message = f"{error} (--collector)"
         raise Failure(message, ExitCode.USAGE) from error
 
 

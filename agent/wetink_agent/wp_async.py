@@ -150,7 +150,13 @@ class WpAsync:
         try:
             syscalls.ioctl(self._uffd, uf.UFFDIO_API, argument, "UFFDIO_API")
         except OSError as error:
-            message = f"cannot track process {self._pid}: this kernel lacks UFFD_FEATURE_WP_ASYNC (Linux 6.7 has it)"
+            if error.errno != errno.EINVAL:
+                message = f"cannot track process {self._pid}: what it offered is no userfaultfd"
+                raise Untrackable(message) from error
+            message = (
+                f"cannot track process {self._pid}: this kernel lacks UFFD_FEATURE_WP_ASYNC (Linux 6.7 has it), "
+                "or its userfaultfd has been through UFFDIO_API before: offer a fresh one"
+            )
             raise KernelLacks(message) from error
         try:
             self._pidfd = os.pidfd_open(self._pid)
@@ -167,6 +173,18 @@ class WpAsync:
         except (FileNotFoundError, ProcessLookupError) as error:
             message = f"there is no process {self._pid}: it has exited, or the pid is wrong"
             raise NoSuchProcess(message) from error
+        self._refuse_a_second_reader()
+
+    def _refuse_a_second_reader(self) -> None:
+        """Make sure that nobody else reads the marks of asynchronous write-protection: reading takes them away.
+
+        Our descriptor is fresh and has nothing registered yet, so that whatever is registered is somebody else's.
+        """
+        self._look_at_maps()
+        for regions in self._scan(
+            self._whole(), mask=fs.PAGE_IS_WPALLOWED, inverted=0, anyof=0, returned=fs.PAGE_IS_WPALLOWED
+        ):
+            raise _uses_userfaultfd(self._pid, int(regions[0, 0]), int(regions[0, 1]))
 
     # The steps of a round, in their order.
 
@@ -217,11 +235,7 @@ class WpAsync:
             syscalls.ioctl(self._uffd, uf.UFFDIO_REGISTER, argument, "UFFDIO_REGISTER")
         except OSError as error:
             if error.errno == errno.EBUSY:
-                message = (
-                    f"process {self._pid} uses userfaultfd itself at {start:#x}-{end:#x}: "
-                    "only one can, so it cannot be tracked while it does"
-                )
-                raise Untrackable(message) from error
+                raise _uses_userfaultfd(self._pid, start, end) from error
             if error.errno in {errno.ESRCH, errno.ENOMEM}:
                 self._check_alive()
             elif error.errno not in {errno.EINVAL, errno.EPERM}:
@@ -271,9 +285,16 @@ class WpAsync:
     # What the steps are made of.
 
     def _scan(
-        self, spans: Iterable[Range], *, mask: int, inverted: int, returned: int = _POPULATED, flags: int = 0
+        self,
+        spans: Iterable[Range],
+        *,
+        mask: int,
+        inverted: int,
+        anyof: int = _POPULATED,
+        returned: int = _POPULATED,
+        flags: int = 0,
     ) -> Iterator[NDArray[np.uint64]]:
-        """Scan spans of addresses for populated pages.
+        """Scan spans of addresses, unless told otherwise for populated pages.
 
         The kernel may say that it stopped before the end, though it went on and answered beyond that place too: its
         ``walk_end`` is then of the last time it emptied its own buffer. What lies beyond is scanned again, as the
@@ -288,7 +309,7 @@ class WpAsync:
             flags=flags,
             category_mask=mask,
             category_inverted=inverted,
-            category_anyof_mask=_POPULATED,
+            category_anyof_mask=anyof,
             return_mask=returned,
         )
         filled = 0
@@ -446,6 +467,13 @@ def _joined(parts: Sequence[Runs]) -> Runs:
     starts[1:] = np.maximum(starts[1:], ends[:-1])
     filled = np.flatnonzero(starts < ends)
     return adjacent_runs(starts[filled], ends[filled])
+
+
+def _uses_userfaultfd(pid: int, start: int, end: int) -> Untrackable:
+    return Untrackable(
+        f"process {pid} uses userfaultfd itself at {start:#x}-{end:#x}: "
+        "only one can, so it cannot be tracked while it does"
+    )
 
 
 def _replaced(pid: int) -> TargetReplaced:

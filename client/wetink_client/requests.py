@@ -1,9 +1,10 @@
 """Build the contract's requests from what a caller says, and how long each may take. Nothing is sent from here."""
 
 import math
-import re
 from typing import Final
 
+from wetink import names
+from wetink.names import NameMalformed
 from wetink.v1 import dirty_pb2
 from wetink_client.errors import InvalidRequest
 from wetink_client.values import Selectable, Selection
@@ -47,8 +48,6 @@ CHANNEL_OPTIONS: Final = (
 """Options of the channel, the same for both clients."""
 
 _UINT32_MAX: Final = (1 << 32) - 1
-_HOST_PORT: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
-_PORT_MAX: Final = 65535
 
 
 def check_address(address: str) -> str:
@@ -57,11 +56,10 @@ def check_address(address: str) -> str:
     Raises:
         InvalidRequest: It is neither ``HOST:PORT`` nor ``unix:PATH``.
     """
-    match = _HOST_PORT.fullmatch(address)
-    if (match and 1 <= int(match["port"]) <= _PORT_MAX) or (address.startswith("unix:") and address != "unix:"):
-        return address
-    message = f"{address[:300]!r} is no collector's address: write HOST:PORT or unix:PATH"
-    raise InvalidRequest(message)
+    try:
+        return names.check_address(address)
+    except NameMalformed as error:
+        raise InvalidRequest(str(error)) from error
 
 
 def targets(selection: Selectable | None) -> dirty_pb2.ListTargetsRequest:

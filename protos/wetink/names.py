@@ -1,4 +1,4 @@
-"""The printed names of hosts and targets: ``HOST/PID@START``."""
+"""The printed names of hosts, targets (``HOST/PID@START``) and collectors (``HOST:PORT``)."""
 
 import re
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ from wetink.v1.types_pb2 import Target
 
 HOST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _TARGET: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253})/(?P<pid>[0-9]{1,10})(?:@(?P<start>[0-9]{1,20}))?")
+_ADDRESS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})|unix:\S.*")
+_PORT_MAX: Final = 65535
 _PID_MAX: Final = (1 << 32) - 1
 _START_MAX: Final = (1 << 64) - 1
 
@@ -56,6 +58,19 @@ def check_host_id(text: str) -> str:
     """
     if not HOST_ID.fullmatch(text):
         message = f"{text[:300]!r} is no host id: use 1 to 253 of letters, digits, dot, underscore and hyphen"
+        raise NameMalformed(message)
+    return text
+
+
+def check_address(text: str) -> str:
+    """Give a collector's address back when it can be one.
+
+    Raises:
+        NameMalformed: It is neither ``HOST:PORT`` nor ``unix:PATH``.
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None or (match["port"] is not None and not 1 <= int(match["port"]) <= _PORT_MAX):
+        message = f"{text[:300]!r} is no collector's address: write HOST:PORT or unix:PATH"
         raise NameMalformed(message)
     return text
 

@@ -35,7 +35,7 @@ def status_with_reason(
 def error_info(error: grpc.Call | grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
     """Give the reason a failed call came with, or None where it came with none of ours."""
     # An AioRpcError has what this reads of a call, though not the rest of one.
-    status = rpc_status.from_call(cast(grpc.Call, error))
+    status = rpc_status.from_call(cast("grpc.Call", error))
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:

@@ -1,0 +1,296 @@
+"""What a person can do wrong with the agent: one clear sentence each, the right code, no traceback, nothing harmed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import programs
+from tests.support.agent import HOST, running_agent, start_agent
+from tests.support.collector import CollectorProcess, running_collector, start_collector
+from tests.support.service import start
+from wetink import command_line
+from wetink_agent import command, probe
+from wetink_client import Collector
+from wetink_client.errors import NotFound, Refused, WetinkError
+
+pytestmark = pytest.mark.needs("kernel", "root", "cc")
+
+NOBODY = 65534
+NO_SUCH_PID = 4194303
+
+USES_USERFAULTFD = (
+    "import mmap, os, time, numpy as np\n"
+    "from wetink import syscalls\n"
+    "from wetink_agent.uapi import userfaultfd as uf\n"
+    "memory = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+    "memory[0] = 1\n"
+    "address = np.frombuffer(memory, dtype=np.uint8).ctypes.data\n"
+    "uffd = syscalls.userfaultfd(os.O_NONBLOCK | uf.UFFD_USER_MODE_ONLY)\n"
+    "api = uf.uffdio_api(api=uf.UFFD_API, features=uf.UFFD_FEATURE_WP_ASYNC)\n"
+    "syscalls.ioctl(uffd, uf.UFFDIO_API, api, 'api')\n"
+    "span = uf.uffdio_range(start=address, len=1 << 20)\n"
+    "register = uf.uffdio_register(range=span, mode=uf.UFFDIO_REGISTER_MODE_WP)\n"
+    "syscalls.ioctl(uffd, uf.UFFDIO_REGISTER, register, 'register')\n"
+    "print('ready', flush=True)\n"
+    "time.sleep(60)\n"
+)
+TRACES = (
+    "import sys, time\n"
+    "from wetink import syscalls\n"
+    "from wetink_agent.uapi.ptrace import PTRACE_SEIZE\n"
+    "syscalls.ptrace(PTRACE_SEIZE, int(sys.argv[1]), 0, 0, 'seize')\n"
+    "print('ready', flush=True)\n"
+    "time.sleep(60)\n"
+)
+
+
+def run_agent(*options: str, collector: str = "unix:/nonexistent/socket") -> tuple[int, str]:
+    """Run an agent that should refuse; its exit code and what it said, log lines left out."""
+    with start("wetink_agent.command", ["--collector", collector, "--host-id", HOST, *options]) as process:
+        try:
+            _, said = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return process.returncode, "".join(line for line in said.splitlines(keepends=True) if not line.startswith("{"))
+
+
+def is_one_sentence(said: str) -> bool:
+    """Whether it is one line of the agent's, with no traceback."""
+    return said.startswith("wetink-agent: ") and said.count("\n") == 1 and "Traceback" not in said
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[CollectorProcess]:
+    """Give a collector."""
+    with running_collector() as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def client(collector: CollectorProcess) -> Iterator[Collector]:
+    """Give a client of a collector with an agent."""
+    with running_agent(collector.address), Collector(collector.address) as client:
+        yield client
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[programs.Program]:
+    """Give an ordinary process."""
+    with programs.running("sleeper", "nanosleep", tmp_path / "progress") as program:
+        yield program
+
+
+def refusal(client: Collector, pid: int) -> WetinkError:
+    """Ask to track a process that cannot be; the error."""
+    with pytest.raises(WetinkError) as caught:
+        client.track(HOST, pid)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_no_such_process(client: Collector) -> None:
+    """A pid nobody has is not found, whether the agent is told it or asked for it."""
+    code, said = run_agent("--pid", str(NO_SUCH_PID))
+
+    assert code == command_line.ExitCode.NOT_FOUND
+    assert is_one_sentence(said), said
+    assert f"there is no process {NO_SUCH_PID}" in said
+    assert isinstance(refusal(client, NO_SUCH_PID), NotFound)
+
+
+def test_kernel_thread(client: Collector) -> None:
+    """A kernel thread has no memory of its own."""
+    code, said = run_agent("--pid", "2")
+
+    assert code == command_line.ExitCode.FAILURE
+    assert is_one_sentence(said), said
+    assert "process 2 is a kernel thread" in said
+    error = refusal(client, 2)
+    assert isinstance(error, Refused)
+    assert "kernel thread" in str(error)
+
+
+def test_process_of_another_user_without_capability() -> None:
+    """The rights that would do are named, and the process is left alone."""
+    with subprocess.Popen(["sleep", "60"], user=NOBODY, group=NOBODY) as target:
+        try:
+            time.sleep(0.1)
+            options = ["--collector", "unix:/nonexistent/socket", "--pid", str(target.pid)]
+            command_line_text = "from wetink_agent.command import main; main()"
+            done = subprocess.run(
+                [
+                    "setpriv",
+                    "--bounding-set=-all",
+                    "--inh-caps=-all",
+                    sys.executable,
+                    "-c",
+                    command_line_text,
+                    *options,
+                ],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=20,
+            )
+            assert target.poll() is None
+        finally:
+            target.kill()
+
+    assert done.returncode == command_line.ExitCode.FAILURE
+    assert is_one_sentence(done.stderr), done.stderr
+    assert "CAP_SYS_PTRACE" in done.stderr
+
+
+def test_target_under_ptrace(client: Collector, target: programs.Program) -> None:
+    """Its tracer is named."""
+    with subprocess.Popen([sys.executable, "-c", TRACES, str(target.pid)], stdout=subprocess.PIPE) as tracer:
+        try:
+            assert tracer.stdout is not None
+            tracer.stdout.readline()
+            error = refusal(client, target.pid)
+        finally:
+            tracer.kill()
+
+    assert isinstance(error, Refused)
+    assert f"already traced by process {tracer.pid}" in str(error)
+
+
+def test_target_that_uses_userfaultfd_itself(client: Collector) -> None:
+    """Only one tracker can have a mapping: the place is named, and the target keeps its own."""
+    with subprocess.Popen([sys.executable, "-c", USES_USERFAULTFD], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            error = refusal(client, process.pid)
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+    assert isinstance(error, Refused)
+    assert f"process {process.pid} uses userfaultfd itself at 0x" in str(error)
+
+
+def test_kernel_without_wp_async(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the kernel lacks is named, before anything is attached."""
+    monkeypatch.setattr(
+        probe, "why_not_wp_async", lambda: "it lacks UFFD_FEATURE_WP_ASYNC (Linux 6.7 and later have it)"
+    )
+    monkeypatch.setattr(sys, "argv", ["wetink-agent", "--pid", str(os.getppid())])
+
+    with pytest.raises(SystemExit) as caught:
+        command.main()
+
+    assert caught.value.code == command_line.ExitCode.FAILURE
+    assert capsys.readouterr().err == f"wetink-agent: this kernel cannot track with wp-async: {lacking}\n"
+
+
+def test_collector_unreachable_then_there(tmp_path: Path, target: programs.Program) -> None:
+    """The agent says once that it keeps the rounds, tracks on, and delivers every one when the collector comes."""
+    listen = f"unix:{tmp_path}/collector.sock"
+    agent = start_agent(listen, "--pid", str(target.pid))
+    try:
+        agent.wait_for_log("collector_unreachable")
+        time.sleep(1)
+        assert len(agent.events("collector_unreachable")) == 1
+        process = CollectorProcess(start_collector(listen=listen), None)
+        try:
+            agent.wait_for_log("connected")
+            with Collector(listen) as client:
+                answer = client.dirty(f"{HOST}/{target.pid}", barrier=True)
+                assert answer.complete
+                assert answer.target.round > 10
+        finally:
+            process.close()
+    finally:
+        agent.close()
+
+
+@pytest.mark.parametrize(
+    "options,said",
+    [
+        (("--interval", "soon"), "--interval 'soon' is no time"),
+        (("--interval", "1ms"), "--interval '1ms' is no time from 10ms"),
+        (("--command", "("), "--command '(' is no regular expression"),
+        (("--host-id", "a b"), "'a b' is no host id"),
+        (("--collector", "nowhere"), "'nowhere' is no collector's address"),
+        (("--backend", "magic"), "magic"),
+        (("--pid", "one"), "--pid"),
+        (("--nonsense",), "--nonsense"),
+        (("--config", "/nonexistent.toml"), "config file /nonexistent.toml cannot be read"),
+    ],
+)
+def test_usage(options: tuple[str, ...], said: str) -> None:
+    """What cannot be meant is said, with exit code 2."""
+    code, told = run_agent(*options)
+
+    assert code == command_line.ExitCode.USAGE
+    assert is_one_sentence(told), told
+    assert said in told
+
+
+@pytest.mark.parametrize("text,said", [("pid = [", "is not TOML"), ("pidd = 1", "unknown key 'pidd'")])
+def test_malformed_config(text: str, said: str, tmp_path: Path) -> None:
+    """The file is named, and what is wrong in it."""
+    path = tmp_path / "agent.toml"
+    path.write_text(text, encoding="utf-8")
+
+    code, told = run_agent("--config", str(path))
+
+    assert code == command_line.ExitCode.USAGE
+    assert is_one_sentence(told), told
+    assert str(path) in told
+    assert said in told
+
+
+def test_second_agent_for_a_host(collector: CollectorProcess) -> None:
+    """The one that is deposed ends with a sentence that says what to do."""
+    first = start_agent(collector.address, "--host-id", "twice")
+    try:
+        first.wait_for_log("connected")
+        with running_agent(collector.address, "--host-id", "twice"):
+            assert first.process.wait(20) == command_line.ExitCode.FAILURE
+    finally:
+        first.close()
+
+    assert "wetink-agent: another agent has taken over host 'twice'" in first.log
+    assert "Traceback" not in first.log
+
+
+def test_agent_does_not_track_itself(collector: CollectorProcess, client: Collector) -> None:
+    """Its own pid is refused."""
+    del collector
+    agents = [pid for pid in programs_running() if is_our_agent(pid)]
+
+    assert any("cannot track itself" in str(refusal(client, pid)) for pid in agents)
+
+
+def programs_running() -> list[int]:
+    """Give every pid."""
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def is_our_agent(pid: int) -> bool:
+    """Whether a process is an agent that this test run started."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        parent = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    except OSError:
+        return False
+    return b"wetink_agent.command" in line and parent == os.getpid()
+
+
+def test_logs_are_json_lines_off_a_terminal(collector: CollectorProcess) -> None:
+    """Each line of the log is one object with an event and a time."""
+    with running_agent(collector.address, "--host-id", "logs") as agent:
+        pass
+
+    lines = [json.loads(line) for line in agent.log.splitlines()]
+    assert {"agent_started", "connected", "agent_stopped"} <= {line["event"] for line in lines}
+    assert all(line["timestamp"] for line in lines)
