@@ -181,9 +181,8 @@ class WpAsync:
         Our descriptor is fresh and has nothing registered yet, so that whatever is registered is somebody else's.
         """
         self._look_at_maps()
-        for regions in self._scan(
-            self._whole(), mask=fs.PAGE_IS_WPALLOWED, inverted=0, anyof=0, returned=fs.PAGE_IS_WPALLOWED
-        ):
+        allowed = fs.PAGE_IS_WPALLOWED
+        for regions in self._scan(self._whole(), mask=allowed, inverted=0, anyof=0, returned=allowed):
             raise _uses_userfaultfd(self._pid, int(regions[0, 0]), int(regions[0, 1]))
 
     # The steps of a round, in their order.

@@ -58,7 +58,12 @@ def run_agent(*options: str, collector: str = "unix:/nonexistent/socket") -> tup
         except subprocess.TimeoutExpired:
             process.kill()
             raise
-    return process.returncode, "".join(line for line in said.splitlines(keepends=True) if not line.startswith("{"))
+    return process.returncode, without_log(said)
+
+
+def without_log(said: str) -> str:
+    """Leave out the lines of the log."""
+    return "".join(line for line in said.splitlines(keepends=True) if not line.startswith("{"))
 
 
 def is_one_sentence(said: str) -> bool:
@@ -123,17 +128,9 @@ def test_process_of_another_user_without_capability() -> None:
         try:
             time.sleep(0.1)
             options = ["--collector", "unix:/nonexistent/socket", "--pid", str(target.pid)]
-            command_line_text = "from wetink_agent.command import main; main()"
+            agent = [sys.executable, "-c", "from wetink_agent.command import main; main()", *options]
             done = subprocess.run(
-                [
-                    "setpriv",
-                    "--bounding-set=-all",
-                    "--inh-caps=-all",
-                    sys.executable,
-                    "-c",
-                    command_line_text,
-                    *options,
-                ],
+                ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *agent],
                 check=False,
                 capture_output=True,
                 text=True,
@@ -144,8 +141,9 @@ def test_process_of_another_user_without_capability() -> None:
             target.kill()
 
     assert done.returncode == command_line.ExitCode.FAILURE
-    assert is_one_sentence(done.stderr), done.stderr
-    assert "CAP_SYS_PTRACE" in done.stderr
+    said = without_log(done.stderr)
+    assert is_one_sentence(said), said
+    assert "CAP_SYS_PTRACE" in said
 
 
 def test_target_under_ptrace(client: Collector, target: programs.Program) -> None:
@@ -179,9 +177,8 @@ def test_target_that_uses_userfaultfd_itself(client: Collector) -> None:
 
 def test_kernel_without_wp_async(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What the kernel lacks is named, before anything is attached."""
-    monkeypatch.setattr(
-        probe, "why_not_wp_async", lambda: "it lacks UFFD_FEATURE_WP_ASYNC (Linux 6.7 and later have it)"
-    )
+    lacking = "it lacks UFFD_FEATURE_WP_ASYNC (Linux 6.7 and later have it)"
+    monkeypatch.setattr(probe, "why_not_wp_async", lambda: lacking)
     monkeypatch.setattr(sys, "argv", ["wetink-agent", "--pid", str(os.getppid())])
 
     with pytest.raises(SystemExit) as caught:
