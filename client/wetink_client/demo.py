@@ -91,7 +91,7 @@ def demo(
             "run it again with `sudo make demo`"
         )
         raise Failure(message)
-    console = Console(quiet=as_json, highlight=False)
+    console = Console(quiet=as_json, highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="wetink-demo-") as directory, contextlib.ExitStack() as started:
         try:
             result = _move(Path(directory), console, started, as_json=as_json)
