@@ -35,6 +35,7 @@ class _Entry:
     ended: ingest_pb2.TargetEnded | None = None
     started_sent: bool = False
     ended_sent: bool = False
+    ended_a_while_ago: bool = False
 
 
 class Spool:
@@ -104,7 +105,7 @@ class Spool:
         self.in_flight_bytes = 0
         for key, entry in list(self._entries.items()):
             entry.sent_count = 0
-            entry.started_sent = entry.ended_sent = False
+            entry.started_sent = entry.ended_sent = entry.ended_a_while_ago = False
             has = known.get(key, 0)
             first_here = entry.rounds[0].first if entry.rounds else entry.last_round + 1
             # Of rounds it says it has beyond ours it would ignore what we have yet to harvest.
@@ -154,13 +155,24 @@ class Spool:
                 yield ingest_pb2.AgentMessage(target_ended=entry.ended)
 
     def forget_ended(self) -> None:
-        """Let go of incarnations whose end has been sent and whose rounds are durable.
+        """Let go of incarnations whose end had been sent, and their rounds were durable, at the last call of this.
 
-        To be called now and then, not at once: an end that was lost with its stream is sent again on the next.
+        Not at once: an end that was lost with its stream is sent again on the next.
         """
         for key, entry in list(self._entries.items()):
-            if entry.ended_sent and not entry.rounds:
+            if entry.ended_a_while_ago:
                 del self._entries[key]
+            entry.ended_a_while_ago = entry.ended_sent and not entry.rounds
+
+    def has_sent(self, positions: Iterable[types_pb2.TargetPosition]) -> bool:
+        """Whether none of these rounds still waits to be sent. Of what is not here, none does."""
+        for position in positions:
+            entry = self._entries.get(key_of(position.target, position.incarnation))
+            if entry is not None and not entry.started_sent:
+                return False
+            if entry is not None and any(waits.first <= position.round for waits in entry.rounds[entry.sent_count :]):
+                return False
+        return True
 
     @property
     def is_empty(self) -> bool:

@@ -9,15 +9,17 @@ import contextlib
 import random
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.status import error_info
-from wetink.v1 import ingest_pb2, ingest_pb2_grpc
-from wetink_agent.spool import Key, Spool
+from wetink.v1 import ingest_pb2, ingest_pb2_grpc, types_pb2
+from wetink_agent.spool import Key, Spool, key_of
 
 BACKOFF_SECONDS_FIRST: Final = 0.2
 BACKOFF_SECONDS_MAX: Final = 30.0
@@ -98,6 +100,8 @@ class Uplink:
         self._refused: Key | None = None
         self._told = ""
         self._draining = False
+        self._closing = False
+        self._is_open = False
         self._acknowledged_at = 0.0
         self._acknowledged = False
 
@@ -106,13 +110,13 @@ class Uplink:
         self._changed.set()
 
     async def run(self) -> None:
-        """Keep the connection up.
+        """Keep the connection up; ends when ``flush`` was called and there is nothing left to say.
 
         Raises:
             Deposed: Another agent serves this host.
         """
         bound = BACKOFF_SECONDS_FIRST
-        while True:
+        while not (self._closing and self._spool.is_empty):
             self._acknowledged = False
             try:
                 await self._connect()
@@ -127,10 +131,13 @@ class Uplink:
             bound = min(bound * 2, BACKOFF_SECONDS_MAX)
 
     async def flush(self, seconds: float) -> None:
-        """Wait until everything is durable at the collector, or so long."""
+        """Wait until everything is durable at the collector and the stream has ended in good order, or so long."""
+        self._closing = True
+        self._changed.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not self._spool.is_empty:
+                # To cancel a stream is to lose what was written to it last: the ends of the targets.
+                while self._is_open or not self._spool.is_empty:
                     self._progress.clear()
                     await self._progress.wait()
 
@@ -143,8 +150,11 @@ class Uplink:
                 self._told = ""
                 log.info("connected", collector=self._address)
                 self._resume(welcome)
+                self._is_open = True
                 await self._serve(call, welcome)
             finally:
+                self._is_open = False
+                self._progress.set()
                 for task in self._tasks:
                     task.cancel()
                 call.cancel()
@@ -155,7 +165,10 @@ class Uplink:
         hello.positions.extend(self._spool.positions())
         async with asyncio.timeout(WELCOME_SECONDS_MAX):
             await call.write(ingest_pb2.AgentMessage(hello=hello))
+            # What a later version of the contract may say before it is passed over.
             message = await call.read()
+            while isinstance(message, ingest_pb2.CollectorMessage) and not message.HasField("welcome"):
+                message = await call.read()
         if message is grpc.aio.EOF:
             await _raise_status(call)
         assert isinstance(message, ingest_pb2.CollectorMessage)
@@ -189,12 +202,13 @@ class Uplink:
             await asyncio.gather(receiver, *others, return_exceptions=True)
 
     async def _watch(self) -> None:
-        """Notice a collector that takes batches and acknowledges none.
+        """Notice a collector that takes batches and acknowledges none; forget targets that ended a while ago.
 
         Beside the receiver and not a deadline on its reads: cancelling a read cancels the whole stream.
         """
         while True:
             await asyncio.sleep(1)
+            self._spool.forget_ended()
             if not self._spool.in_flight_bytes:
                 self._acknowledged_at = time.monotonic()
             elif time.monotonic() - self._acknowledged_at > ACK_SECONDS_MAX:
@@ -213,8 +227,10 @@ class Uplink:
                 case "ack":
                     self._acknowledged_at = time.monotonic()
                     self._acknowledged = True
-                    self._refused = None
-                    self._spool.acknowledge(message.ack.positions)
+                    positions = message.ack.positions
+                    if any(key_of(position.target, position.incarnation) == self._refused for position in positions):
+                        self._refused = None
+                    self._spool.acknowledge(positions)
                     self._progress.set()
                     self._changed.set()
                 case "drain":
@@ -239,23 +255,32 @@ class Uplink:
 
     async def _send(self, call: "_Call", welcome: ingest_pb2.Welcome) -> None:
         heartbeat_seconds = (welcome.heartbeat_interval_ms or 5000) / 1000
+        said_at = time.monotonic()
         while not self._draining:
             self._changed.clear()
             # Answers that are here now speak of rounds that are in the spool: those go first.
             answers = len(self._answers)
             for message in self._spool.unsent(welcome.in_flight_bytes_max):
                 await call.write(message)
-            for _ in range(min(answers, len(self._answers))):
-                await call.write(self._answers.popleft())
+                said_at = time.monotonic()
+            for answer in [self._answers.popleft() for _ in range(min(answers, len(self._answers)))]:
+                if self._spool.has_sent(_positions(answer)):
+                    await call.write(answer)
+                    said_at = time.monotonic()
+                else:
+                    self._answers.append(answer)
             self._progress.set()
             if self._changed.is_set():
                 continue
+            if self._closing and self._spool.is_empty:
+                self._draining = True
+                break
             try:
-                async with asyncio.timeout(heartbeat_seconds):
+                async with asyncio.timeout(said_at + heartbeat_seconds - time.monotonic()):
                     await self._changed.wait()
             except TimeoutError:
-                self._spool.forget_ended()
                 await call.write(ingest_pb2.AgentMessage(heartbeat=self._heartbeat()))
+                said_at = time.monotonic()
         await call.done_writing()
 
     def _heartbeat(self) -> ingest_pb2.Heartbeat:
@@ -267,7 +292,10 @@ class Uplink:
 
     def _note(self, error: grpc.aio.AioRpcError) -> None:
         """Say why the stream ended; act on the reasons the contract names."""
-        info = error_info(error)
+        try:
+            info = error_info(error)
+        except (ValueError, DecodeError):
+            info = None  # details that are not the status's own: a proxy's, say
         reason = info.reason if info else ""
         if reason == "DEPOSED":
             message = (
@@ -296,6 +324,13 @@ class Uplink:
         if why != self._told:
             self._told = why
             log.warning("collector_unreachable", collector=self._address, why=why, consequence="rounds are kept here")
+
+
+def _positions(answer: ingest_pb2.AgentMessage) -> Sequence[types_pb2.TargetPosition]:
+    """Give the rounds that an answer speaks of."""
+    if answer.HasField("barrier_reached"):
+        return answer.barrier_reached.positions
+    return [answer.command_result.position]
 
 
 _Call = grpc.aio.StreamStreamCall[ingest_pb2.AgentMessage, ingest_pb2.CollectorMessage]
