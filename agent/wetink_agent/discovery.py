@@ -63,7 +63,7 @@ def processes() -> dict[int, Process]:
         try:
             stat = procfs.stat(pid)
             if not stat.is_kernel_thread and not stat.is_gone:
-                found[pid] = Process(stat.parent_pid, procfs.command(pid), procfs.cgroup(pid))
-        except NoSuchProcess:
-            continue
+                found[pid] = Process(stat.parent_pid, procfs.command(pid, whole=True), procfs.cgroup(pid))
+        except (NoSuchProcess, PermissionError):
+            continue  # gone, or hidden from this user (hidepid)
     return found

@@ -23,7 +23,8 @@ _SECCOMP_MODE_FILTER: Final = "2"
 _MAPPING: Final = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([ps]) ([0-9a-f]+) ([0-9a-f:]+) ([0-9]+)[ ]*(.*)$", re.MULTILINE
 )
-_VDSO: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) .*\[vdso\]$", re.MULTILINE)
+# With inode 0: a file may have such a name too.
+_VDSO: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ 00:00 0 +\[vdso\]$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,8 @@ def is_frozen(pid: int) -> bool:
         states = [_parse_stat(_read(pid, f"task/{tid}/stat")).state for tid in _threads(pid)]
     except NoSuchProcess:
         return False
-    return (bool(states) and _STATE_STOPPED.issuperset(states)) or _is_cgroup_frozen(pid)
+    living = set(states) - _STATE_GONE
+    return (bool(living) and _STATE_STOPPED.issuperset(living)) or _is_cgroup_frozen(pid)
 
 
 def tracer_of(pid: int) -> int:
@@ -143,12 +145,12 @@ def living_thread(pid: int) -> int:
     raise NoSuchProcess(message)
 
 
-def command(pid: int) -> str:
-    """Give the command line of a process, cut at its bound; its name in brackets where it has none."""
+def command(pid: int, *, whole: bool = False) -> str:
+    """Give the command line of a process, cut at its bound or whole; its name in brackets where it has none."""
     words = _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
     if not words:
         words = f"[{_read(pid, 'comm').decode(errors='replace').strip()}]"
-    return "".join(c if c.isprintable() else "?" for c in words[:COMMAND_CHARACTERS_MAX])
+    return "".join(c if c.isprintable() else "?" for c in (words if whole else words[:COMMAND_CHARACTERS_MAX]))
 
 
 def cgroup(pid: int) -> str:

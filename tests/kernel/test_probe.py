@@ -1,0 +1,90 @@
+"""Whether the kernel can do what is needed is found out by doing it, and said in one sentence where it cannot."""
+
+import errno
+import os
+from ctypes import Structure
+from pathlib import Path
+
+import pytest
+
+from wetink import syscalls
+from wetink_agent.probe import why_not_wp_async
+from wetink_agent.uapi import fs
+from wetink_agent.uapi import userfaultfd as uf
+
+pytestmark = pytest.mark.needs("kernel")
+
+
+def open_descriptors() -> list[str]:
+    """Give the numbers of this process's descriptors; the one that lists them is always among them."""
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, request: int, number: int) -> None:
+    """Make one ioctl fail with an errno."""
+    real = syscalls.ioctl
+
+    def ioctl(fd: int, asked: int, argument: Structure, name: str) -> int:
+        if asked == request:
+            raise OSError(number, os.strerror(number))
+        return real(fd, asked, argument, name)
+
+    monkeypatch.setattr(syscalls, "ioctl", ioctl)
+
+
+def test_nothing_is_missing_here() -> None:
+    """Where the need "kernel" is met the probe has nothing to say, and leaves nothing open."""
+    before = open_descriptors()
+
+    assert [why_not_wp_async() for _ in range(5)] == [None] * 5
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    "request_number,error,sentence",
+    [
+        pytest.param(uf.UFFDIO_API, errno.EINVAL, "lacks UFFD_FEATURE_WP_ASYNC", id="before 6.7"),
+        pytest.param(
+            uf.UFFDIO_REGISTER, errno.EINVAL, "write-protection fails: Invalid argument", id="no registration"
+        ),
+        pytest.param(fs.PAGEMAP_SCAN, errno.ENOTTY, "lacks PAGEMAP_SCAN", id="no scan"),
+    ],
+)
+def test_what_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, request_number: int, error: int, sentence: str
+) -> None:
+    """Each step that a kernel refuses has its own end of a sentence, and leaves no descriptor."""
+    refuse(monkeypatch, request_number, error)
+    before = open_descriptors()
+
+    why = why_not_wp_async()
+
+    assert why is not None
+    assert sentence in why
+    assert "\n" not in why
+    assert open_descriptors() == before
+
+
+def test_a_kernel_that_forbids_userfaultfd_is_told_from_one_that_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a seccomp filter the call itself fails, and the sentence says with what."""
+
+    def forbidden(_flags: int) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(syscalls, "userfaultfd", forbidden)
+
+    assert why_not_wp_async() == "userfaultfd(2) fails here: Operation not permitted"
+
+
+def test_a_kernel_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every call succeeds and no write is ever reported, the probe says so."""
+    real = syscalls.ioctl
+
+    def ioctl(fd: int, asked: int, argument: Structure, name: str) -> int:
+        if asked == fs.PAGEMAP_SCAN:
+            return 0
+        return real(fd, asked, argument, name)
+
+    monkeypatch.setattr(syscalls, "ioctl", ioctl)
+
+    assert why_not_wp_async() == "its write-protection does not report a write that happened"
