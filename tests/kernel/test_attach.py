@@ -65,9 +65,10 @@ def test_target_is_whole_when_the_agent_is_killed_while_it_attaches(mode: str, t
         assert target.terminate() == 0, target.errors
 
 
-def test_stub_alone_leads_back_when_every_step_of_the_tracer_is_its_last(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["nanosleep", "syscalls", "signals"])
+def test_stub_alone_leads_back_when_every_step_of_the_tracer_is_its_last(mode: str, tmp_path: Path) -> None:
     """The same, not left to chance: the tracer ends itself before its n-th ptrace request, for every n there is."""
-    with programs.running("sleeper", "nanosleep", tmp_path / "progress") as target:
+    with programs.running("sleeper", mode, tmp_path / "progress") as target:
         progress = Progress(target, tmp_path / "progress")
         last = 0
         for step in range(1, 200):
@@ -84,6 +85,20 @@ def test_stub_alone_leads_back_when_every_step_of_the_tracer_is_its_last(tmp_pat
             last = step
 
         assert last > 15, "the attach has more steps than that"
+        assert target.terminate() == 0, target.errors
+
+
+def test_signal_that_was_reported_to_a_tracer_that_dies_is_not_lost(tmp_path: Path) -> None:
+    """The tracer ends itself when its first wait has returned, a hundred times, while signals pour in."""
+    with programs.running("sleeper", "signals", tmp_path / "progress") as target:
+        for _ in range(100):
+            attacher = os.fork()
+            if attacher == 0:
+                die_before_request(3)
+                take_userfaultfd(target.pid)
+            os.waitpid(attacher, 0)
+        Progress(target, tmp_path / "progress").wait()
+
         assert target.terminate() == 0, target.errors
 
 
