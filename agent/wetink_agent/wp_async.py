@@ -32,6 +32,7 @@ from pyroaring import BitMap64
 
 from wetink import syscalls
 from wetink.pages import PAGE_SIZE
+from wetink.pages import runs as runs_of
 from wetink.v1 import types_pb2
 from wetink_agent import procfs
 from wetink_agent.backend import Harvest
@@ -56,8 +57,9 @@ _KERNEL_START: Final = 1 << 63
 _POPULATED: Final = fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED
 _ANY_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
 _SHARED_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...s [0-9a-f]+ ([0-9a-f:]+) [0-9]+ *(.*)$", re.MULTILINE)
+# With inode 0: a file may have such a name too.
 _KERNEL_MADE_LINE: Final = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) .*\[(?:vdso|vvar\w*|vsyscall|uprobes)\]$", re.MULTILINE
+    rb"^([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ 00:00 0 +\[(?:vdso|vvar\w*|vsyscall|uprobes)\]$", re.MULTILINE
 )
 # Of file systems that are mounted nowhere a process could see: shared anonymous memory, memfd, System V, hugetlb.
 _SHARED_MEMORY_NAMES: Final = (b"/dev/zero (deleted)", b"/memfd:", b"/SYSV", b"/anon_hugepage")
@@ -91,6 +93,8 @@ class WpAsync:
         self._plan: list[Range] = []
         self._address_end = _ADDRESS_END
         self._maps = b""
+        self._maps_told = b""
+        self._ours = BitMap64()
         self._kernel_made: list[Range] = []
         self._shared_memory: list[Range] = []
         self._populated_runs: Runs | None = None
@@ -116,19 +120,23 @@ class WpAsync:
         self._check_alive()
 
         reported = written
-        for unregistered in (found, late):
-            if unregistered.starts.size:
-                reported |= unregistered.to_set()
+        unregistered = [audit.to_set() for audit in (found, late) if audit.starts.size]
+        for pages in unregistered:
+            reported |= pages
         evident_page_count = len(reported)
+        if len(unregistered) > 1:
+            # What is still unregistered cannot be registered: huge pages, say.
+            evident_page_count -= len(unregistered[0] & unregistered[1])
         if shared.starts.size:
             reported |= shared.to_set()
+        cautious_page_count = len(reported) - evident_page_count
         vanished, known_page_count = self._settle(populated, reported)
         return Harvest(
             began_time_ns=began_time_ns,
             written=reported,
             vanished=vanished,
             populated_page_count=known_page_count,
-            cautious_page_count=len(reported) - evident_page_count,
+            cautious_page_count=cautious_page_count,
             frozen=frozen and procfs.is_frozen(self._pid),
             mapped=mapped,
             unmapped=unmapped,
@@ -161,9 +169,7 @@ class WpAsync:
         try:
             self._pidfd = os.pidfd_open(self._pid)
             self._layout = procfs.stat(self._pid).layout
-            self._pagemap = os.open(
-                f"/proc/{self._pid}/task/{procfs.living_thread(self._pid)}/pagemap", os.O_RDONLY | os.O_CLOEXEC
-            )
+            self._pagemap = self._open_pagemap()
         except PermissionError as error:
             message = (
                 f"not permitted to read the page map of process {self._pid}: "
@@ -189,14 +195,17 @@ class WpAsync:
 
     def _look_at_maps(self) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
         """Read the mappings; tell which came and which went since the last look."""
-        before, self._maps = self._maps, self._read_maps()
-        if before == self._maps:
-            return (), ()
-        self._make_plan()
-        if not before:
+        before, self._maps_told = self._maps_told, self._read_maps()
+        if self._maps != self._maps_told:
+            self._maps = self._maps_told
+            self._make_plan()
+        if before in {b"", self._maps}:
             return (), ()
         old, new = (set(_ANY_LINE.findall(maps)) for maps in (before, self._maps))
-        return _addresses(new - old), _addresses(old - new)
+        unmapped = _addresses(old - new)
+        for start, end in unmapped:
+            self._ours.remove_range(start // PAGE_SIZE, end // PAGE_SIZE)
+        return _addresses(new - old), unmapped
 
     def _audit(self) -> Runs:
         """Find populated anonymous memory under no registration; it skips what is registered as a whole."""
@@ -241,6 +250,8 @@ class WpAsync:
                 raise
             # Either the mapping has just gone, or it is of a kind the kernel does not protect. Both are safe: the
             # audit finds it in every round for as long as it holds anything.
+        else:
+            self._ours.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
 
     def _census(self, flags: int = fs.PM_SCAN_WP_MATCHING) -> tuple[Runs, BitMap64]:
         """Find what is populated under registration, and what of it was written; arm the latter again."""
@@ -273,6 +284,10 @@ class WpAsync:
         if self._populated_runs is None or not populated.same_as(self._populated_runs):
             self._populated_runs = populated
             self._populated = populated.to_set()
+            # Registered, and not by us: a mapping that has grown, for which this changes nothing, or the target's own
+            # use of userfaultfd, which this finds out.
+            if foreign := self._populated - self._ours:
+                self._register(Runs(*runs_of(foreign)))
         if self._known is None:
             reported |= self._populated
             self._known = BitMap64()
@@ -423,9 +438,32 @@ class WpAsync:
         except OSError as error:
             if error.errno == errno.ESRCH:
                 raise _replaced(self._pid) from error
-        # A memory can outlive the execve(2) of our process when another shares it (CLONE_VM).
-        if procfs.stat(self._pid).layout != self._layout:
+        # A memory can outlive the execve(2) of our process when another shares it (CLONE_VM), and without address
+        # randomisation the new one can have the same layout; but it has nothing registered.
+        try:
+            is_same = procfs.stat(self._pid).layout == self._layout and self._has_our_registration()
+        except NoSuchProcess as error:
+            message = f"process {self._pid} exited"
+            raise TargetExited(message) from error
+        if not is_same:
             raise _replaced(self._pid)
+
+    def _has_our_registration(self) -> bool:
+        """Whether the memory that the process runs on now has something registered, where the one we scan has."""
+        try:
+            pagemap = self._open_pagemap()
+        except PermissionError:
+            return True  # it has become undumpable; a layout that we may not read any more tells of execve(2)
+        try:
+            return _has_registered(pagemap) or not _has_registered(self._pagemap)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(pagemap)
+
+    def _open_pagemap(self) -> int:
+        path = f"/proc/{self._pid}/task/{procfs.living_thread(self._pid)}/pagemap"
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 _PAGE_SHIFT: Final = np.uint64(PAGE_SIZE.bit_length() - 1)
@@ -479,14 +517,35 @@ def _replaced(pid: int) -> TargetReplaced:
     return TargetReplaced(f"process {pid} replaced its memory with execve(2)")
 
 
+def _has_registered(pagemap: int) -> bool:
+    """Whether anything in a memory is registered for asynchronous write-protection; looks no further than the first."""
+    region = np.empty(3, dtype=np.uint64)
+    argument = fs.pm_scan_arg(
+        size=syscalls.size_bytes(fs.pm_scan_arg),
+        start=_ADDRESS_MIN,
+        end=_ADDRESS_END,
+        vec=region.ctypes.data,
+        vec_len=1,
+        max_pages=1,
+        category_mask=fs.PAGE_IS_WPALLOWED,
+        return_mask=fs.PAGE_IS_WPALLOWED,
+    )
+    return syscalls.ioctl(pagemap, fs.PAGEMAP_SCAN, argument, "PAGEMAP_SCAN") > 0
+
+
 def _without(runs: Runs, ranges: Sequence[Range]) -> Runs:
-    """Drop the runs that lie in one of a few ranges of addresses."""
-    if not runs.starts.size:
-        return runs
-    keep = np.ones(runs.starts.size, dtype=bool)
+    """Take a few ranges of addresses out of runs."""
     for start, end in ranges:
-        keep &= (runs.ends <= start // PAGE_SIZE) | (runs.starts >= end // PAGE_SIZE)
-    return runs if keep.all() else Runs(runs.starts[keep], runs.ends[keep])
+        first, last = np.uint64(start // PAGE_SIZE), np.uint64(end // PAGE_SIZE)
+        touched = (runs.starts < last) & (runs.ends > first)
+        if touched.any():
+            # What sticks out on either side stays: the kernel joins what lies side by side.
+            below, above = touched & (runs.starts < first), touched & (runs.ends > last)
+            starts = np.concatenate((runs.starts[~touched], runs.starts[below], np.full(above.sum(), last)))
+            ends = np.concatenate((runs.ends[~touched], np.full(below.sum(), first), runs.ends[above]))
+            order = np.argsort(starts, kind="stable")
+            runs = Runs(starts[order], ends[order])
+    return runs
 
 
 def _is_hugetlb(mapping: procfs.Mapping, devices: frozenset[str]) -> bool:
