@@ -37,7 +37,6 @@ def test_acknowledged_rounds_survive_sigkill(tmp_path: Path) -> None:
             sent = last + random.Random(life).randrange(5, 60)  # noqa: S311 (no secret)
             for number in range(last + 1, sent + 1):
                 agent.say(batch(ONE, number, written=range(number * 1000, number * 1000 + 500)))
-            agent.hear("ack")
             while (last := agent.hear("ack").ack.positions[0].round) < sent - 3:
                 pass
             collector.kill()
@@ -165,7 +164,10 @@ def test_damage_is_found_by_a_merge(collector: CollectorProcess) -> None:
         agent.say(*(batch(ONE, number, written=[number]) for number in range(4, 30)))
 
         assert agent.error()[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "ROUND_GAP")
-    collector.wait_for_log("record_damaged")
+    # The stream ends first, so that nothing more is appended; the next Hello waits for what was queued.
+    with Agent(collector.address) as agent:
+        assert not agent.hello(position(ONE, 29)).positions
+    assert collector.events("record_damaged")
     assert Reader(collector.address).target(NAME).end_reason == END_REASON_LOST
 
 
@@ -187,14 +189,16 @@ def test_full_disk_acknowledges_nothing_and_recovers(collector: CollectorProcess
     complete. When there is room again: everything goes on by itself, and what was acknowledged before is there.
     """
     reader = Reader(collector.address)
-    with Agent(collector.address) as agent:
+    with Agent(collector.address) as agent, Agent(collector.address, "idle-host") as idle:
+        idle.hello()
         agent.hello()
         agent.deliver(ONE, [1])
         assert collector.data
         _, hard = resource.prlimit(collector.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(collector.pid, resource.RLIMIT_FSIZE, (4096, hard))
         agent.say(*(batch(ONE, number, written=range(0, 1 << 16, 3)) for number in range(2, 20)))
-        assert agent.error()[:2] == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+        for each in (agent, idle):
+            assert each.error()[:2] == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
     collector.wait_for_log("store_failed")
     assert health(collector.address) == HealthCheckResponse.NOT_SERVING
     answer = reader.dirty(NAME)

@@ -1,126 +1,16 @@
 """The one writer: order, groups, bounds, and what happens when the store fails."""
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import pytest
 
+from tests.unit.collector.bench import Bench, Stubborn, bench, runs, until
 from tests.unit.collector.changes import appended, incarnation, started
 from wetink_collector import committer as module
-from wetink_collector.catalog import Catalog
-from wetink_collector.committer import Committer
 from wetink_collector.errors import StoreUnavailable
-from wetink_collector.store.interface import Change, Contents, RecordDamaged, StoredBlock, StoreFailed
-from wetink_collector.store.memory import MemoryStore
+from wetink_collector.store.interface import RecordDamaged, StoreFailed
 
 ONE = incarnation()
-
-
-class Stubborn(MemoryStore):
-    """A store that waits for its gate, and fails while it is told to."""
-
-    def __init__(self) -> None:
-        """Let everything through."""
-        super().__init__()
-        self.gate = threading.Event()
-        self.gate.set()
-        self.failing: Exception | None = None
-        self.recovering_fails = False
-        self.groups: list[int] = []
-        self.damage: list[RecordDamaged] = []
-        self.recovered = 0
-
-    def commit(self, changes: Sequence[Change]) -> None:
-        """Wait, then fail or commit."""
-        assert self.gate.wait(20)
-        if self.failing:
-            raise self.failing
-        self.groups.append(len(changes))
-        super().commit(changes)
-
-    def maintain(self) -> bool:
-        """Report damage where there is some."""
-        if self.damage:
-            raise self.damage.pop()
-        return super().maintain()
-
-    def recover(self) -> Contents:
-        """Fail, or start afresh."""
-        self.recovered += 1
-        if self.recovering_fails:
-            message = "still full"
-            raise StoreFailed(message)
-        self.failing = None
-        return super().recover()
-
-    def read(self, *_: object, **__: object) -> Iterator[StoredBlock]:
-        """Nobody reads in these tests."""
-        raise NotImplementedError
-
-
-@dataclass
-class Heard:
-    """Keeps what a listener was told."""
-
-    told: list[str] = field(default_factory=list)
-    damage: list[RecordDamaged] = field(default_factory=list)
-
-    def store_failed(self) -> None:
-        """Keep it."""
-        self.told.append("failed")
-
-    def store_recovered(self) -> None:
-        """Keep it."""
-        self.told.append("recovered")
-
-    def record_damaged(self, damage: RecordDamaged) -> None:
-        """Keep it."""
-        self.damage.append(damage)
-
-
-@dataclass
-class Bench:
-    """A committer with everything around it."""
-
-    store: Stubborn
-    catalog: Catalog
-    committer: Committer
-    heard: Heard
-
-
-@asynccontextmanager
-async def bench() -> AsyncIterator[Bench]:
-    """Give one that runs."""
-    store = Stubborn()
-    catalog = Catalog(store.store_id, store.contents())
-    committer = Committer(store, catalog)
-    heard = Heard()
-    async with committer.running(heard):
-        yield Bench(store, catalog, committer, heard)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds."""
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110 (what is waited for happens on another thread)
-            await asyncio.sleep(0.005)
-
-
-def runs(test: Callable[[Bench], Awaitable[None]]) -> Callable[[], None]:
-    """Make a test of one that takes a bench."""
-
-    def run() -> None:
-        async def within() -> None:
-            async with bench() as one:
-                await test(one)
-
-        asyncio.run(within())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
 
 
 @runs
@@ -214,15 +104,19 @@ async def test_failure_settles_nothing_and_closes_the_door(one: Bench) -> None:
 @runs
 async def test_what_was_queued_before_the_failure_was_known_is_not_written_afterwards(one: Bench) -> None:
     """Not even when the store could take it again by then."""
-    await one.committer.commit([started(ONE)])
+    one.store.gate.clear()
     one.store.failing = StoreFailed("a moment")
-    first = await one.committer.submit([appended(ONE, 1)])
-    with pytest.raises(StoreUnavailable):
-        await first
-    groups = list(one.store.groups)
-    await until(lambda: "recovered" in one.heard.told)
+    one.store.fails_once = True
+    first = await one.committer.submit([started(ONE)])
+    await until(one.committer._queue.empty)
+    second = await one.committer.submit([started(incarnation(2))])
+    one.store.gate.set()
 
-    assert one.store.groups == groups
+    for settled in (first, second):
+        with pytest.raises(StoreUnavailable):
+            await settled
+    await until(lambda: "recovered" in one.heard.told)
+    assert one.store.contents().incarnations == []
 
 
 @runs

@@ -212,6 +212,17 @@ def test_cursor_inside_a_batch_that_overlaps_is_not_exact() -> None:
     assert is_exact(since(blocks, 1), 1)
 
 
+def test_merged_block_remembers_the_oldest_round_in_it() -> None:
+    """A batch that overlapped stays inexact for older cursors when it is merged with others."""
+    blocks = [block_of(9, 9, oldest=5), *(block_of(number, number) for number in range(10, 16))]
+
+    merged = united(blocks, RoundPages(BitMap64(), BitMap64()))
+
+    assert (merged.first_round, merged.last_round, merged.oldest_round) == (9, 15, 5)
+    assert not is_exact([merged], 8)
+    assert is_exact([merged], 4)
+
+
 def test_missing_block_is_found_out() -> None:
     """A hole anywhere between the cursor and the last round is no whole answer."""
     blocks = [block_of(number, number) for number in range(1, 6)]

@@ -326,6 +326,26 @@ def test_commit_ends_in_an_fsync(file: SqliteStore) -> None:
     assert file._connection.isolation_level is None
 
 
+def block_count(directory: Path) -> int:
+    """Count the blocks in a store's file, those that nobody can ask for included."""
+    with closing(sqlite3.connect(directory / FILE_NAME)) as connection:
+        count: int = connection.execute("SELECT count(*) FROM block").fetchone()[0]
+        return count
+
+
+def test_dropped_blocks_are_freed(file: SqliteStore, tmp_path: Path) -> None:
+    """Of a target that was forgotten, of an incarnation that another followed, and of a damaged record."""
+    second, third = incarnation(2), incarnation(3)
+    for key in (ONE, second, third):
+        file.commit([started(key), *rounds(key, 70)])
+    file.commit([TargetForgotten(ONE.target), started(IncarnationKey(second.target, 2))])
+    file.commit([ended(third, END_REASON_LOST, rounds_dropped=True)])
+
+    settle(file)
+
+    assert block_count(tmp_path) == 0
+
+
 def test_dropped_blocks_are_freed_after_a_restart_too(tmp_path: Path) -> None:
     """What was still to be freed when the collector went down is not left behind."""
     with closing(SqliteStore(tmp_path)) as store:
@@ -334,8 +354,7 @@ def test_dropped_blocks_are_freed_after_a_restart_too(tmp_path: Path) -> None:
     with closing(SqliteStore(tmp_path)) as store:
         settle(store)
 
-    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
-        assert connection.execute("SELECT count(*) FROM block").fetchone() == (0,)
+    assert block_count(tmp_path) == 0
 
 
 def damage(directory: Path, statement: str) -> None:

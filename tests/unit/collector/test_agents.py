@@ -1,0 +1,139 @@
+"""Streams that follow each other: who may write, and when the newer one is welcomed."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from grpc.aio import EOF
+
+from tests.unit.collector.bench import Bench, runs
+from tests.unit.collector.changes import incarnation, started
+from wetink.v1.ingest_pb2 import AgentMessage, CollectorMessage, Hello, WriteProtectBatch
+from wetink.v1.types_pb2 import TargetPosition
+from wetink_collector.agents import SILENCE_SECONDS_MAX, Agents
+from wetink_collector.committer import QUEUE_BYTES_MAX
+from wetink_collector.errors import AgentSilent, Deposed, Refusal
+from wetink_collector.session import Session
+
+ONE = incarnation()
+
+
+class Wire:
+    """The agent's side of one stream, without a transport."""
+
+    def __init__(self, agents: Agents, one: Bench) -> None:
+        """Open it, and say Hello."""
+        self._said: asyncio.Queue[Any] = asyncio.Queue()
+        self.heard: list[CollectorMessage] = []
+        self.serving = asyncio.create_task(agents.serve(self, one.committer))  # type: ignore[arg-type]  # what is used of it
+        position = TargetPosition(target=ONE.target.message(), incarnation=1, round=1)
+        self.say(hello=Hello(protocol_version=1, host_id="host-1", boot_id="boot-1", positions=[position]))
+
+    def say(self, **message: Any) -> None:  # noqa: ANN401 (any field of the message)
+        """Say something."""
+        self._said.put_nowait(AgentMessage(**message))
+
+    def batch(self, number: int) -> None:
+        """Say a round without pages."""
+        message = WriteProtectBatch(
+            target=ONE.target.message(), incarnation=1, first_round=number, last_round=number, part_count=1
+        )
+        self.say(write_protect_batch=message)
+
+    def half_close(self) -> None:
+        """Say that nothing more comes."""
+        self._said.put_nowait(EOF)
+
+    def kinds(self) -> list[str | None]:
+        """Give what was heard, by kind."""
+        return [message.WhichOneof("message") for message in self.heard]
+
+    async def read(self) -> Any:  # noqa: ANN401 (a message or EOF, as gRPC gives it)
+        """Give the collector what was said."""
+        return await self._said.get()
+
+    async def write(self, message: CollectorMessage) -> None:
+        """Take what the collector says."""
+        self.heard.append(message)
+
+
+async def a_while() -> None:
+    """Let everything happen that can."""
+    for _ in range(10):
+        await asyncio.sleep(0.005)
+
+
+@runs
+async def test_newer_stream_is_welcomed_when_what_the_older_queued_is_durable(one: Bench) -> None:
+    """Not before; and the Welcome counts it."""
+    agents = Agents(one.catalog)
+    older = Wire(agents, one)
+    older.say(target_started=started(ONE).started)
+    await a_while()
+    one.store.gate.clear()
+    older.batch(1)
+    await a_while()
+
+    newer = Wire(agents, one)
+    await a_while()
+    assert newer.heard == []
+    one.store.gate.set()
+    await a_while()
+
+    assert [position.round for position in newer.heard[0].welcome.positions] == [1]
+    assert "ack" not in older.kinds()
+    with pytest.raises(Deposed):
+        await older.serving
+    newer.half_close()
+    await newer.serving
+
+
+@runs
+async def test_welcome_counts_what_the_older_stream_got_in_at_the_last_moment(one: Bench) -> None:
+    """A batch that waited for room in the queue, and got it just as its stream was deposed, is not taken twice."""
+    agents = Agents(one.catalog)
+    older = Wire(agents, one)
+    older.say(target_started=started(ONE).started)
+    older.batch(1)
+    await a_while()
+    committer = one.committer
+    original = Session.end
+
+    def end_and_make_room(session: Session, refusal: Refusal) -> None:
+        original(session, refusal)
+        committer._queued_bytes = 0
+        committer._room.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "end", end_and_make_room)
+        committer._queued_bytes = QUEUE_BYTES_MAX + 1
+        older.batch(2)
+        await a_while()
+        newer = Wire(agents, one)
+        await a_while()
+
+    (position,) = newer.heard[0].welcome.positions
+    record = one.catalog.get(ONE.target)
+    assert record is not None
+    assert position.round == record.round
+    newer.half_close()
+    await newer.serving
+
+
+@runs
+async def test_agent_that_is_silent_for_too_long_is_cut_off(one: Bench) -> None:
+    """Whatever its transport says: it does not harvest."""
+    agents = Agents(one.catalog)
+    silent = Wire(agents, one)
+    await a_while()
+    assert one.catalog.connected("host-1")
+
+    agents.end_silent(time.monotonic() + SILENCE_SECONDS_MAX - 1)
+    await a_while()
+    assert one.catalog.connected("host-1")
+    agents.end_silent(time.monotonic() + SILENCE_SECONDS_MAX + 1)
+
+    with pytest.raises(AgentSilent):
+        await silent.serving
+    assert not one.catalog.connected("host-1")
