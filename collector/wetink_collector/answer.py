@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import accumulate, zip_longest
+from itertools import accumulate, islice, zip_longest
 from typing import Final, TypeVar
 
 from pyroaring import BitMap64
@@ -44,19 +44,27 @@ from wetink_collector.store.interface import RecordDamaged, Store, StoreFailed
 TARGETS_CHARACTERS_MAX: Final = 2048
 """Bound on the names in an error: statuses travel as headers, of which transports take some 8 KiB."""
 
+FIRST_MESSAGES: Final = 2
+"""Messages made together with the pages: most answers have one, and each way to a thread and back costs its time."""
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One target's part of an answer. ``last`` is the last batch in it, and None where none is durable."""
+    """One target's part of an answer.
+
+    ``last`` is the last batch in it, and None where none is durable. ``first_messages`` are at most two; only where
+    they are two may ``more_messages`` give any, which takes time.
+    """
 
     record: TargetRecord
     last: Block | None
     exact: bool
     written_page_count: int
     vanished_page_count: int
-    messages: Iterator[DirtyPages]
+    first_messages: Sequence[DirtyPages]
+    more_messages: Iterator[DirtyPages]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +147,15 @@ def status(part: Part, *, connected: bool, reached: bool) -> TargetStatus:
 
 def without_pages(record: TargetRecord) -> Part:
     """Give a part that speaks of a target's last round and has no pages."""
-    return Part(record, record.last, exact=True, written_page_count=0, vanished_page_count=0, messages=iter(()))
+    return Part(
+        record=record,
+        last=record.last,
+        exact=True,
+        written_page_count=0,
+        vanished_page_count=0,
+        first_messages=(),
+        more_messages=iter(()),
+    )
 
 
 def consistency(statuses: Sequence[TargetStatus], *, all_reached: bool) -> Consistency.ValueType:
@@ -197,8 +213,11 @@ class Answerer:
         held: dict[TargetKey, Position] = {}
         for target in [record.target for record in records]:
             part = await self._part(target, positions.get(target))
-            while message := await self._on_thread(next, part.messages, None):
+            for message in part.first_messages:
                 yield message
+            if len(part.first_messages) == FIRST_MESSAGES:
+                while more := await self._on_thread(next, part.more_messages, None):
+                    yield more
             connected = self._catalog.connected(target.host_id)
             statuses.append(status(part, connected=connected, reached=reached is None or target in reached))
             if not part.record.ended or chosen.names_target(target):
@@ -245,13 +264,15 @@ class Answerer:
         if not is_whole(blocks, after_round=after_round, last_round=record.round):
             raise RecordDamaged(record.incarnation, f"rounds after {after_round} are missing")
         vanished = pages.vanished if after_round else BitMap64()
+        messages = _messages(record.name, RoundPages(pages.written, vanished))
         return Part(
             record=record,
             last=blocks[-1] if blocks else record.last,
             exact=not after_round or is_exact(blocks, after_round),
             written_page_count=len(pages.written),
             vanished_page_count=len(vanished),
-            messages=_messages(record.name, RoundPages(pages.written, vanished)),
+            first_messages=tuple(islice(messages, FIRST_MESSAGES)),
+            more_messages=messages,
         )
 
     def _pages(self, incarnation: IncarnationKey, after_round: int, blocks: list[Block]) -> Iterator[RoundPages]:
