@@ -11,6 +11,7 @@ from pyroaring import BitMap64
 
 from wetink.pages import split
 from wetink.v1.dirty_pb2 import DirtyPages, DirtySummary, TargetStatus
+from wetink.v1.ingest_pb2 import TargetStarted
 from wetink.v1.types_pb2 import (
     CONSISTENCY_FROZEN,
     CONSISTENCY_NONE,
@@ -174,7 +175,11 @@ class Answerer:
     """Reads parts of answers from a store, on threads of their own."""
 
     def __init__(
-        self, store: Store, catalog: Catalog, threads: Executor, drop: Callable[[RecordDamaged], Awaitable[None]]
+        self,
+        store: Store,
+        catalog: Catalog,
+        threads: Executor,
+        drop: Callable[[RecordDamaged, TargetStarted], Awaitable[None]],
     ) -> None:
         """Answer from a store.
 
@@ -182,7 +187,7 @@ class Answerer:
             store: Where the pages are.
             catalog: What there is.
             threads: Where pages are read and merged.
-            drop: Ends the incarnation of a record that is damaged, durably.
+            drop: Ends the incarnation of a record that is damaged, durably, if it is still the one that started so.
         """
         self._store = store
         self._catalog = catalog
@@ -248,13 +253,28 @@ class Answerer:
             if not record.round:
                 return without_pages(record)
             try:
-                return await self._on_thread(self._read, record, position)
+                part: Part = await self._on_thread(self._read, record, position)
+                await self._known(target, part)
             except StoreFailed as error:
                 raise StoreUnavailable(str(error)) from error
             except RecordDamaged as damage:
-                now = self._catalog.get(target)
-                if now is not None and now.incarnation == record.incarnation:
-                    await self._drop(damage)
+                await self._drop(damage, record.started)
+            else:
+                return part
+
+    async def _known(self, target: TargetKey, part: Part) -> None:
+        """Wait until the catalog knows the last round of a part: the store shows a commit a moment before.
+
+        Otherwise a reader that comes back at once would hold a cursor that nothing is known of.
+        """
+        with self._catalog.bell((target,)) as bell:
+            while (
+                part.last
+                and (record := self._catalog.get(target))
+                and record.incarnation == part.record.incarnation
+                and record.round < part.last.last_round
+            ):
+                await bell.wait()
 
     def _read(self, record: TargetRecord, position: Position | None) -> Part:
         """Read and merge what one target's part needs. Runs on a thread."""

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.v1 import dirty_pb2, ingest_pb2
 from wetink.v1.dirty_pb2_grpc import add_DirtyServiceServicer_to_server
+from wetink.v1.ingest_pb2 import TargetStarted
 from wetink.v1.ingest_pb2_grpc import add_IngestServiceServicer_to_server
 from wetink.v1.types_pb2 import END_REASON_LOST
 from wetink_collector import metrics
@@ -136,14 +137,26 @@ class _Collector:
     def record_damaged(self, damage: RecordDamaged) -> None:
         self._spawn(self._try_to_drop(damage))
 
-    async def drop(self, damage: RecordDamaged) -> None:
+    async def drop(self, damage: RecordDamaged, started: TargetStarted | None = None) -> None:
         """End the incarnation of a damaged record. Its agent begins a new one, and no cursor of the old is answered.
+
+        Args:
+            damage: What was found.
+            started: How the incarnation began whose record is meant; None where it cannot be another by now.
 
         Raises:
             StoreUnavailable: That could not be written.
         """
+        # The store shows a commit a moment before the catalog knows it: what looks like missing rounds may be the start
+        # of a newer incarnation.
+        await self.committer.settle()
         record = self._catalog.get(damage.incarnation.target)
-        if record is None or record.incarnation != damage.incarnation or (record.ended and record.ended.rounds_dropped):
+        if (
+            record is None
+            or record.incarnation != damage.incarnation
+            or (started is not None and record.started is not started)
+            or (record.ended and record.ended.rounds_dropped)
+        ):
             return
         log.error("record_damaged", target=record.name, error=str(damage))
         metrics.GAPS.labels("store").inc()

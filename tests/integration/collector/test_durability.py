@@ -253,3 +253,38 @@ def test_readers_and_merges_do_not_disturb_each_other(collector: CollectorProces
             thread.join(60)
 
     assert failures == []
+
+
+def test_incarnations_that_follow_each_other_are_not_taken_for_damage(collector: CollectorProcess) -> None:
+    """A read that meets the start of a newer incarnation answers from that one, wholly, and harms nobody."""
+    failures: list[object] = []
+    done = threading.Event()
+
+    def read() -> None:
+        reader = Reader(collector.address)
+        while not done.is_set():
+            answer = reader.dirty(NAME)
+            (status,) = answer.summary.targets
+            expected = {status.incarnation * 10 + number for number in range(1, status.round + 1)}
+            if answer.written.get(NAME, set()) != expected:
+                failures.append(answer)
+
+    with Agent(collector.address) as agent:
+        agent.hello()
+        agent.deliver(ONE)
+        agent.say(batch(ONE, 1, written=[11]))
+        agent.acknowledged(ONE, 1)
+        threads = [threading.Thread(target=read) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for life in range(2, 200):
+            agent.say(start(ONE, incarnation=life))
+            agent.say(*(batch(ONE, n, written=[life * 10 + n], incarnation=life) for n in range(1, 4)))
+            agent.acknowledged(ONE, 3, incarnation=life)
+        done.set()
+        for thread in threads:
+            thread.join(60)
+        agent.end()
+
+    assert failures == []
+    assert collector.events("record_damaged") == []

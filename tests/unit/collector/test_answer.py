@@ -1,9 +1,15 @@
 """What a cursor may be used for, and how an answer says that it falls short."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.unit.collector.changes import appended, ended, incarnation, started
-from wetink.v1.dirty_pb2 import TargetStatus
+from wetink.names import TargetName
+from wetink.v1.dirty_pb2 import DirtyPages, TargetStatus
+from wetink.v1.ingest_pb2 import TargetStarted
 from wetink.v1.types_pb2 import (
     CONSISTENCY_FROZEN,
     CONSISTENCY_NONE,
@@ -22,11 +28,13 @@ from wetink.v1.types_pb2 import (
     EndReason,
     IncompleteReason,
 )
-from wetink_collector.answer import check_cursor, consistency, status, without_pages
-from wetink_collector.catalog import TargetRecord
+from wetink_collector.answer import Answerer, Ending, check_cursor, consistency, status, without_pages
+from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.cursor import Cursor, Position
 from wetink_collector.errors import CursorForeign, CursorIncarnationEnded, CursorOtherStore
-from wetink_collector.store.interface import IncarnationEnded
+from wetink_collector.selection import Chosen
+from wetink_collector.store.interface import Change, IncarnationEnded, RecordDamaged
+from wetink_collector.store.memory import MemoryStore
 
 ONE = incarnation(1, 7)
 STORE_ID = "0" * 32
@@ -133,3 +141,44 @@ def test_consistency_is_the_strongest_that_holds(
 ) -> None:
     """Stopped targets without a barrier were stopped at any time."""
     assert consistency([TargetStatus(frozen=one) for one in frozen], all_reached=all_reached) == expected
+
+
+def test_answer_does_not_run_ahead_of_what_is_known() -> None:
+    """The store shows a round a moment before the catalog knows it; its cursor would be refused until then."""
+    store = MemoryStore()
+    catalog = Catalog(store.store_id, store.contents())
+    known: list[Change] = [started(ONE), appended(ONE, 1, [1])]
+    shown: list[Change] = [appended(ONE, 2, [2])]
+    store.commit([*known, *shown])
+    catalog.apply(known)
+
+    async def scenario() -> tuple[bool, list[DirtyPages | Ending]]:
+        with ThreadPoolExecutor(1) as threads:
+            answerer = Answerer(store, catalog, threads, _never)
+            parts = answerer.answer(list(catalog.all()), {}, chosen=CHOSEN, reached=None)
+            asked = asyncio.ensure_future(_all(parts))
+            await asyncio.sleep(0.05)
+            early = asked.done()
+            catalog.apply(shown)
+            return early, await asked
+
+    early, parts = asyncio.run(scenario())
+
+    assert not early
+    ending = parts[-1]
+    assert isinstance(ending, Ending)
+    assert ending.cursor.positions[ONE.target] == Position(7, 2)
+    assert check_cursor(ending.cursor, list(catalog.all()), store.store_id)
+
+
+CHOSEN = Chosen((TargetName("host-1", 1),), frozenset(), ())
+
+
+async def _never(damage: RecordDamaged, _: TargetStarted) -> None:
+    """Nothing is damaged here."""
+    raise damage
+
+
+async def _all(parts: AsyncIterator[DirtyPages | Ending]) -> list[DirtyPages | Ending]:
+    """Read a whole answer."""
+    return [part async for part in parts]
