@@ -719,9 +719,9 @@ struct stretch {
 enum { STRETCHES = 16 };
 
 /*
- * Moves or resizes. Where the kernel refuses, the stretch stays as it is, or is made anew after EFAULT: somebody has
- * split the mapping, which a tracker does when it registers a part of it. A place reserved for a move that failed is
- * then left reserved: it may have been unmapped, and have become another thread's.
+ * Moves or resizes. Where the kernel refuses, the stretch stays as it is, or is made anew after EFAULT: it is more than
+ * one mapping now, of which a tracker has registered one and not yet the other. Since Linux 6.17 a part of it may have
+ * moved all the same, and what it left be another thread's: so neither the old place nor the new one is unmapped.
  */
 static bool remap(struct stretch *stretch, size_t pages, int flags, void *to)
 {
@@ -735,7 +735,6 @@ static bool remap(struct stretch *stretch, size_t pages, int flags, void *to)
 			return false;
 		if (!atomic_exchange(&told, true))
 			fputs("writer: note: mremap: EFAULT: the mapping has been split\n", stderr);
-		munmap(stretch->at, stretch->pages * PAGE);
 		stretch->at = map_plain(stretch->pages);
 		return false;
 	}
@@ -760,9 +759,8 @@ static void move_onto(struct stretch *stretch, struct stretch *victim, size_t fr
 	if (stretch == victim || stretch->pages > victim->pages)
 		return;
 	if (!remap(stretch, stretch->pages, MREMAP_MAYMOVE | MREMAP_FIXED, victim->at)) {
-		/* The kernel may have emptied the place before it refused; if not, this does nothing. */
-		mmap(victim->at, stretch->pages * PAGE, PROT_READ | PROT_WRITE,
-		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+		/* The kernel may have emptied the place before it refused, and it may be another thread's now. */
+		*victim = (struct stretch){ map_plain(fresh_pages), fresh_pages };
 		return;
 	}
 	victim->pages -= stretch->pages;
