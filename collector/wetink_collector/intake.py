@@ -189,7 +189,6 @@ class _Parts:
     rounds: tuple[int, int, int]
     next_part: int = 0
     size_bytes: int = 0
-    cautious_page_count: int = 0
     written: BitMap64 = field(default_factory=BitMap64)
     vanished: BitMap64 = field(default_factory=BitMap64)
 
@@ -206,7 +205,6 @@ class _Parts:
             raise BatchCorrupt(text, **_metadata(message))
         self.written |= pages.written
         self.vanished |= pages.vanished
-        self.cautious_page_count += message.cautious_page_count
         self.next_part += 1
 
 
@@ -223,9 +221,7 @@ class _Track:
         if message.part_count == 1:
             self.parts = None
             _check_disjoint(message, pages)
-            return self._append(
-                message, pages, message.cautious_page_count, message.written.roaring64, message.vanished.roaring64
-            )
+            return self._append(message, pages, message.written.roaring64, message.vanished.roaring64)
         rounds = (message.first_round, message.last_round, message.part_count)
         if self.parts is None or self.parts.rounds != rounds or message.part == 0:
             self.parts = _Parts(rounds)
@@ -235,13 +231,10 @@ class _Track:
         parts, self.parts = self.parts, None
         pages = RoundPages(parts.written, parts.vanished)
         _check_disjoint(message, pages)
-        return self._append(
-            message, pages, parts.cautious_page_count, encode_stored(pages.written), encode_stored(pages.vanished)
-        )
+        return self._append(message, pages, encode_stored(pages.written), encode_stored(pages.vanished))
 
-    def _append(
-        self, message: WriteProtectBatch, pages: RoundPages, cautious_page_count: int, written: bytes, vanished: bytes
-    ) -> RoundsAppended:
+    def _append(self, message: WriteProtectBatch, pages: RoundPages, written: bytes, vanished: bytes) -> RoundsAppended:
+        # What is said beside the page sets is said of the round, in each of its parts alike.
         block = Block(
             first_round=self.last_round + 1,
             last_round=message.last_round,
@@ -253,7 +246,7 @@ class _Track:
             written_page_count=len(pages.written),
             vanished_page_count=len(pages.vanished),
             populated_page_count=message.populated_page_count,
-            cautious_page_count=cautious_page_count,
+            cautious_page_count=message.cautious_page_count,
         )
         self.last_round = message.last_round
         return RoundsAppended(self.incarnation, block, written, vanished)

@@ -163,9 +163,9 @@ def test_batch_that_overlaps_is_taken_whole(stream: Intake) -> None:
 
 def test_parts_become_one_round_when_the_last_has_come(stream: Intake) -> None:
     """Nothing counts before; then all pages do."""
-    assert stream.batch(batch(6, written=[1], vanished=[7], part=0, part_count=3, cautious_page_count=1)) is None
+    assert stream.batch(batch(6, written=[1], vanished=[7], part=0, part_count=3, cautious_page_count=2)) is None
     assert stream.batch(batch(6, written=[2], part=1, part_count=3)) is None
-    taken = stream.batch(batch(6, written=[3], vanished=[8], part=2, part_count=3, cautious_page_count=1))
+    taken = stream.batch(batch(6, written=[3], vanished=[8], part=2, part_count=3, cautious_page_count=2))
 
     assert pages_of(taken) == RoundPages(BitMap64([1, 2, 3]), BitMap64([7, 8]))
     assert isinstance(taken, RoundsAppended)
