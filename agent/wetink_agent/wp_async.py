@@ -51,11 +51,15 @@ CHUNK_COUNT_MAX: Final = 512
 REGION_COUNT: Final = 1 << 18
 """Regions that are handled at once, 6 MiB a harvesting thread: half of a GiB written at random."""
 
+GROWN_LOOKS_MAX: Final = 2
+"""Looks at the mappings of a target that maps all the while; what they miss is seen to in the next round."""
+
 _ADDRESS_MIN: Final = 0x1000
 _ADDRESS_END: Final = 0x7FFFFFFFF000
 _KERNEL_START: Final = 1 << 63
 _POPULATED: Final = fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED
 _ANY_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
+_KERNEL_MADE: Final = re.compile(r"\[(?:vdso|vvar\w*|vsyscall|uprobes)\]")
 _SHARED_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...s [0-9a-f]+ ([0-9a-f:]+) [0-9]+ *(.*)$", re.MULTILINE)
 # With inode 0: a file may have such a name too.
 _KERNEL_MADE_LINE: Final = re.compile(
@@ -213,7 +217,19 @@ class WpAsync:
         return _without(self._populated_in(self._whole(), mask=outside, inverted=outside), self._kernel_made)
 
     def _register(self, found: Runs) -> None:
-        """Register the mappings that hold unregistered populated memory."""
+        """Register the mappings that hold unregistered populated memory, and their neighbours.
+
+        A mapping is registered whole, and what lies beside it too: the kernel joins neighbours only when both are
+        registered or neither is, and a program may take what it mapped side by side for one piece (mremap(2) does).
+        """
+        self._register_mappings(found)
+        # A mapping that grew between our look and its registration is in two pieces now: see to the rest.
+        for _ in range(GROWN_LOOKS_MAX):
+            if self._read_maps() == self._maps:
+                break
+            self._register_mappings(_NO_RUNS)
+
+    def _register_mappings(self, found: Runs) -> None:
         # The audit came after the maps: a mapping it found may be younger than they are.
         self._maps = self._read_maps()
         self._make_plan()
@@ -222,10 +238,13 @@ class WpAsync:
         for mapping in procfs.parse_maps(self._maps):
             first = int(np.searchsorted(page_ends, mapping.start, side="right"))
             last = int(np.searchsorted(page_starts, mapping.end, side="left"))
-            if first >= last or mapping.shared or _is_hugetlb(mapping, hugetlb):
+            if mapping.shared or _is_hugetlb(mapping, hugetlb):
                 continue
-            if mapping.writable or not mapping.inode:
-                spans: Iterable[Range] = ((mapping.start, mapping.end),)
+            if not mapping.inode:
+                whole = first < last or self._is_beside_ours(mapping)
+                spans: Iterable[Range] = ((mapping.start, mapping.end),) if whole else ()
+            elif mapping.writable and first < last:
+                spans = ((mapping.start, mapping.end),)
             else:
                 # Program text and constants with a few pages of their own, as relocation leaves them: registering all
                 # of it would take the kernel's read-around from the rest.
@@ -233,6 +252,13 @@ class WpAsync:
             for start, end in spans:
                 for span in self._within_scope(max(start, mapping.start), min(end, mapping.end)):
                     self._register_span(span)
+
+    def _is_beside_ours(self, mapping: procfs.Mapping) -> bool:
+        """Whether a mapping of nobody's touches one that is registered, and is not so itself."""
+        first, last = mapping.start // PAGE_SIZE, mapping.end // PAGE_SIZE
+        if first in self._ours and last - 1 in self._ours:
+            return False
+        return (first - 1 in self._ours or last in self._ours) and not _KERNEL_MADE.fullmatch(mapping.name)
 
     def _register_span(self, span: Range) -> None:
         start, end = span
@@ -351,8 +377,8 @@ class WpAsync:
                     filled = 0
         if filled:
             yield regions[:filled]
-        if beyond and (answers := np.concatenate(beyond)).size:
-            yield answers
+        # One by one: the memory changes meanwhile, and what came later can begin before what came earlier ended.
+        yield from (answers for answers in beyond if answers.size)
 
     def _in_private_file(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Tell which addresses lie in private file mappings.
