@@ -91,7 +91,7 @@ class DirtyServiceServicer:
 
     def ListTargets(self, request, context):
         """Lists targets. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
-        Errors: INVALID_ARGUMENT SELECTION_MALFORMED.
+        Errors: INVALID_ARGUMENT SELECTION_MALFORMED; RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE, then select fewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +128,7 @@ class DirtyServiceServicer:
         """What is dirty since a cursor. The stream is any number of `pages`, then one `summary`, which is always last:
         a stream without it is not an answer.
         Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED, CURSOR_MALFORMED, or CURSOR_FOREIGN (it
-        names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets) or CURSOR_OTHER_STORE.
+        names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets, target_count) or CURSOR_OTHER_STORE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

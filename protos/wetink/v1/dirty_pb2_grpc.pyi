@@ -41,7 +41,7 @@ class DirtyServiceStub:
     """Lists the hosts that have, or had, an agent here."""
     ListTargets: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.ListTargetsRequest, _dirty_pb2.ListTargetsResponse]
     """Lists targets. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
-    Errors: INVALID_ARGUMENT SELECTION_MALFORMED.
+    Errors: INVALID_ARGUMENT SELECTION_MALFORMED; RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE, then select fewer.
     """
     Track: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.TrackRequest, _dirty_pb2.TrackResponse]
     """Begins to track a process, and goes on doing so when the agent or the collector restarts.
@@ -62,7 +62,7 @@ class DirtyServiceStub:
     """What is dirty since a cursor. The stream is any number of `pages`, then one `summary`, which is always last:
     a stream without it is not an answer.
     Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED, CURSOR_MALFORMED, or CURSOR_FOREIGN (it
-    names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets) or CURSOR_OTHER_STORE.
+    names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets, target_count) or CURSOR_OTHER_STORE.
     """
     Watch: _grpc.UnaryStreamMultiCallable[_dirty_pb2.WatchRequest, _dirty_pb2.WatchResponse]
     """The same, again and again: first what is dirty since the cursor, then each time rounds were committed. A reader
@@ -83,7 +83,7 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
     """Lists the hosts that have, or had, an agent here."""
     ListTargets: _aio.UnaryUnaryMultiCallable[_dirty_pb2.ListTargetsRequest, _dirty_pb2.ListTargetsResponse]  # type: ignore[assignment]
     """Lists targets. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
-    Errors: INVALID_ARGUMENT SELECTION_MALFORMED.
+    Errors: INVALID_ARGUMENT SELECTION_MALFORMED; RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE, then select fewer.
     """
     Track: _aio.UnaryUnaryMultiCallable[_dirty_pb2.TrackRequest, _dirty_pb2.TrackResponse]  # type: ignore[assignment]
     """Begins to track a process, and goes on doing so when the agent or the collector restarts.
@@ -104,7 +104,7 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
     """What is dirty since a cursor. The stream is any number of `pages`, then one `summary`, which is always last:
     a stream without it is not an answer.
     Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED, CURSOR_MALFORMED, or CURSOR_FOREIGN (it
-    names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets) or CURSOR_OTHER_STORE.
+    names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets, target_count) or CURSOR_OTHER_STORE.
     """
     Watch: _aio.UnaryStreamMultiCallable[_dirty_pb2.WatchRequest, _dirty_pb2.WatchResponse]  # type: ignore[assignment]
     """The same, again and again: first what is dirty since the cursor, then each time rounds were committed. A reader
@@ -134,7 +134,7 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dirty_pb2.ListTargetsResponse, _abc.Awaitable[_dirty_pb2.ListTargetsResponse]]:
         """Lists targets. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
-        Errors: INVALID_ARGUMENT SELECTION_MALFORMED.
+        Errors: INVALID_ARGUMENT SELECTION_MALFORMED; RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE, then select fewer.
         """
 
     @_abc_1.abstractmethod
@@ -179,7 +179,7 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         """What is dirty since a cursor. The stream is any number of `pages`, then one `summary`, which is always last:
         a stream without it is not an answer.
         Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED, CURSOR_MALFORMED, or CURSOR_FOREIGN (it
-        names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets) or CURSOR_OTHER_STORE.
+        names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets, target_count) or CURSOR_OTHER_STORE.
         """
 
     @_abc_1.abstractmethod
