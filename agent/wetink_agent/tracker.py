@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import Final
 
+import structlog
+
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent.backend import Backend, Harvest
 from wetink_agent.errors import TargetExited, TargetReplaced, TrackingError
 from wetink_agent.rounds import Round, round_of
 from wetink_agent.spool import Key, Spool, key_of
+
+log = structlog.get_logger()
 
 COMMAND_WAIT_SECONDS_MAX: Final = 60.0
 """How long a barrier may wait for its round: the contract's bound on a barrier."""
@@ -144,6 +148,9 @@ class Tracker:
                 end = types_pb2.END_REASON_EXEC, str(error)
             except (TrackingError, OSError) as error:
                 end = types_pb2.END_REASON_FAILED, str(error)
+            except Exception as error:  # a mistake of ours must not look like a target at rest
+                log.exception("harvest_failed", pid=self.target.pid)
+                end = types_pb2.END_REASON_FAILED, f"the agent failed: {error!r}"
             else:
                 if self._resynchronise:
                     # Its incarnation has no record any more; the first round of the next one serves who waits.

@@ -206,6 +206,21 @@ def test_what_a_harvest_fails_with_is_the_end_and_its_reason(
     run(test)
 
 
+def test_a_mistake_of_the_agents_own_is_an_end_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a harvest fails with, the collector hears that the target is not tracked any more."""
+
+    async def test() -> None:
+        async with stage(Memory()) as here:
+            here.memory.error = ValueError("a mistake")
+            assert await here.tracker.barrier() is None
+            assert await here.ended() == types_pb2.END_REASON_FAILED
+            assert "a mistake" in here.messages()[-1].target_ended.message
+            assert here.memory.closed_count == 1
+
+    run(test)
+    assert "harvest_failed" in capsys.readouterr().out
+
+
 def test_a_barrier_on_a_target_that_has_ended_is_answered_at_once() -> None:
     """Nobody waits a minute for a round that will never be."""
 
