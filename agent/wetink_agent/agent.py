@@ -5,6 +5,7 @@ import contextlib
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -38,7 +39,7 @@ FLUSH_SECONDS: Final = 2.0
 HARVEST_THREADS: Final = 4
 """Harvests at once: most of each is one system call, and more would only wait for the processors."""
 
-CODE_OF: Final = {
+CODE_OF: Final[Mapping[type[Exception], grpc.StatusCode]] = {
     NoSuchProcess: grpc.StatusCode.NOT_FOUND,
     NotPermitted: grpc.StatusCode.PERMISSION_DENIED,
     Untrackable: grpc.StatusCode.FAILED_PRECONDITION,
@@ -78,7 +79,7 @@ class Agent:
         self._spool = Spool()
         self._pool = ThreadPoolExecutor(HARVEST_THREADS, thread_name_prefix="harvest")
         self._tracked: dict[tuple[int, int], _Tracked] = {}
-        self._attaching: dict[tuple[int, int], asyncio.Future[Tracker]] = {}
+        self._attaching: dict[tuple[int, int], asyncio.Task[Tracker]] = {}
         self._named: set[tuple[int, int]] = set()
         self._wanted: set[tuple[int, int]] = set()
         self._look = asyncio.Event()
@@ -115,7 +116,8 @@ class Agent:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-            tasks[1].cancel()
+            for task in (tasks[1], *self._attaching.values()):
+                task.cancel()
             await self._end_targets()
             await self._uplink.flush(FLUSH_SECONDS)
         finally:
@@ -153,7 +155,7 @@ class Agent:
         result = ingest_pb2.CommandResult(request_id=track.request_id)
         try:
             tracker = await self._track(track.pid, track.start_time_ticks)
-        except TrackingError as error:
+        except (TrackingError, OSError) as error:
             code = CODE_OF.get(type(error), grpc.StatusCode.FAILED_PRECONDITION)
             result.code, result.message = code.value[0], str(error)
         else:
@@ -212,26 +214,22 @@ class Agent:
         identity = pid, start
         if identity in self._tracked:
             return self._tracked[identity].tracker
-        if identity in self._attaching:
-            return await asyncio.shield(self._attaching[identity])
-        future = asyncio.get_running_loop().create_future()
-        self._attaching[identity] = future
-        try:
-            tracker = await self._attach(pid, start, offer)
-        except BaseException as error:
-            future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-            future.exception()  # looked at: nobody else need be waiting for it
-            raise
-        else:
-            future.set_result(tracker)
-            return tracker
-        finally:
-            del self._attaching[identity]
+        if identity not in self._attaching:
+            uffd = os.dup(offer.uffd) if offer else None
+            attaching = asyncio.create_task(self._attach(pid, start, uffd, offer.scope if offer else ()))
+            self._attaching[identity] = attaching
+            attaching.add_done_callback(lambda task: self._attached(identity, task))
+        # Who asks may be gone before it is done, with the stream it came by; then it is done for the others.
+        return await asyncio.shield(self._attaching[identity])
 
-    async def _attach(self, pid: int, start: int, offer: Offer | None) -> Tracker:
+    def _attached(self, identity: tuple[int, int], task: asyncio.Task[Tracker]) -> None:
+        del self._attaching[identity]
+        if not task.cancelled():
+            task.exception()  # looked at: nobody else need be waiting for it
+
+    async def _attach(self, pid: int, start: int, offered: int | None, scope: tuple[tuple[int, int], ...]) -> Tracker:
         loop = asyncio.get_running_loop()
-        scope = offer.scope if offer else ()
-        uffd = offer.uffd if offer else await loop.run_in_executor(self._pool, take_userfaultfd, pid)
+        uffd = offered if offered is not None else await loop.run_in_executor(self._pool, take_userfaultfd, pid)
         backend = WpAsync(pid, uffd, scope)
         try:
             # The first round before success is told: it finds what only arming can find, another userfaultfd say.
@@ -299,7 +297,7 @@ class Agent:
                 except NoSuchProcess:
                     self._wanted.discard((pid, start))
                     self._named.discard((pid, start))
-                except TrackingError as error:
+                except (TrackingError, OSError) as error:
                     if (pid, start) not in self._refused_until:
                         log.warning("target_refused", pid=pid, why=str(error))
                     self._refused_until[pid, start] = time.monotonic() + RETRY_SECONDS

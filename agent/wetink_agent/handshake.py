@@ -10,12 +10,14 @@ Source: the format is that of Firecracker's ``src/vmm/src/persist.rs``; unix(7),
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +38,13 @@ ANSWER_SECONDS_MAX: Final = 5.0
 OFFERS_MAX: Final = 8
 """Offers handled at once; further ones wait in the socket's queue."""
 
+QUEUE_MAX: Final = 128
+"""Connections that wait; a process with a time-out on its socket is refused at once where there is no room."""
+
 VERSION: Final = 1
+
+_ADDRESS_END: Final = 1 << 56
+"""Where user memory ends with five levels of page tables, which is the most there is."""
 
 log = structlog.get_logger()
 
@@ -58,7 +66,8 @@ class HandshakeServer:
 
         Args:
             path: Of the socket; a stale socket there is replaced.
-            accept: Takes an offer over, with its descriptor, and gives the target's name; raises TrackingError.
+            accept: Tracks what is offered and gives the target's name; raises TrackingError. It keeps a copy of the
+                descriptor where it needs it: the offer's own is closed afterwards.
         """
         self._path = path
         self._accept = accept
@@ -86,17 +95,22 @@ class HandshakeServer:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._places.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("offer_failed", why=repr(error))
 
     async def _serve(self, connection: socket.socket) -> None:
         with connection:
             connection.settimeout(ANSWER_SECONDS_MAX)
             try:
                 offer = await asyncio.to_thread(receive, connection)
-                answer = {"target": await self._accept(offer)}
+                try:
+                    answer = {"target": await self._accept(offer)}
+                finally:
+                    os.close(offer.uffd)
             except TrackingError as error:
                 log.warning("offer_refused", why=str(error))
                 answer = {"error": str(error)}
-            except TimeoutError:
+            except (TimeoutError, ConnectionError):
                 return
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(connection.sendall, json.dumps(answer).encode() + b"\n")
@@ -108,9 +122,8 @@ def listen(path: Path) -> socket.socket:
     Raises:
         OSError: It cannot be made there.
     """
-    with contextlib.suppress(OSError):
-        if path.is_socket():
-            path.unlink()
+    if path.is_socket() and _is_stale(path):
+        path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         # Between bind and chmod nobody else may connect.
@@ -119,12 +132,19 @@ def listen(path: Path) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(before)
-        listener.listen(OFFERS_MAX)
+        listener.listen(QUEUE_MAX)
         listener.setblocking(False)  # noqa: FBT003 - the library's signature
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def _is_stale(path: Path) -> bool:
+    """Whether nobody listens there any more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # noqa: FBT003 - the library's signature
+        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
 
 
 def receive(connection: socket.socket) -> Offer:
@@ -163,6 +183,8 @@ def _is_whole(body: bytes) -> bool:
         json.loads(body)
     except ValueError:
         return False
+    except RecursionError:
+        pass  # too deep to be an offer, however it goes on
     return True
 
 
@@ -173,13 +195,20 @@ def _scope(body: bytes, pid: int) -> tuple[tuple[int, int], ...]:
             _check_version(offer["wetink"], pid)
             offer = offer["regions"]
         regions = sorted((int(region["base_host_virt_addr"]), int(region["size"])) for region in offer)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         message = f"process {pid} sent an offer that cannot be read: send a JSON array of regions, or a hello"
         raise Untrackable(message) from error
     if any(start < 0 or size <= 0 or start % PAGE_SIZE or size % PAGE_SIZE for start, size in regions):
         message = f"process {pid} offered a region that is not of whole pages"
         raise Untrackable(message)
-    return tuple((start, start + size) for start, size in regions)
+    scope = tuple((start, start + size) for start, size in regions)
+    if any(end > _ADDRESS_END for _, end in scope):
+        message = f"process {pid} offered a region beyond the end of user memory"
+        raise Untrackable(message)
+    if any(end > start for (_, end), (start, _) in pairwise(scope)):
+        message = f"process {pid} offered regions that overlap"
+        raise Untrackable(message)
+    return scope
 
 
 def _check_version(version: object, pid: int) -> None:
