@@ -229,7 +229,7 @@ class WpAsync:
                 break
             self._register_mappings(_NO_RUNS)
 
-    def _register_mappings(self, found: Runs) -> None:
+    def _register_mappings(self, found: Runs, *, neighbours: bool = True) -> None:
         # The audit came after the maps: a mapping it found may be younger than they are.
         self._maps = self._read_maps()
         self._make_plan()
@@ -241,7 +241,7 @@ class WpAsync:
             if mapping.shared or _is_hugetlb(mapping, hugetlb):
                 continue
             if not mapping.inode:
-                whole = first < last or self._is_beside_ours(mapping)
+                whole = first < last or (neighbours and self._is_beside_ours(mapping))
                 spans: Iterable[Range] = ((mapping.start, mapping.end),) if whole else ()
             elif mapping.writable and first < last:
                 spans = ((mapping.start, mapping.end),)
@@ -311,9 +311,9 @@ class WpAsync:
             self._populated_runs = populated
             self._populated = populated.to_set()
             # Registered, and not by us: a mapping that has grown, for which this changes nothing, or the target's own
-            # use of userfaultfd, which this finds out.
+            # use of userfaultfd, which this finds out. No neighbours now: the census is over for this round.
             if foreign := self._populated - self._ours:
-                self._register(Runs(*runs_of(foreign)))
+                self._register_mappings(Runs(*runs_of(foreign)), neighbours=False)
         if self._known is None:
             reported |= self._populated
             self._known = BitMap64()
@@ -377,8 +377,7 @@ class WpAsync:
                     filled = 0
         if filled:
             yield regions[:filled]
-        # One by one: the memory changes meanwhile, and what came later can begin before what came earlier ended.
-        yield from (answers for answers in beyond if answers.size)
+        yield from _ascending(beyond)
 
     def _in_private_file(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Tell which addresses lie in private file mappings.
@@ -514,6 +513,23 @@ def _runs(regions: NDArray[np.uint64]) -> Runs:
     """Give the pages of regions, which are ascending."""
     runs = adjacent_runs(regions[:, 0], regions[:, 1])
     return Runs(runs.starts >> _PAGE_SHIFT, runs.ends >> _PAGE_SHIFT)
+
+
+def _ascending(pieces: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
+    """Put pieces of an answer together as far as each begins where the one before has ended.
+
+    Those of one span may not: the memory changes meanwhile, and what came later can begin before what came earlier.
+    """
+    together: list[NDArray[np.uint64]] = []
+    for piece in pieces:
+        if not piece.size:
+            continue
+        if together and piece[0, 0] < together[-1][-1, 1]:
+            yield np.concatenate(together)
+            together = []
+        together.append(piece)
+    if together:
+        yield np.concatenate(together)
 
 
 def _joined(parts: Sequence[Runs]) -> Runs:
