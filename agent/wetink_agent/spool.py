@@ -15,6 +15,9 @@ from wetink_agent.rounds import Round, unite
 SPOOL_BYTES_MAX: Final = 64 << 20
 """A minute of a target that dirties 512 Ki random pages a second, and hours of an ordinary one."""
 
+ENDED_COUNT_MAX: Final = 4096
+"""Ended incarnations that wait for a collector which is away, as many as that keeps; over it the oldest are dropped."""
+
 Key = tuple[int, int, int]
 """Pid, start time and incarnation."""
 
@@ -70,10 +73,17 @@ class Spool:
             pass
 
     def end(self, ended: ingest_pb2.TargetEnded) -> None:
-        """Take the end of an incarnation; it is kept until it has been sent behind its last round."""
+        """Take the end of an incarnation; it is kept until it has been sent behind its last round.
+
+        Of very many the oldest is dropped: nobody can move a process that is gone. To a collector that knew it, its end
+        is then END_REASON_LOST.
+        """
         entry = self._entries.get(key_of(ended.target, ended.incarnation))
         if entry is not None:
             entry.ended = ended
+            over = [key for key, entry in self._entries.items() if entry.ended is not None]
+            if len(over) > ENDED_COUNT_MAX:
+                self.drop(min(over, key=_incarnation))
 
     def drop(self, key: Key) -> None:
         """Forget an incarnation, sent or not: another has taken its place."""
@@ -200,6 +210,10 @@ class Spool:
         self.united_round_count += len(others)
         entry.rounds[entry.sent_count :] = [united]
         return True
+
+
+def _incarnation(key: Key) -> int:
+    return key[2]
 
 
 def _unsent_bytes(entry: _Entry) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
@@ -19,6 +20,7 @@ from tests.support.harvests import (
     tiny_parts,
 )
 from wetink.v1 import ingest_pb2, types_pb2
+from wetink_agent import spool as spool_module
 from wetink_agent.spool import Key, Spool, key_of
 
 PIDS = (1, 2, 3)
@@ -313,3 +315,18 @@ def test_a_busy_target_does_not_keep_others_from_being_sent() -> None:
                 spool.acknowledge([position_of(batch.target.pid, last=batch.last_round)])
 
     assert {1, 2, 3} <= set(sent)
+
+
+def test_processes_that_come_and_go_while_the_collector_is_away_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the ended incarnations the youngest are kept, of the living all: Hello stays small, and so does memory."""
+    monkeypatch.setattr(spool_module, "ENDED_COUNT_MAX", 50)
+    spool = spool_of(1)
+    for number in range(500):
+        spool.start(started_of(2, number))
+        spool.add(key_of(target_of(2), number), make_round(1, [1], pid=2, incarnation=number))
+        spool.end(ended_of(2, number))
+    kept = spool.positions()
+
+    assert sorted(position.incarnation for position in kept if position.target.pid == 2) == list(range(450, 500))
+    assert [position.target.pid for position in kept][:1] == [1]
+    assert spool.size_bytes == sum(w.size_bytes for entry in spool._entries.values() for w in entry.rounds)
