@@ -170,13 +170,15 @@ class Agent:
         identity = untrack.target.pid, untrack.target.start_time_ticks
         self._wanted.discard(identity)
         self._named.discard(identity)
+        # What the agent itself was told to track would come back with the next look around.
+        self._refused_until[identity] = float("inf")
+        if identity in self._attaching:
+            await asyncio.wait({self._attaching[identity]})
         tracked = self._tracked.get(identity)
         if tracked is None:
             result.code = grpc.StatusCode.NOT_FOUND.value[0]
             result.message = f"{name_of(untrack.target)} is not tracked"
         else:
-            # What the agent itself was told to track would come back with the next look around.
-            self._refused_until[identity] = float("inf")
             tracked.tracker.stop(types_pb2.END_REASON_UNTRACKED)
             await asyncio.wait({tracked.task})
             result.position.CopyFrom(tracked.tracker.position)

@@ -47,6 +47,7 @@ _NR_CLOSE: Final = 3
 _NR_RT_SIGPROCMASK: Final = 14
 _NR_RESTART_SYSCALL: Final = 219
 _NR_USERFAULTFD: Final = 323
+_DISPATCH_CONFIG_SIZE_BYTES: Final = 32  # struct ptrace_sud_config
 _SIG_SETMASK: Final = 2
 _SIGSET_SIZE_BYTES: Final = 8
 _SYSCALL_SIZE_BYTES: Final = 2
@@ -100,8 +101,8 @@ def _in_own_thread(work: Callable[[], _Result]) -> _Result:
 
 def _take(pid: int) -> int:
     _refuse_the_unfit(pid)
-    suspend_seccomp = procfs.has_seccomp_filter(pid)
     tid = procfs.living_thread(pid)
+    suspend_seccomp = procfs.has_seccomp(pid, tid)
     try:
         # Of a leader that has exited the descriptors are gone: then of the thread (PIDFD_THREAD, Linux 6.9).
         pidfd = os.pidfd_open(tid, 0 if tid == pid else os.O_EXCL)
@@ -194,6 +195,9 @@ class _Borrowed:
         if _was_interrupted_for_good(own) and not procfs.has_deliverable_signal(self._pid, self._tid):
             # Some calls give EINTR for a mere stop. It was ours: let the thread call again.
             own.rax, own.rip, own.orig_rax = own.orig_rax, own.rip - _SYSCALL_SIZE_BYTES, _MASK_64
+        if self._dispatches_system_calls():
+            message = f"process {self._pid} dispatches system calls itself, as Wine does: let it use the handshake"
+            raise Untrackable(message)
         if own.cs != _USER_CS_64:
             message = f"process {self._pid} is not a 64-bit x86 process: only those can be attached"
             raise Untrackable(message)
@@ -215,6 +219,19 @@ class _Borrowed:
                 self._finish_call()  # the stub's own close
         finally:
             self._give_back(own, mask)
+
+    def _dispatches_system_calls(self) -> bool:
+        """Whether syscall user dispatch is on: a call of ours would become a SIGSYS."""
+        config = bytes(_DISPATCH_CONFIG_SIZE_BYTES)
+        try:
+            config = syscalls.ptrace_buffer(
+                pt.PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, self._tid, len(config), config, "PTRACE_GET_..._CONFIG"
+            )
+        except OSError as error:
+            if error.errno in {errno.EINVAL, errno.EIO}:
+                return False  # older than Linux 6.4
+            raise
+        return any(config[:8])
 
     def _find_room(self, own: pt.user_regs_struct) -> int:
         """Find room for the stub behind the image of the vdso; its address.

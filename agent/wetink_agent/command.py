@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import resource
 import signal
 import socket
 from enum import StrEnum
@@ -123,6 +124,8 @@ def agent(
         backend_reason=_why(backend),
         handshake=handshake,
     )
+    # Each target takes three descriptors.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     try:
         asyncio.run(_serve(settings))
     except NoSuchProcess as error:
@@ -130,7 +133,8 @@ def agent(
     except (TrackingError, Deposed) as error:
         raise Failure(str(error)) from error
     except OSError as error:
-        message = f"the handshake socket {handshake} cannot be made: {error.strerror or error}"
+        about = f"the handshake socket {handshake} cannot be made" if handshake else "the agent cannot go on"
+        message = f"{about}: {error.strerror or error}"
         raise Failure(message) from error
 
 

@@ -15,10 +15,11 @@ from wetink_agent.errors import NoSuchProcess
 COMMAND_CHARACTERS_MAX: Final = 256
 """Characters of a command line that are kept: bound of the contract."""
 
+_ADDR_NO_RANDOMIZE: Final = 0x0040000  # linux/personality.h
 _PF_KTHREAD: Final = 0x00200000
 _STATE_STOPPED: Final = frozenset("Tt")
 _STATE_GONE: Final = frozenset("ZX")
-_SECCOMP_MODE_FILTER: Final = "2"
+_SECCOMP_MODE_DISABLED: Final = "0"
 
 _MAPPING: Final = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([ps]) ([0-9a-f]+) ([0-9a-f:]+) ([0-9]+)[ ]*(.*)$", re.MULTILINE
@@ -118,9 +119,9 @@ def tracer_of(pid: int) -> int:
     return int(_status_field(pid, "TracerPid") or 0)
 
 
-def has_seccomp_filter(pid: int) -> bool:
-    """Whether system calls of a process go through a seccomp filter."""
-    return _status_field(pid, "Seccomp") == _SECCOMP_MODE_FILTER
+def has_seccomp(pid: int, tid: int) -> bool:
+    """Whether seccomp, strict or with a filter, watches the system calls of a thread."""
+    return _status_field(pid, "Seccomp", task=f"task/{tid}/") not in {"", _SECCOMP_MODE_DISABLED}
 
 
 def has_deliverable_signal(pid: int, tid: int) -> bool:
@@ -138,7 +139,9 @@ def living_thread(pid: int) -> int:
     Raises:
         NoSuchProcess: It has none.
     """
-    for tid in [pid, *sorted(_threads(pid))]:
+    if not stat(pid).is_gone:
+        return pid
+    for tid in sorted(_threads(pid)):
         if not _parse_stat(_read(pid, f"task/{tid}/stat")).is_gone:
             return tid
     message = f"process {pid} has exited and waits to be reaped"
@@ -183,12 +186,36 @@ def memory_devices(pid: int, *types: str) -> frozenset[str]:
     """
     wanted = types or ("tmpfs", "hugetlbfs")
     devices = set()
-    for line in _read(pid, "mountinfo").decode(errors="replace").splitlines():
-        fields, _, rest = line.partition(" - ")
-        if rest.split(" ", 1)[0] in wanted:
-            major, minor = fields.split()[2].split(":")
-            devices.add(f"{int(major):02x}:{int(minor):02x}")
+    for device, kind in mounts(pid).items():
+        if kind in wanted:
+            devices.add(device)
     return frozenset(devices)
+
+
+def mounts(pid: int) -> dict[str, str]:
+    """Give the file system of each mount a process sees, by its device number as ``maps`` writes it."""
+    found = {}
+    for line in _read(pid, f"task/{living_thread(pid)}/mountinfo").decode(errors="replace").splitlines():
+        fields, _, rest = line.partition(" - ")
+        major, minor = fields.split()[2].split(":")
+        found[f"{int(major):02x}:{int(minor):02x}"] = rest.split(" ", 1)[0]
+    return found
+
+
+def layout(pid: int) -> tuple[int, ...]:
+    """Give where program text and stack of a process begin: execve(2) sets them anew."""
+    # The first thread has none of them when it has ended and others live.
+    return _parse_stat(_read(pid, f"task/{living_thread(pid)}/stat")).layout
+
+
+def has_random_layout(pid: int) -> bool:
+    """Whether execve(2) would give a process another layout by chance; False where that cannot be found out."""
+    try:
+        personality = int(_read(pid, "personality"), 16)
+    except PermissionError:
+        return False
+    sysctl = Path("/proc/sys/kernel/randomize_va_space").read_text(encoding="ascii").strip()
+    return sysctl != "0" and not personality & _ADDR_NO_RANDOMIZE
 
 
 def _threads(pid: int) -> list[int]:
@@ -231,8 +258,8 @@ def _parse_stat(text: bytes) -> Stat:
     )
 
 
-def _status_field(pid: int, name: str) -> str:
-    for line in _read(pid, "status").decode(errors="replace").splitlines():
+def _status_field(pid: int, name: str, task: str = "") -> str:
+    for line in _read(pid, f"{task}status").decode(errors="replace").splitlines():
         key, _, value = line.partition(":")
         if key == name:
             return value.strip()

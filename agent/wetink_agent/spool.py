@@ -69,7 +69,7 @@ class Spool:
         entry.rounds.append(harvested)
         entry.last_round = harvested.last
         self.size_bytes += harvested.size_bytes
-        while self.size_bytes > self._bytes_max and self._unite_largest():
+        while self.size_bytes > self._bytes_max and (self._unite_largest() or self._drop_oldest_ended()):
             pass
 
     def end(self, ended: ingest_pb2.TargetEnded) -> None:
@@ -196,6 +196,14 @@ class Spool:
             if entry.sent_count:
                 entry.sent_count -= 1
                 self.in_flight_bytes -= gone.size_bytes
+
+    def _drop_oldest_ended(self) -> bool:
+        """Forget the incarnation that ended first: its memory is gone or has a newer one. Tell whether one had."""
+        for key, entry in self._entries.items():
+            if entry.ended is not None:
+                self.drop(key)
+                return True
+        return False
 
     def _unite_largest(self) -> bool:
         """Make one round of the unsent ones of the target that has most to gain; tell whether there was one."""

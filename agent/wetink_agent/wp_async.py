@@ -51,6 +51,9 @@ CHUNK_COUNT_MAX: Final = 512
 REGION_COUNT: Final = 1 << 18
 """Regions that are handled at once, 6 MiB a harvesting thread: half of a GiB written at random."""
 
+PIECES_MAX: Final = 64
+"""Pieces of one read-only file mapping that are registered one by one."""
+
 GROWN_LOOKS_MAX: Final = 2
 """Looks at the mappings of a target that maps all the while; what they miss is seen to in the next round."""
 
@@ -66,7 +69,9 @@ _KERNEL_MADE_LINE: Final = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ 00:00 0 +\[(?:vdso|vvar\w*|vsyscall|uprobes)\]$", re.MULTILINE
 )
 # Of file systems that are mounted nowhere a process could see: shared anonymous memory, memfd, System V, hugetlb.
-_SHARED_MEMORY_NAMES: Final = (b"/dev/zero (deleted)", b"/memfd:", b"/SYSV", b"/anon_hugepage")
+_SHARED_MEMORY_NAMES: Final = (b"/dev/zero (deleted)", b"/dev/shm/", b"/memfd:", b"/SYSV", b"/anon_hugepage")
+_MEMORY_TYPES: Final = ("tmpfs", "ramfs", "hugetlbfs")
+_DEVICE_NAMES: Final = (b"/dev/", b"anon_inode:", b"/[aio]")
 
 Range = tuple[int, int]
 """First address, and the address after the last."""
@@ -172,7 +177,8 @@ class WpAsync:
             raise KernelLacks(message) from error
         try:
             self._pidfd = os.pidfd_open(self._pid)
-            self._layout = procfs.stat(self._pid).layout
+            self._layout = procfs.layout(self._pid)
+            self._is_layout_random = procfs.has_random_layout(self._pid)
             self._pagemap = self._open_pagemap()
         except PermissionError as error:
             message = (
@@ -248,7 +254,12 @@ class WpAsync:
             else:
                 # Program text and constants with a few pages of their own, as relocation leaves them: registering all
                 # of it would take the kernel's read-around from the rest.
-                spans = zip(page_starts[first:last].tolist(), page_ends[first:last].tolist(), strict=True)
+                # Many of them stay unregistered, and are reported in each round: each would take two of the mappings
+                # the target may have (vm.max_map_count).
+                few = last - first <= PIECES_MAX
+                spans = (
+                    zip(page_starts[first:last].tolist(), page_ends[first:last].tolist(), strict=True) if few else ()
+                )
             for start, end in spans:
                 for span in self._within_scope(max(start, mapping.start), min(end, mapping.end)):
                     self._register_span(span)
@@ -299,8 +310,23 @@ class WpAsync:
         return _joined(populated), written
 
     def _shared(self) -> Runs:
-        """Find what is populated in shared memory: all of it may have changed through another mapping or a file."""
-        return self._populated_in(self._shared_memory, mask=0, inverted=0) if self._shared_memory else _NO_RUNS
+        """Find what there is of shared memory: all of it may have changed through another mapping or a descriptor.
+
+        Not what this process's page table shows alone: the memory is the object's, and it has pages that this process
+        has not touched yet, or not since they were taken from its table.
+        """
+        if not self._shared_memory:
+            return _NO_RUNS
+        parts = [self._populated_in(self._shared_memory, mask=0, inverted=0)]
+        for start, end in self._shared_memory:
+            pages = _object_pages(self._pid, start, end, self._maps)
+            if pages is None:
+                # What was reported once is at least not said to have vanished.
+                known = BitMap64()
+                known.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
+                pages = Runs(*runs_of(known & (self._known or BitMap64())))
+            parts.append(pages)
+        return _joined([part for part in parts if part.starts.size])
 
     def _populated_in(self, spans: Iterable[Range], *, mask: int, inverted: int) -> Runs:
         return _joined([_runs(regions) for regions in self._scan(spans, mask=mask, inverted=inverted)])
@@ -369,7 +395,7 @@ class WpAsync:
                     message = f"cannot scan the memory of process {self._pid}: {error}"
                     raise Untrackable(message) from error
                 if argument.walk_end < end:
-                    kept = first + int(np.searchsorted(regions[first:filled, 0], argument.walk_end))
+                    kept = first + int(np.searchsorted(regions[first:filled, 0], np.uint64(argument.walk_end)))
                     beyond.append(regions[kept:filled].copy())
                     filled = kept
                 if filled > REGION_COUNT * 7 // 8:
@@ -418,12 +444,14 @@ class WpAsync:
         self._plan = plan
 
     def _find_shared_memory(self) -> list[Range]:
+        """Find the mappings of shared memory: of files that are memory, or lie on no mount the process can see."""
         lines = _SHARED_LINE.findall(self._maps)
-        devices = procfs.memory_devices(self._pid) if lines else frozenset()
+        mounts = procfs.mounts(self._pid) if lines else {}
         return [
             span
             for start, end, device, name in lines
-            if device.decode() in devices or name.startswith(_SHARED_MEMORY_NAMES)
+            if name.startswith(_SHARED_MEMORY_NAMES)
+            or (mounts.get(device.decode(), "ramfs") in _MEMORY_TYPES and not name.startswith(_DEVICE_NAMES))
             for span in self._within_scope(int(start, 16), int(end, 16))
         ]
 
@@ -466,7 +494,9 @@ class WpAsync:
         # A memory can outlive the execve(2) of our process when another shares it (CLONE_VM), and without address
         # randomisation the new one can have the same layout; but it has nothing registered.
         try:
-            is_same = procfs.stat(self._pid).layout == self._layout and self._has_our_registration()
+            is_same = procfs.layout(self._pid) == self._layout and (
+                self._is_layout_random or self._has_our_registration()
+            )
         except NoSuchProcess as error:
             message = f"process {self._pid} exited"
             raise TargetExited(message) from error
@@ -496,6 +526,38 @@ _WRITTEN: Final = np.uint64(fs.PAGE_IS_WRITTEN)
 _SWAPPED: Final = np.uint64(fs.PAGE_IS_SWAPPED)
 _NO_PAGES: Final = np.empty(0, dtype=np.uint64)
 _NO_RUNS: Final = Runs(_NO_PAGES, _NO_PAGES)
+
+
+def _object_pages(pid: int, start: int, end: int, maps: bytes) -> Runs | None:
+    """Find which pages of a shared mapping its object has data for; None where we may not look at the object.
+
+    Source: lseek(2), SEEK_DATA; /proc/PID/map_files needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
+    """
+    match = re.search(rb"^%x-%x \S+ ([0-9a-f]+) " % (start, end), maps, re.MULTILINE)
+    if match is None:
+        return _NO_RUNS
+    first = int(match[1], 16)
+    starts, ends = [], []
+    try:
+        fd = os.open(f"/proc/{pid}/map_files/{start:x}-{end:x}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        if os.fstatvfs(fd).f_bsize != PAGE_SIZE:
+            return None  # hugetlbfs calls all of a file data, and reading a hole of it takes a huge page
+        position = first
+        while position < first + end - start:
+            data = os.lseek(fd, position, os.SEEK_DATA)
+            hole = min(os.lseek(fd, data, os.SEEK_HOLE), first + end - start)
+            if data < hole:
+                starts.append((start + data - first) // PAGE_SIZE)
+                ends.append((start + hole - first + PAGE_SIZE - 1) // PAGE_SIZE)
+            position = max(hole, data + PAGE_SIZE)
+    except OSError:
+        pass  # ENXIO: no data from here on; or an object that cannot seek
+    finally:
+        os.close(fd)
+    return adjacent_runs(np.array(starts, dtype=np.uint64), np.array(ends, dtype=np.uint64))
 
 
 _buffers: Final = threading.local()

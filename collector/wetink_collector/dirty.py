@@ -21,7 +21,7 @@ from wetink.v1.ingest_pb2 import CommandResult
 from wetink.v1.types_pb2 import END_REASON_EXITED, END_REASON_UNSPECIFIED
 from wetink_collector import barrier, metrics
 from wetink_collector.agents import DRAINING_SENTENCE, Agents
-from wetink_collector.answer import Answerer, Ending, check_cursor, consistency, status, without_pages
+from wetink_collector.answer import Answerer, Ending, check_cursor, check_remembered, consistency, status, without_pages
 from wetink_collector.catalog import Catalog, HostRecord, TargetRecord
 from wetink_collector.committer import Committer
 from wetink_collector.cursor import Cursor, Position, decode, encode
@@ -189,6 +189,8 @@ class DirtyService(DirtyServiceServicer):
         cursor = decode(request.cursor) if request.cursor else None
         records = self._chosen_now(chosen, cursor)
         positions = check_cursor(cursor, records, self._catalog.store_id)
+        if chosen.hosts or chosen.cgroups:
+            check_remembered(cursor, self._catalog.get)
         reached = await self._reach(records, request.barrier_timeout_ms) if request.barrier else None
         async for part in self._answerer.answer(records, positions, chosen=chosen, reached=reached):
             yield part
@@ -201,6 +203,8 @@ class DirtyService(DirtyServiceServicer):
         cursor = decode(request.cursor) if request.cursor else None
         held = cursor.positions if cursor else {}
         positions = check_cursor(cursor, resolve(chosen, self._catalog, held), self._catalog.store_id)
+        if chosen.hosts or chosen.cgroups:
+            check_remembered(cursor, self._catalog.get)
         told: Mapping[TargetKey, _Told] = {}
         with self._catalog.bell(()) as bell:
             while True:

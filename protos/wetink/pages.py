@@ -23,6 +23,10 @@ PART_BYTES_MAX: Final = 480 * 1024
 """Bound on one serialized page set in a message: two of them and all other fields stay below the message's bound."""
 
 
+_RANGE_PAGES_MAX: Final = 1 << 32
+"""A range takes a container for each 64 Ki pages, whether a set has any there: across wider gaps it costs too much."""
+
+
 class CorruptPageSet(ValueError):
     """A page set whose checksum, encoding or count is wrong. The sentence says which."""
 
@@ -80,9 +84,13 @@ def split(pages: BitMap64, bytes_max: int = PART_BYTES_MAX) -> Iterator[PageSet]
         yield message
         return
     middle = pages[len(pages) // 2]
-    below = BitMap64()
-    below.add_range(pages[0], middle)
-    yield from split(pages & below, bytes_max)
+    if middle - pages[0] > _RANGE_PAGES_MAX:
+        below = pages[: len(pages) // 2]
+    else:
+        below = BitMap64()
+        below.add_range(pages[0], middle)
+        below &= pages
+    yield from split(below, bytes_max)
     yield from split(pages - below, bytes_max)
 
 

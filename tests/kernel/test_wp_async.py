@@ -274,6 +274,23 @@ def test_memory_shared_through_a_descriptor_is_reported_though_nobody_here_write
             assert within(tracker.harvest(), shared, 8) == (set(range(2, 8)), {0, 1})
 
 
+def test_shared_memory_is_the_objects_and_not_what_the_page_table_shows() -> None:
+    """What a zap took from the table has not vanished, and a child has what its parent filled before the fork."""
+    with victim() as target:
+        shared = target.map(8, more="flags=0x21")
+        with tracked(target.pid) as tracker:
+            tracker.harvest()
+            target.do(f"checked(libc.madvise({shared * PAGE}, {4 * PAGE}, {MADV_DONTNEED}))")
+            assert within(tracker.harvest(), shared, 8) == (set(range(8)), set())
+        target.do("global child\nchild = os.fork()\nif child == 0:\n    import time; time.sleep(60); os._exit(0)")
+        child = target.number("child")
+        try:
+            with tracked(child) as tracker:
+                assert within(tracker.harvest(), shared, 8)[0] == set(range(8))
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_a_private_copy_of_a_file_page_that_is_given_back_is_written(tmp_path: Path) -> None:
     """Its content is the file's again: the page counts as written from then on, never as unchanged."""
     path = tmp_path / "file"
