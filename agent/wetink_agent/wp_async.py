@@ -535,7 +535,7 @@ def _object_pages(pid: int, start: int, end: int, maps: bytes) -> Runs | None:
     """
     match = re.search(rb"^%x-%x \S+ ([0-9a-f]+) " % (start, end), maps, re.MULTILINE)
     if match is None:
-        return _NO_RUNS
+        return None  # a part of a mapping, where the scope ends within it
     first = int(match[1], 16)
     starts, ends = [], []
     try:
@@ -553,8 +553,9 @@ def _object_pages(pid: int, start: int, end: int, maps: bytes) -> Runs | None:
                 starts.append((start + data - first) // PAGE_SIZE)
                 ends.append((start + hole - first + PAGE_SIZE - 1) // PAGE_SIZE)
             position = max(hole, data + PAGE_SIZE)
-    except OSError:
-        pass  # ENXIO: no data from here on; or an object that cannot seek
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # which says that there is no data from here on
+            return None
     finally:
         os.close(fd)
     return adjacent_runs(np.array(starts, dtype=np.uint64), np.array(ends, dtype=np.uint64))
