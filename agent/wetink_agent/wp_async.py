@@ -48,8 +48,14 @@ CHUNK_BYTES: Final = 128 << 20
 CHUNK_COUNT_MAX: Final = 512
 """Scans over one mapping: a sparse one of many TiB is mostly holes, which cost little to pass."""
 
-REGION_COUNT: Final = 1 << 18
-"""Regions that are handled at once, 6 MiB a harvesting thread: half of a GiB written at random."""
+REGION_COUNT: Final = 1 << 16
+"""Regions that one scan can answer with, 1.5 MiB a harvesting thread: more than CHUNK_BYTES can hold."""
+
+REGIONS_AT_ONCE: Final = 1 << 12
+"""Regions from which on they are looked at before the next scan, while they are in the cache."""
+
+RUNS_AT_ONCE: Final = 1 << 15
+"""Runs of written pages from which on they are put into the set."""
 
 PIECES_MAX: Final = 64
 """Pieces of one read-only file mapping that are registered one by one."""
@@ -104,7 +110,7 @@ class WpAsync:
         self._maps = b""
         self._maps_told = b""
         self._ours = BitMap64()
-        self._kernel_made: list[Range] = []
+        self._audited: list[Range] = []
         self._shared_memory: list[Range] = []
         self._populated_runs: Runs | None = None
         self._populated = BitMap64()
@@ -220,7 +226,7 @@ class WpAsync:
     def _audit(self) -> Runs:
         """Find populated anonymous memory under no registration; it skips what is registered as a whole."""
         outside = fs.PAGE_IS_WPALLOWED | fs.PAGE_IS_FILE | fs.PAGE_IS_PFNZERO
-        return _without(self._populated_in(self._whole(), mask=outside, inverted=outside), self._kernel_made)
+        return self._populated_in(self._audited, mask=outside, inverted=outside)
 
     def _register(self, found: Runs) -> None:
         """Register the mappings that hold unregistered populated memory, and their neighbours.
@@ -292,7 +298,7 @@ class WpAsync:
 
     def _census(self, flags: int = fs.PM_SCAN_WP_MATCHING) -> tuple[Runs, BitMap64]:
         """Find what is populated under registration, and what of it was written; arm the latter again."""
-        populated, written = [], BitMap64()
+        populated, written, runs = [], BitMap64(), []
         # Pages of a file are left out: in a private mapping, a page that is not the process's own copy is the file's,
         # and it stays unarmed, so that the copy a write makes shows as written.
         for regions in self._scan(
@@ -306,8 +312,13 @@ class WpAsync:
             found = regions[:, 2] & _WRITTEN
             if int(np.bitwise_or.reduce(regions[:, 2])) & fs.PAGE_IS_SWAPPED:
                 found |= (regions[:, 2] & _SWAPPED) * self._in_private_file(regions[:, 0])
-            written |= _runs(regions[np.flatnonzero(found)]).to_set()
-        return _joined(populated), written
+            indexes = np.flatnonzero(found != 0)
+            if indexes.size:
+                runs.append(_runs(regions.take(indexes, axis=0)))
+            if sum(part.starts.size for part in runs) > RUNS_AT_ONCE:
+                written |= _joined(runs).to_set()
+                runs.clear()
+        return _joined(populated), written | _joined(runs).to_set()
 
     def _shared(self) -> Runs:
         """Find what there is of shared memory: all of it may have changed through another mapping or a descriptor.
@@ -370,6 +381,7 @@ class WpAsync:
             The kernel's ``page_region`` answers, ascending within each array; each is gone when the next is asked for.
         """
         regions = _region_buffer()
+        address, region_bytes = regions.ctypes.data, regions.strides[0]
         argument = fs.pm_scan_arg(
             size=syscalls.size_bytes(fs.pm_scan_arg),
             flags=flags,
@@ -379,31 +391,32 @@ class WpAsync:
             return_mask=returned,
         )
         filled = 0
-        beyond = []
+        again = []
         for start, end in spans:
             argument.end = end
             argument.walk_end = start
+            is_again = False
             while argument.walk_end < end:
                 argument.start = argument.walk_end
-                first = filled
-                argument.vec = regions.ctypes.data + filled * regions.strides[0]
+                argument.vec = address + filled * region_bytes
                 argument.vec_len = REGION_COUNT - filled
                 try:
-                    filled += syscalls.ioctl(self._pagemap, fs.PAGEMAP_SCAN, argument, "PAGEMAP_SCAN")
+                    found = syscalls.ioctl(self._pagemap, fs.PAGEMAP_SCAN, argument, "PAGEMAP_SCAN")
                 except OSError as error:
                     self._check_alive()
                     message = f"cannot scan the memory of process {self._pid}: {error}"
                     raise Untrackable(message) from error
-                if argument.walk_end < end:
-                    kept = first + int(np.searchsorted(regions[first:filled, 0], np.uint64(argument.walk_end)))
-                    beyond.append(regions[kept:filled].copy())
-                    filled = kept
-                if filled > REGION_COUNT * 7 // 8:
+                if is_again:
+                    again.append(regions[filled : filled + found].copy())
+                    continue
+                filled += found
+                is_again = found > 0 and int(regions[filled - 1, 1]) > argument.walk_end
+                if filled > REGIONS_AT_ONCE:
                     yield regions[:filled]
                     filled = 0
         if filled:
             yield regions[:filled]
-        yield from _ascending(beyond)
+        yield from _ascending(again)
 
     def _in_private_file(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Tell which addresses lie in private file mappings.
@@ -425,7 +438,9 @@ class WpAsync:
         mappings = [(int(start, 16), int(end, 16)) for start, end in _ANY_LINE.findall(self._maps)]
         # Above the usual end only where five-level paging lets a process map there; the vsyscall page is the kernel's.
         self._address_end = max([_ADDRESS_END, *(end for start, end in mappings if start < _KERNEL_START)])
-        self._kernel_made = [(int(start, 16), int(end, 16)) for start, end in _KERNEL_MADE_LINE.findall(self._maps)]
+        self._audited = _without(
+            self._whole(), [(int(a, 16), int(b, 16)) for a, b in _KERNEL_MADE_LINE.findall(self._maps)]
+        )
         self._shared_memory = self._find_shared_memory()
         plan: list[Range] = []
         for scope_start, scope_end in self._whole():
@@ -602,9 +617,11 @@ def _joined(parts: Sequence[Runs]) -> Runs:
     if not parts:
         return _NO_RUNS
     starts = np.concatenate([part.starts for part in parts])
+    ends = np.concatenate([part.ends for part in parts])
+    if (starts[1:] >= ends[:-1]).all():
+        return adjacent_runs(starts, ends)
     order = np.argsort(starts, kind="stable")
-    ends = np.maximum.accumulate(np.concatenate([part.ends for part in parts])[order])
-    starts = starts[order]
+    starts, ends = starts[order], np.maximum.accumulate(ends[order])
     # A run that begins within what came before adds nothing to it but its end.
     starts[1:] = np.maximum(starts[1:], ends[:-1])
     filled = np.flatnonzero(starts < ends)
@@ -638,19 +655,16 @@ def _has_registered(pagemap: int) -> bool:
     return syscalls.ioctl(pagemap, fs.PAGEMAP_SCAN, argument, "PAGEMAP_SCAN") > 0
 
 
-def _without(runs: Runs, ranges: Sequence[Range]) -> Runs:
-    """Take a few ranges of addresses out of runs."""
-    for start, end in ranges:
-        first, last = np.uint64(start // PAGE_SIZE), np.uint64(end // PAGE_SIZE)
-        touched = (runs.starts < last) & (runs.ends > first)
-        if touched.any():
-            # What sticks out on either side stays: the kernel joins what lies side by side.
-            below, above = touched & (runs.starts < first), touched & (runs.ends > last)
-            starts = np.concatenate((runs.starts[~touched], runs.starts[below], np.full(above.sum(), last)))
-            ends = np.concatenate((runs.ends[~touched], np.full(below.sum(), first), runs.ends[above]))
-            order = np.argsort(starts, kind="stable")
-            runs = Runs(starts[order], ends[order])
-    return runs
+def _without(spans: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
+    """Take ranges of addresses out of others."""
+    for hole_start, hole_end in holes:
+        spans = [
+            (start, end)
+            for first, last in spans
+            for start, end in ((first, min(last, hole_start)), (max(first, hole_end), last))
+            if start < end
+        ]
+    return list(spans)
 
 
 def _is_hugetlb(mapping: procfs.Mapping, devices: frozenset[str]) -> bool:
