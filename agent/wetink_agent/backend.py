@@ -6,6 +6,7 @@ from typing import Protocol
 from pyroaring import BitMap64
 
 from wetink.v1 import types_pb2
+from wetink_agent.events import Events
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,7 @@ class Harvest:
 
     ``cautious_page_count`` is how many of ``written`` are there with no sign of a write. ``mapped`` and ``unmapped``
     are ``(start_address, end_address)`` pairs. ``frozen`` is whether the target was stopped throughout.
+    ``events`` are the single writes behind ``written``, where the backend has them.
     """
 
     began_time_ns: int
@@ -24,6 +26,7 @@ class Harvest:
     frozen: bool = False
     mapped: tuple[tuple[int, int], ...] = ()
     unmapped: tuple[tuple[int, int], ...] = ()
+    events: Events | None = None
 
 
 class Backend(Protocol):

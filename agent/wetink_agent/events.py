@@ -1,0 +1,95 @@
+"""Single write-protect events, as columns: what a backend saw of who wrote, when and in which order.
+
+The page sets decide what is dirty. Events add to them, and may be lost where there are too many: they are counted then.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wetink.v1 import types_pb2
+
+EVENTS_MAX: Final = 1 << 20
+"""Events kept of one round, 36 MiB: what comes after is counted as lost."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Events:
+    """Columns of equal length, in the order of time; one that a backend cannot fill is empty.
+
+    ``addresses`` are byte addresses, ``uffd_flags`` UFFD_PAGEFAULT_FLAG_* bits, ``thread_ids`` in the agent's pid
+    namespace, ``times_ns`` since the Unix epoch, ``instruction_pointers`` code addresses. ``lost_count`` says how many
+    more there were.
+    """
+
+    addresses: NDArray[np.uint64]
+    uffd_flags: NDArray[np.uint64]
+    thread_ids: NDArray[np.uint32]
+    times_ns: NDArray[np.uint64]
+    instruction_pointers: NDArray[np.uint64]
+    lost_count: int = 0
+
+    def __len__(self) -> int:
+        """How many events there are."""
+        return int(self.addresses.size)
+
+    def part(self, first: int, last: int) -> "Events":
+        """Give the events from one index to before another; what was lost is said with the first."""
+        return Events(
+            self.addresses[first:last],
+            self.uffd_flags[first:last],
+            self.thread_ids[first:last],
+            self.times_ns[first:last],
+            self.instruction_pointers[first:last],
+            0 if first else self.lost_count,
+        )
+
+    def to_message(self) -> types_pb2.EventColumns:
+        """Give what travels."""
+        return types_pb2.EventColumns(
+            address=self.addresses.astype("<u8", copy=False).tobytes(),
+            uffd_flags=self.uffd_flags.astype("<u8", copy=False).tobytes(),
+            thread_id=self.thread_ids.astype("<u4", copy=False).tobytes(),
+            time_ns=self.times_ns.astype("<u8", copy=False).tobytes(),
+            instruction_pointer=self.instruction_pointers.astype("<u8", copy=False).tobytes(),
+            lost_count=self.lost_count,
+        )
+
+    @classmethod
+    def from_message(cls, message: types_pb2.EventColumns) -> "Events":
+        """Read what travelled."""
+        return cls(
+            np.frombuffer(message.address, "<u8"),
+            np.frombuffer(message.uffd_flags, "<u8"),
+            np.frombuffer(message.thread_id, "<u4"),
+            np.frombuffer(message.time_ns, "<u8"),
+            np.frombuffer(message.instruction_pointer, "<u8"),
+            message.lost_count,
+        )
+
+
+def joined(parts: Sequence[Events]) -> Events:
+    """Put events one after the other, all of one backend; what is beyond the bound is counted as lost."""
+    whole = Events(
+        np.concatenate([_NONE_64, *(part.addresses for part in parts)]),
+        np.concatenate([_NONE_64, *(part.uffd_flags for part in parts)]),
+        np.concatenate([_NONE_32, *(part.thread_ids for part in parts)]),
+        np.concatenate([_NONE_64, *(part.times_ns for part in parts)]),
+        np.concatenate([_NONE_64, *(part.instruction_pointers for part in parts)]),
+        sum(part.lost_count for part in parts),
+    )
+    beyond = max(0, len(whole) - EVENTS_MAX)
+    return replace(whole.part(0, EVENTS_MAX), lost_count=whole.lost_count + beyond) if beyond else whole
+
+
+_NONE_64: Final = np.empty(0, dtype=np.uint64)
+_NONE_32: Final = np.empty(0, dtype=np.uint32)
+
+
+def monotonic_offset_ns() -> int:
+    """Give what turns a time of CLOCK_MONOTONIC into one since the Unix epoch, now; clocks may be set later."""
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
