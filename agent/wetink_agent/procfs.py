@@ -108,7 +108,7 @@ def stat(pid: int) -> Stat:
 def is_frozen(pid: int) -> bool:
     """Whether every thread of a process is stopped, by a signal, a tracer or its cgroup's freezer."""
     try:
-        states = [_parse_stat(_read(pid, f"task/{tid}/stat")).state for tid in _threads(pid)]
+        states = [_parse_stat(_read(pid, f"task/{tid}/stat")).state for tid in threads(pid)]
     except NoSuchProcess:
         return False
     living = set(states) - _STATE_GONE
@@ -142,7 +142,7 @@ def living_thread(pid: int) -> int:
     """
     if not stat(pid).is_gone:
         return pid
-    for tid in sorted(_threads(pid)):
+    for tid in sorted(threads(pid)):
         if not _parse_stat(_read(pid, f"task/{tid}/stat")).is_gone:
             return tid
     message = f"process {pid} has exited and waits to be reaped"
@@ -220,7 +220,12 @@ def has_random_layout(pid: int) -> bool:
     return sysctl != "0" and not personality & _ADDR_NO_RANDOMIZE
 
 
-def _threads(pid: int) -> list[int]:
+def threads(pid: int) -> list[int]:
+    """Give the ids of a process's threads, those that have ended too while it lives.
+
+    Raises:
+        NoSuchProcess: It is gone.
+    """
     try:
         return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
     except (FileNotFoundError, ProcessLookupError) as error:
