@@ -16,6 +16,7 @@ IOVEC_COUNT_MAX: Final = 1024
 IOVEC: Final = np.dtype([("base", np.uint64), ("size_bytes", np.uint64)])
 """``struct iovec``."""
 
+_NR_PERF_EVENT_OPEN: Final = 298
 _NR_PROCESS_VM_READV: Final = 310
 _NR_USERFAULTFD: Final = 323
 _NR_PIDFD_GETFD: Final = 438
@@ -74,6 +75,24 @@ def pidfd_getfd(pidfd: int, target_fd: int) -> int:
     """
     return _checked(
         _libc.syscall(_NR_PIDFD_GETFD, ctypes.c_long(pidfd), ctypes.c_long(target_fd), ctypes.c_long(0)), "pidfd_getfd"
+    )
+
+
+def perf_event_open(attribute: ctypes.Structure, pid: int, cpu: int, flags: int) -> int:
+    """Open a performance event over one thread on one CPU, in no group.
+
+    Source: perf_event_open(2).
+    """
+    return _checked(
+        _libc.syscall(
+            _NR_PERF_EVENT_OPEN,
+            ctypes.byref(attribute),
+            ctypes.c_long(pid),
+            ctypes.c_long(cpu),
+            ctypes.c_long(-1),
+            ctypes.c_ulong(flags),
+        ),
+        "perf_event_open",
     )
 
 

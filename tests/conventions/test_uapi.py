@@ -21,6 +21,18 @@ MODULES: Final = [
 
 COMMON: Final = ["stddef.h", "stdio.h", "sys/syscall.h"]
 
+GROWING: Final = {"perf_event_attr"}
+"""Structures that say their own size, and are longer in newer headers."""
+
+FIRST_BIT: Final = """
+#define first_bit(type, field) ({ \\
+    union { type value; unsigned char bytes[sizeof(type)]; } both = { .bytes = { 0 } }; \\
+    int bit = 0; \\
+    both.value.field = 1; \\
+    while (!(both.bytes[bit / 8] >> bit % 8 & 1)) bit++; \\
+    bit; })
+"""
+
 pytestmark = pytest.mark.needs("cc")
 
 
@@ -77,7 +89,10 @@ def is_layout(value: object) -> bool:
 def layout(kind: Any) -> Iterator[tuple[str, int]]:  # noqa: ANN401 (ctypes gives its classes no common public type)
     """Give the size of a structure, and where each of its fields is."""
     name = f"{'union' if issubclass(kind, ctypes.Union) else 'struct'} {kind.__name__}"
-    yield f"sizeof({name})", ctypes.sizeof(kind)
+    if kind.__name__ not in GROWING:
+        yield f"sizeof({name})", ctypes.sizeof(kind)
+    for field in bit_fields(kind):
+        yield f"first_bit({name}, {field})", first_bit(kind, field)
     for path, offset, size in fields(kind):
         yield f"offsetof({name}, {path})", offset
         yield f"sizeof((({name} *)0)->{path})", size
@@ -85,12 +100,26 @@ def layout(kind: Any) -> Iterator[tuple[str, int]]:  # noqa: ANN401 (ctypes give
 
 def fields(kind: Any) -> Iterator[tuple[str, int, int]]:  # noqa: ANN401 (as above)
     """Give path, offset and size of each field, and of the fields inside it."""
-    for field, of, *_ in kind._fields_:
+    for field, of, *bits in kind._fields_:
+        if bits:
+            continue
         offset = getattr(kind, field).offset
         yield field, offset, ctypes.sizeof(of)
         if is_layout(of):
             for path, inner, size in fields(of):
                 yield f"{field}.{path}", offset + inner, size
+
+
+def bit_fields(kind: Any) -> list[str]:  # noqa: ANN401 (as above)
+    """Name the fields that are counted in bits: they have no offset in C."""
+    return [field for field, _, *bits in kind._fields_ if bits]
+
+
+def first_bit(kind: Any, field: str) -> int:  # noqa: ANN401 (as above)
+    """Give the place of the lowest bit of a field."""
+    value = kind()
+    setattr(value, field, 1)
+    return (int.from_bytes(bytes(value), "little") & -int.from_bytes(bytes(value), "little")).bit_length() - 1
 
 
 def headers(module: ModuleType) -> list[str]:
@@ -103,7 +132,7 @@ def headers(module: ModuleType) -> list[str]:
 def compiled(includes: list[str], expressions: Mapping[str, int], directory: Path) -> dict[str, int]:
     """Ask the C compiler for the value of each expression."""
     lines = [f"#include <{header}>" for header in [*COMMON, *includes]]
-    lines += ['#include "uapi_newer.h"', "int main(void) {"]
+    lines += ['#include "uapi_newer.h"', FIRST_BIT, "int main(void) {"]
     lines += [f'  printf("%lld\\t%s\\n", (long long)({text}), "{text}");' for text in expressions]
     lines += ["  return 0;", "}", ""]
     source, program = directory / "facts.c", directory / "facts"
