@@ -6,6 +6,7 @@ and ``errors``, for both alike.
 
 from __future__ import annotations
 
+import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_ListRequest = TypeVar("_ListRequest", bound=dirty_pb2.ListHostsRequest | dirty_pb2.ListTargetsRequest)
+_ListResponse = TypeVar("_ListResponse", bound=dirty_pb2.ListHostsResponse | dirty_pb2.ListTargetsResponse)
 
 
 class Collector:
@@ -78,8 +81,8 @@ class Collector:
 
     def hosts(self) -> tuple[Host, ...]:
         """List the hosts that have, or had, an agent, in the order of their ids."""
-        response = self._ask(self._stub.ListHosts, dirty_pb2.ListHostsRequest(), LIST_SECONDS_MAX)
-        return tuple(map(host_of, response.hosts))
+        pages = self._walk(self._stub.ListHosts, requests.hosts())
+        return tuple(host_of(host) for page in pages for host in page.hosts)
 
     def targets(self, selection: Selectable | None = None) -> tuple[TargetInfo, ...]:
         """List targets in the order of their names, also those that ended not long ago.
@@ -87,8 +90,8 @@ class Collector:
         Args:
             selection: None or an empty one means all.
         """
-        response = self._ask(self._stub.ListTargets, requests.targets(selection), LIST_SECONDS_MAX)
-        return tuple(map(target_of, response.targets))
+        pages = self._walk(self._stub.ListTargets, requests.targets(selection))
+        return tuple(target_of(target) for page in pages for target in page.targets)
 
     def track(self, host: str, pid: int) -> TargetInfo:
         """Begin to track a process, and go on when the agent or the collector restarts.
@@ -203,6 +206,18 @@ class Collector:
             yield watched_counts_of(part)
         raise _watch_ended(self.address)
 
+    def _walk(
+        self, method: grpc.UnaryUnaryMultiCallable[_ListRequest, _ListResponse], request: _ListRequest
+    ) -> Generator[_ListResponse]:
+        """Give a list page by page, under one deadline."""
+        until = time.monotonic() + LIST_SECONDS_MAX
+        while True:
+            page = self._ask(method, request, until - time.monotonic())
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
     def _ask(
         self,
         method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
@@ -259,13 +274,13 @@ class AsyncCollector:
 
     async def hosts(self) -> tuple[Host, ...]:
         """As ``Collector.hosts``."""
-        response = await self._ask(self._stub.ListHosts, dirty_pb2.ListHostsRequest(), LIST_SECONDS_MAX)
-        return tuple(map(host_of, response.hosts))
+        pages = self._walk(self._stub.ListHosts, requests.hosts())
+        return tuple([host_of(host) async for page in pages for host in page.hosts])
 
     async def targets(self, selection: Selectable | None = None) -> tuple[TargetInfo, ...]:
         """As ``Collector.targets``."""
-        response = await self._ask(self._stub.ListTargets, requests.targets(selection), LIST_SECONDS_MAX)
-        return tuple(map(target_of, response.targets))
+        pages = self._walk(self._stub.ListTargets, requests.targets(selection))
+        return tuple([target_of(target) async for page in pages for target in page.targets])
 
     async def track(self, host: str, pid: int) -> TargetInfo:
         """As ``Collector.track``."""
@@ -321,6 +336,17 @@ class AsyncCollector:
             async for part in parts:
                 yield watched_counts_of(part)
         raise _watch_ended(self.address)
+
+    async def _walk(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[_ListRequest, _ListResponse], request: _ListRequest
+    ) -> AsyncGenerator[_ListResponse]:
+        until = time.monotonic() + LIST_SECONDS_MAX
+        while True:
+            page = await self._ask(method, request, until - time.monotonic())
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     async def _ask(
         self,

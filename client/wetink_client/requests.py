@@ -10,7 +10,10 @@ from wetink_client.errors import InvalidRequest
 from wetink_client.values import Selectable, Selection
 
 LIST_SECONDS_MAX: Final = 10.0
-"""Deadline of a call that the collector answers out of its memory."""
+"""Deadline of a list, all its pages together: the collector answers out of its memory."""
+
+PAGE_SIZE: Final = 1000
+"""Entries asked for in one call: the contract's bound."""
 
 AGENT_SECONDS_MAX: Final = 30.0
 """Deadline of a call that an agent answers: it may have terabytes of address space to register."""
@@ -38,7 +41,7 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Page sets come in messages of at most 1 MiB; a list is one message, and 16 MiB are some 20,000 targets.
+    # Messages have at most 1 MiB, but a collector that knows nothing of pages gives any list whole.
     ("grpc.max_receive_message_length", 16 << 20),
     # Addresses reveal layout: they go to the collector, not through a proxy that an environment variable names.
     ("grpc.enable_http_proxy", 0),
@@ -62,11 +65,16 @@ def check_address(address: str) -> str:
         raise InvalidRequest(str(error)) from error
 
 
+def hosts() -> dirty_pb2.ListHostsRequest:
+    """Ask for the first page of the hosts."""
+    return dirty_pb2.ListHostsRequest(page_size=PAGE_SIZE)
+
+
 def targets(selection: Selectable | None) -> dirty_pb2.ListTargetsRequest:
-    """Ask for targets; None means all."""
+    """Ask for the first page of targets; None means all."""
     if selection is None:
-        return dirty_pb2.ListTargetsRequest()
-    return dirty_pb2.ListTargetsRequest(selection=_message(selection))
+        return dirty_pb2.ListTargetsRequest(page_size=PAGE_SIZE)
+    return dirty_pb2.ListTargetsRequest(selection=_message(selection), page_size=PAGE_SIZE)
 
 
 def track(host: str, pid: int) -> dirty_pb2.TrackRequest:

@@ -50,10 +50,12 @@ class TargetRecord:
     window_ns: int = 0
     ended: IncarnationEnded | None = None
     name: str = field(init=False)
+    order: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Print the name once: lists are in its order."""
+        """Print the name once: lists are in its order. Of two boots, two targets may have the same."""
         object.__setattr__(self, "name", str(self.target))
+        object.__setattr__(self, "order", f"{self.name} {self.target.boot_id}")
 
     @property
     def target(self) -> TargetKey:

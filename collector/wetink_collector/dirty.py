@@ -14,7 +14,6 @@ from google.rpc import code_pb2
 from grpc.aio import ServicerContext
 
 from wetink.names import NameMalformed, check_host_id, parse_target
-from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.v1 import dirty_pb2 as pb
 from wetink.v1.dirty_pb2_grpc import DirtyServiceServicer
 from wetink.v1.ingest_pb2 import CommandResult
@@ -30,7 +29,6 @@ from wetink_collector.errors import (
     AgentSilent,
     Draining,
     HostUnknown,
-    MessageTooLarge,
     ProcessUnknown,
     Refusal,
     RequestMalformed,
@@ -40,6 +38,7 @@ from wetink_collector.errors import (
     abort,
 )
 from wetink_collector.identity import TargetKey
+from wetink_collector.page import page
 from wetink_collector.selection import Chosen, listed, parse, parse_non_empty, resolve
 from wetink_collector.session import Session, disconnected
 from wetink_collector.store.interface import TargetUnwanted, TargetWanted
@@ -78,25 +77,23 @@ class DirtyService(DirtyServiceServicer):
 
     async def ListHosts(  # noqa: N802 (named in the .proto)
         self,
-        request: pb.ListHostsRequest,  # noqa: ARG002 (it has no fields)
+        request: pb.ListHostsRequest,
         context: _Context,
     ) -> pb.ListHostsResponse:
-        """List all hosts."""
+        """List hosts."""
         async with _edge("ListHosts", context):
-            hosts = sorted(self._catalog.hosts.values(), key=lambda host: host.host_id)
-            response = pb.ListHostsResponse(hosts=[self._host(host) for host in hosts])
-            _check_size(response, len(hosts), "hosts")
-            return response
+            found = self._catalog.hosts.values()
+            hosts, token = page(request, found, key=lambda host: host.host_id, entry=self._host)
+            return pb.ListHostsResponse(hosts=hosts, next_page_token=token)
 
     async def ListTargets(  # noqa: N802 (as above)
         self, request: pb.ListTargetsRequest, context: _Context
     ) -> pb.ListTargetsResponse:
         """List targets."""
         async with _edge("ListTargets", context):
-            records = listed(parse(request.selection), self._catalog)
-            response = pb.ListTargetsResponse(targets=[self._info(record) for record in records])
-            _check_size(response, len(records), "targets")
-            return response
+            found = listed(parse(request.selection), self._catalog)
+            targets, token = page(request, found, key=lambda record: record.order, entry=self._info)
+            return pb.ListTargetsResponse(targets=targets, next_page_token=token)
 
     async def Track(self, request: pb.TrackRequest, context: _Context) -> pb.TrackResponse:  # noqa: N802 (as above)
         """Have an agent track a process, now and whenever it comes back."""
@@ -378,12 +375,6 @@ def _check_untracked(result: CommandResult, record: TargetRecord) -> None:
 
 def _has_begun(record: TargetRecord, incarnation: int) -> bool:
     return record.incarnation.incarnation >= incarnation
-
-
-def _check_size(response: pb.ListHostsResponse | pb.ListTargetsResponse, count: int, what: str) -> None:
-    if response.ByteSize() > MESSAGE_BYTES_MAX:
-        message = f"{count} {what} do not fit in one message of {MESSAGE_BYTES_MAX} bytes; select fewer"
-        raise MessageTooLarge(message)
 
 
 _LASTING: Final = ("Watch",)

@@ -42,6 +42,10 @@ class CursorOtherStore(Refusal):
     """A cursor was made by a collector with another store."""
 
 
+class PageTokenMalformed(Refusal):
+    """A page token was not made for this list and selection, or was cut short."""
+
+
 class HostUnknown(Refusal):
     """No agent of the host was ever here."""
 
@@ -87,7 +91,7 @@ class RoundTooLarge(Refusal):
 
 
 class MessageTooLarge(Refusal):
-    """An answer does not fit in one message."""
+    """A list does not fit in one message."""
 
 
 class Deposed(Refusal):
@@ -107,6 +111,7 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
     RequestMalformed: (StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED"),
     CursorMalformed: (StatusCode.INVALID_ARGUMENT, "CURSOR_MALFORMED"),
     CursorForeign: (StatusCode.INVALID_ARGUMENT, "CURSOR_FOREIGN"),
+    PageTokenMalformed: (StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_MALFORMED"),
     CursorIncarnationEnded: (StatusCode.OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED"),  # ask without a cursor
     CursorOtherStore: (StatusCode.OUT_OF_RANGE, "CURSOR_OTHER_STORE"),  # ask without a cursor
     HostUnknown: (StatusCode.NOT_FOUND, "HOST_UNKNOWN"),

@@ -28,10 +28,10 @@ MAPPINGS_MAX: Final = 1024
 """As the contract says: ``mapped``, ``unmapped``; and ``scope``, which it leaves open."""
 
 COMMAND_CHARACTERS_MAX: Final = 256
-"""As the contract says."""
+"""As the contract says; and an agent's version."""
 
 PATH_CHARACTERS_MAX: Final = 4096
-"""Bound on a cgroup's path: the kernel's PATH_MAX."""
+"""Bound on a cgroup's path: the kernel's PATH_MAX; and on the sentence about a backend, which may name one."""
 
 BOOT_ID_CHARACTERS_MAX: Final = 64
 """Bound on a boot id, which has 36 characters."""
@@ -78,6 +78,9 @@ def check_hello(hello: Hello) -> None:
         raise MessageMalformed(str(error)) from error
     if not 1 <= len(hello.boot_id) <= BOOT_ID_CHARACTERS_MAX:
         message = f"host {hello.host_id} has a boot id of {len(hello.boot_id)} characters"
+        raise MessageMalformed(message)
+    if len(hello.agent_version) > COMMAND_CHARACTERS_MAX:
+        message = f"host {hello.host_id} has an agent whose version has {len(hello.agent_version)} characters"
         raise MessageMalformed(message)
     for position in hello.positions:
         _key(position.target, position.incarnation, hello)
@@ -292,7 +295,7 @@ def _check_started(message: TargetStarted) -> None:
     if (
         not message.page_size
         or len(message.command) > COMMAND_CHARACTERS_MAX
-        or len(message.cgroup) > PATH_CHARACTERS_MAX
+        or max(len(message.cgroup), len(message.backend_reason)) > PATH_CHARACTERS_MAX
         or len(message.scope) > MAPPINGS_MAX
     ):
         text = f"TargetStarted of process {message.target.pid} has no page size, or a field that is too long"

@@ -1,6 +1,6 @@
 """Which targets a call means."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,12 +68,12 @@ def parse_non_empty(selection: Selection) -> Chosen:
     return chosen
 
 
-def listed(chosen: Chosen, catalog: Catalog) -> list[TargetRecord]:
-    """Give the targets a list means, in the order of their names. What is not there is left out."""
+def listed(chosen: Chosen, catalog: Catalog) -> Collection[TargetRecord]:
+    """Give the targets a list means, each once. What is not there is left out."""
     if chosen.only_names and not chosen.names:
-        return _in_order(catalog.all())
+        return catalog.all()
     named = (catalog.find(name) for name in chosen.names)
-    return _in_order([*filter(None, named), *_living(chosen, catalog)])
+    return _once([*filter(None, named), *_living(chosen, catalog)])
 
 
 def resolve(chosen: Chosen, catalog: Catalog, held: Iterable[TargetKey] = ()) -> list[TargetRecord]:
@@ -127,7 +127,11 @@ def _matches(record: TargetRecord, chosen: Chosen) -> bool:
 
 
 def _in_order(records: Iterable[TargetRecord]) -> list[TargetRecord]:
-    return sorted({record.target: record for record in records}.values(), key=lambda record: record.name)
+    return sorted(_once(records), key=lambda record: record.order)
+
+
+def _once(records: Iterable[TargetRecord]) -> Collection[TargetRecord]:
+    return {record.target: record for record in records}.values()
 
 
 def _cgroup(text: str) -> str:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from wetink.v1 import types_pb2 as wetink_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15wetink/v1/dirty.proto\x12\twetink.v1\x1a\x15wetink/v1/types.proto\"<\n\tSelection\x12\x0f\n\x07targets\x18\x01 \x03(\t\x12\r\n\x05hosts\x18\x02 \x03(\t\x12\x0f\n\x07\x63groups\x18\x03 \x03(\t\"\x98\x01\n\x04Host\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x19\n\x11last_seen_time_ns\x18\x04 \x01(\x04\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x14\n\x0ctarget_count\x18\x06 \x01(\r\x12\x13\n\x0bspool_bytes\x18\x07 \x01(\x04\"\xd2\x03\n\nTargetInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x06target\x18\x02 \x01(\x0b\x32\x11.wetink.v1.Target\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05round\x18\x04 \x01(\x04\x12\x15\n\ras_of_time_ns\x18\x05 \x01(\x04\x12\x0c\n\x04live\x18\x06 \x01(\x08\x12(\n\nend_reason\x18\x07 \x01(\x0e\x32\x14.wetink.v1.EndReason\x12\x13\n\x0b\x65nd_message\x18\x08 \x01(\t\x12\x0f\n\x07\x63ommand\x18\t \x01(\t\x12\x0e\n\x06\x63group\x18\n \x01(\t\x12\x11\n\tpage_size\x18\x0b \x01(\r\x12#\n\x07\x62\x61\x63kend\x18\x0c \x01(\x0e\x32\x12.wetink.v1.Backend\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\r \x01(\t\x12\x1c\n\x14populated_page_count\x18\x0e \x01(\x04\x12\x1f\n\x17last_written_page_count\x18\x0f \x01(\x04\x12\x16\n\x0elast_window_ns\x18\x10 \x01(\x04\x12\x1b\n\x13\x63\x61utious_page_count\x18\x11 \x01(\x04\x12&\n\x05scope\x18\x12 \x03(\x0b\x32\x17.wetink.v1.AddressRange\"\xf0\x02\n\x0cTargetStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x15\n\ras_of_time_ns\x18\x04 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x05 \x01(\x08\x12\x36\n\x11incomplete_reason\x18\x06 \x01(\x0e\x32\x1b.wetink.v1.IncompleteReason\x12\x1a\n\x12incomplete_message\x18\x07 \x01(\t\x12(\n\nend_reason\x18\x08 \x01(\x0e\x32\x14.wetink.v1.EndReason\x12\r\n\x05\x65xact\x18\t \x01(\x08\x12\x0e\n\x06\x66rozen\x18\n \x01(\x08\x12\x1a\n\x12written_page_count\x18\x0b \x01(\x04\x12\x1b\n\x13vanished_page_count\x18\x0c \x01(\x04\x12\x1c\n\x14populated_page_count\x18\r \x01(\x04\x12\x11\n\tpage_size\x18\x0e \x01(\r\"e\n\nDirtyPages\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x07written\x18\x02 \x01(\x0b\x32\x12.wetink.v1.PageSet\x12$\n\x08vanished\x18\x03 \x01(\x0b\x32\x12.wetink.v1.PageSet\"\xad\x01\n\x0c\x44irtySummary\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\x12+\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x16.wetink.v1.Consistency\x12\x15\n\ras_of_time_ns\x18\x05 \x01(\x04\x12(\n\x07targets\x18\x06 \x03(\x0b\x32\x17.wetink.v1.TargetStatus\"\x12\n\x10ListHostsRequest\"3\n\x11ListHostsResponse\x12\x1e\n\x05hosts\x18\x01 \x03(\x0b\x32\x0f.wetink.v1.Host\"=\n\x12ListTargetsRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\"=\n\x13ListTargetsResponse\x12&\n\x07targets\x18\x01 \x03(\x0b\x32\x15.wetink.v1.TargetInfo\",\n\x0cTrackRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\"6\n\rTrackResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.wetink.v1.TargetInfo\" \n\x0eUntrackRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\"8\n\x0fUntrackResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.wetink.v1.TargetInfo\"M\n\x0e\x42\x61rrierRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\"x\n\x0f\x42\x61rrierResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12(\n\x07targets\x18\x02 \x03(\x0b\x32\x17.wetink.v1.TargetStatus\x12+\n\x0b\x63onsistency\x18\x03 \x01(\x0e\x32\x16.wetink.v1.Consistency\"w\n\x0fGetDirtyRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61rrier\x18\x03 \x01(\x08\x12\x1a\n\x12\x62\x61rrier_timeout_ms\x18\x04 \x01(\r\"n\n\x10GetDirtyResponse\x12&\n\x05pages\x18\x01 \x01(\x0b\x32\x15.wetink.v1.DirtyPagesH\x00\x12*\n\x07summary\x18\x02 \x01(\x0b\x32\x17.wetink.v1.DirtySummaryH\x00\x42\x06\n\x04part\"o\n\x0cWatchRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\r\n\x05pages\x18\x03 \x01(\x08\x12\x17\n\x0finterval_min_ms\x18\x04 \x01(\r\"k\n\rWatchResponse\x12&\n\x05pages\x18\x01 \x01(\x0b\x32\x15.wetink.v1.DirtyPagesH\x00\x12*\n\x07summary\x18\x02 \x01(\x0b\x32\x17.wetink.v1.DirtySummaryH\x00\x42\x06\n\x04part2\xe9\x03\n\x0c\x44irtyService\x12\x46\n\tListHosts\x12\x1b.wetink.v1.ListHostsRequest\x1a\x1c.wetink.v1.ListHostsResponse\x12L\n\x0bListTargets\x12\x1d.wetink.v1.ListTargetsRequest\x1a\x1e.wetink.v1.ListTargetsResponse\x12:\n\x05Track\x12\x17.wetink.v1.TrackRequest\x1a\x18.wetink.v1.TrackResponse\x12@\n\x07Untrack\x12\x19.wetink.v1.UntrackRequest\x1a\x1a.wetink.v1.UntrackResponse\x12@\n\x07\x42\x61rrier\x12\x19.wetink.v1.BarrierRequest\x1a\x1a.wetink.v1.BarrierResponse\x12\x45\n\x08GetDirty\x12\x1a.wetink.v1.GetDirtyRequest\x1a\x1b.wetink.v1.GetDirtyResponse0\x01\x12<\n\x05Watch\x12\x17.wetink.v1.WatchRequest\x1a\x18.wetink.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15wetink/v1/dirty.proto\x12\twetink.v1\x1a\x15wetink/v1/types.proto\"<\n\tSelection\x12\x0f\n\x07targets\x18\x01 \x03(\t\x12\r\n\x05hosts\x18\x02 \x03(\t\x12\x0f\n\x07\x63groups\x18\x03 \x03(\t\"\x98\x01\n\x04Host\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x19\n\x11last_seen_time_ns\x18\x04 \x01(\x04\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x14\n\x0ctarget_count\x18\x06 \x01(\r\x12\x13\n\x0bspool_bytes\x18\x07 \x01(\x04\"\xd2\x03\n\nTargetInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x06target\x18\x02 \x01(\x0b\x32\x11.wetink.v1.Target\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05round\x18\x04 \x01(\x04\x12\x15\n\ras_of_time_ns\x18\x05 \x01(\x04\x12\x0c\n\x04live\x18\x06 \x01(\x08\x12(\n\nend_reason\x18\x07 \x01(\x0e\x32\x14.wetink.v1.EndReason\x12\x13\n\x0b\x65nd_message\x18\x08 \x01(\t\x12\x0f\n\x07\x63ommand\x18\t \x01(\t\x12\x0e\n\x06\x63group\x18\n \x01(\t\x12\x11\n\tpage_size\x18\x0b \x01(\r\x12#\n\x07\x62\x61\x63kend\x18\x0c \x01(\x0e\x32\x12.wetink.v1.Backend\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\r \x01(\t\x12\x1c\n\x14populated_page_count\x18\x0e \x01(\x04\x12\x1f\n\x17last_written_page_count\x18\x0f \x01(\x04\x12\x16\n\x0elast_window_ns\x18\x10 \x01(\x04\x12\x1b\n\x13\x63\x61utious_page_count\x18\x11 \x01(\x04\x12&\n\x05scope\x18\x12 \x03(\x0b\x32\x17.wetink.v1.AddressRange\"\xf0\x02\n\x0cTargetStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x15\n\ras_of_time_ns\x18\x04 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x05 \x01(\x08\x12\x36\n\x11incomplete_reason\x18\x06 \x01(\x0e\x32\x1b.wetink.v1.IncompleteReason\x12\x1a\n\x12incomplete_message\x18\x07 \x01(\t\x12(\n\nend_reason\x18\x08 \x01(\x0e\x32\x14.wetink.v1.EndReason\x12\r\n\x05\x65xact\x18\t \x01(\x08\x12\x0e\n\x06\x66rozen\x18\n \x01(\x08\x12\x1a\n\x12written_page_count\x18\x0b \x01(\x04\x12\x1b\n\x13vanished_page_count\x18\x0c \x01(\x04\x12\x1c\n\x14populated_page_count\x18\r \x01(\x04\x12\x11\n\tpage_size\x18\x0e \x01(\r\"e\n\nDirtyPages\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x07written\x18\x02 \x01(\x0b\x32\x12.wetink.v1.PageSet\x12$\n\x08vanished\x18\x03 \x01(\x0b\x32\x12.wetink.v1.PageSet\"\xad\x01\n\x0c\x44irtySummary\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\x12+\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x16.wetink.v1.Consistency\x12\x15\n\ras_of_time_ns\x18\x05 \x01(\x04\x12(\n\x07targets\x18\x06 \x03(\x0b\x32\x17.wetink.v1.TargetStatus\"9\n\x10ListHostsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"L\n\x11ListHostsResponse\x12\x1e\n\x05hosts\x18\x01 \x03(\x0b\x32\x0f.wetink.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\x12ListTargetsRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x13ListTargetsResponse\x12&\n\x07targets\x18\x01 \x03(\x0b\x32\x15.wetink.v1.TargetInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x0cTrackRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\"6\n\rTrackResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.wetink.v1.TargetInfo\" \n\x0eUntrackRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\"8\n\x0fUntrackResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.wetink.v1.TargetInfo\"M\n\x0e\x42\x61rrierRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\"x\n\x0f\x42\x61rrierResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12(\n\x07targets\x18\x02 \x03(\x0b\x32\x17.wetink.v1.TargetStatus\x12+\n\x0b\x63onsistency\x18\x03 \x01(\x0e\x32\x16.wetink.v1.Consistency\"w\n\x0fGetDirtyRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61rrier\x18\x03 \x01(\x08\x12\x1a\n\x12\x62\x61rrier_timeout_ms\x18\x04 \x01(\r\"n\n\x10GetDirtyResponse\x12&\n\x05pages\x18\x01 \x01(\x0b\x32\x15.wetink.v1.DirtyPagesH\x00\x12*\n\x07summary\x18\x02 \x01(\x0b\x32\x17.wetink.v1.DirtySummaryH\x00\x42\x06\n\x04part\"o\n\x0cWatchRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\r\n\x05pages\x18\x03 \x01(\x08\x12\x17\n\x0finterval_min_ms\x18\x04 \x01(\r\"k\n\rWatchResponse\x12&\n\x05pages\x18\x01 \x01(\x0b\x32\x15.wetink.v1.DirtyPagesH\x00\x12*\n\x07summary\x18\x02 \x01(\x0b\x32\x17.wetink.v1.DirtySummaryH\x00\x42\x06\n\x04part2\xe9\x03\n\x0c\x44irtyService\x12\x46\n\tListHosts\x12\x1b.wetink.v1.ListHostsRequest\x1a\x1c.wetink.v1.ListHostsResponse\x12L\n\x0bListTargets\x12\x1d.wetink.v1.ListTargetsRequest\x1a\x1e.wetink.v1.ListTargetsResponse\x12:\n\x05Track\x12\x17.wetink.v1.TrackRequest\x1a\x18.wetink.v1.TrackResponse\x12@\n\x07Untrack\x12\x19.wetink.v1.UntrackRequest\x1a\x1a.wetink.v1.UntrackResponse\x12@\n\x07\x42\x61rrier\x12\x19.wetink.v1.BarrierRequest\x1a\x1a.wetink.v1.BarrierResponse\x12\x45\n\x08GetDirty\x12\x1a.wetink.v1.GetDirtyRequest\x1a\x1b.wetink.v1.GetDirtyResponse0\x01\x12<\n\x05Watch\x12\x17.wetink.v1.WatchRequest\x1a\x18.wetink.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,33 +45,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DIRTYSUMMARY']._serialized_start=1220
   _globals['_DIRTYSUMMARY']._serialized_end=1393
   _globals['_LISTHOSTSREQUEST']._serialized_start=1395
-  _globals['_LISTHOSTSREQUEST']._serialized_end=1413
-  _globals['_LISTHOSTSRESPONSE']._serialized_start=1415
-  _globals['_LISTHOSTSRESPONSE']._serialized_end=1466
-  _globals['_LISTTARGETSREQUEST']._serialized_start=1468
-  _globals['_LISTTARGETSREQUEST']._serialized_end=1529
-  _globals['_LISTTARGETSRESPONSE']._serialized_start=1531
-  _globals['_LISTTARGETSRESPONSE']._serialized_end=1592
-  _globals['_TRACKREQUEST']._serialized_start=1594
-  _globals['_TRACKREQUEST']._serialized_end=1638
-  _globals['_TRACKRESPONSE']._serialized_start=1640
-  _globals['_TRACKRESPONSE']._serialized_end=1694
-  _globals['_UNTRACKREQUEST']._serialized_start=1696
-  _globals['_UNTRACKREQUEST']._serialized_end=1728
-  _globals['_UNTRACKRESPONSE']._serialized_start=1730
-  _globals['_UNTRACKRESPONSE']._serialized_end=1786
-  _globals['_BARRIERREQUEST']._serialized_start=1788
-  _globals['_BARRIERREQUEST']._serialized_end=1865
-  _globals['_BARRIERRESPONSE']._serialized_start=1867
-  _globals['_BARRIERRESPONSE']._serialized_end=1987
-  _globals['_GETDIRTYREQUEST']._serialized_start=1989
-  _globals['_GETDIRTYREQUEST']._serialized_end=2108
-  _globals['_GETDIRTYRESPONSE']._serialized_start=2110
-  _globals['_GETDIRTYRESPONSE']._serialized_end=2220
-  _globals['_WATCHREQUEST']._serialized_start=2222
-  _globals['_WATCHREQUEST']._serialized_end=2333
-  _globals['_WATCHRESPONSE']._serialized_start=2335
-  _globals['_WATCHRESPONSE']._serialized_end=2442
-  _globals['_DIRTYSERVICE']._serialized_start=2445
-  _globals['_DIRTYSERVICE']._serialized_end=2934
+  _globals['_LISTHOSTSREQUEST']._serialized_end=1452
+  _globals['_LISTHOSTSRESPONSE']._serialized_start=1454
+  _globals['_LISTHOSTSRESPONSE']._serialized_end=1530
+  _globals['_LISTTARGETSREQUEST']._serialized_start=1532
+  _globals['_LISTTARGETSREQUEST']._serialized_end=1632
+  _globals['_LISTTARGETSRESPONSE']._serialized_start=1634
+  _globals['_LISTTARGETSRESPONSE']._serialized_end=1720
+  _globals['_TRACKREQUEST']._serialized_start=1722
+  _globals['_TRACKREQUEST']._serialized_end=1766
+  _globals['_TRACKRESPONSE']._serialized_start=1768
+  _globals['_TRACKRESPONSE']._serialized_end=1822
+  _globals['_UNTRACKREQUEST']._serialized_start=1824
+  _globals['_UNTRACKREQUEST']._serialized_end=1856
+  _globals['_UNTRACKRESPONSE']._serialized_start=1858
+  _globals['_UNTRACKRESPONSE']._serialized_end=1914
+  _globals['_BARRIERREQUEST']._serialized_start=1916
+  _globals['_BARRIERREQUEST']._serialized_end=1993
+  _globals['_BARRIERRESPONSE']._serialized_start=1995
+  _globals['_BARRIERRESPONSE']._serialized_end=2115
+  _globals['_GETDIRTYREQUEST']._serialized_start=2117
+  _globals['_GETDIRTYREQUEST']._serialized_end=2236
+  _globals['_GETDIRTYRESPONSE']._serialized_start=2238
+  _globals['_GETDIRTYRESPONSE']._serialized_end=2348
+  _globals['_WATCHREQUEST']._serialized_start=2350
+  _globals['_WATCHREQUEST']._serialized_end=2461
+  _globals['_WATCHRESPONSE']._serialized_start=2463
+  _globals['_WATCHRESPONSE']._serialized_end=2570
+  _globals['_DIRTYSERVICE']._serialized_start=2573
+  _globals['_DIRTYSERVICE']._serialized_end=3062
 # @@protoc_insertion_point(module_scope)

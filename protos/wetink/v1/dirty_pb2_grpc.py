@@ -83,15 +83,17 @@ class DirtyServiceServicer:
     """
 
     def ListHosts(self, request, context):
-        """Lists the hosts that have, or had, an agent here.
+        """Lists the hosts that have, or had, an agent here, in pages.
+        Errors: as ListTargets, without the selection's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTargets(self, request, context):
-        """Lists targets. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
-        Errors: INVALID_ARGUMENT SELECTION_MALFORMED; RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE, then select fewer.
+        """Lists targets, in pages. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
+        Errors: INVALID_ARGUMENT SELECTION_MALFORMED, REQUEST_MALFORMED or PAGE_TOKEN_MALFORMED; RESOURCE_EXHAUSTED
+        MESSAGE_TOO_LARGE where no page is asked for and the list does not fit in one message, then ask for pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,10 +38,13 @@ class DirtyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DirtyServiceAsyncStub: ...
     ListHosts: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.ListHostsRequest, _dirty_pb2.ListHostsResponse]
-    """Lists the hosts that have, or had, an agent here."""
+    """Lists the hosts that have, or had, an agent here, in pages.
+    Errors: as ListTargets, without the selection's.
+    """
     ListTargets: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.ListTargetsRequest, _dirty_pb2.ListTargetsResponse]
-    """Lists targets. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
-    Errors: INVALID_ARGUMENT SELECTION_MALFORMED; RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE, then select fewer.
+    """Lists targets, in pages. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
+    Errors: INVALID_ARGUMENT SELECTION_MALFORMED, REQUEST_MALFORMED or PAGE_TOKEN_MALFORMED; RESOURCE_EXHAUSTED
+    MESSAGE_TOO_LARGE where no page is asked for and the list does not fit in one message, then ask for pages.
     """
     Track: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.TrackRequest, _dirty_pb2.TrackResponse]
     """Begins to track a process, and goes on doing so when the agent or the collector restarts.
@@ -80,10 +83,13 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListHosts: _aio.UnaryUnaryMultiCallable[_dirty_pb2.ListHostsRequest, _dirty_pb2.ListHostsResponse]  # type: ignore[assignment]
-    """Lists the hosts that have, or had, an agent here."""
+    """Lists the hosts that have, or had, an agent here, in pages.
+    Errors: as ListTargets, without the selection's.
+    """
     ListTargets: _aio.UnaryUnaryMultiCallable[_dirty_pb2.ListTargetsRequest, _dirty_pb2.ListTargetsResponse]  # type: ignore[assignment]
-    """Lists targets. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
-    Errors: INVALID_ARGUMENT SELECTION_MALFORMED; RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE, then select fewer.
+    """Lists targets, in pages. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
+    Errors: INVALID_ARGUMENT SELECTION_MALFORMED, REQUEST_MALFORMED or PAGE_TOKEN_MALFORMED; RESOURCE_EXHAUSTED
+    MESSAGE_TOO_LARGE where no page is asked for and the list does not fit in one message, then ask for pages.
     """
     Track: _aio.UnaryUnaryMultiCallable[_dirty_pb2.TrackRequest, _dirty_pb2.TrackResponse]  # type: ignore[assignment]
     """Begins to track a process, and goes on doing so when the agent or the collector restarts.
@@ -125,7 +131,9 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dirty_pb2.ListHostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dirty_pb2.ListHostsResponse, _abc.Awaitable[_dirty_pb2.ListHostsResponse]]:
-        """Lists the hosts that have, or had, an agent here."""
+        """Lists the hosts that have, or had, an agent here, in pages.
+        Errors: as ListTargets, without the selection's.
+        """
 
     @_abc_1.abstractmethod
     def ListTargets(
@@ -133,8 +141,9 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dirty_pb2.ListTargetsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dirty_pb2.ListTargetsResponse, _abc.Awaitable[_dirty_pb2.ListTargetsResponse]]:
-        """Lists targets. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
-        Errors: INVALID_ARGUMENT SELECTION_MALFORMED; RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE, then select fewer.
+        """Lists targets, in pages. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
+        Errors: INVALID_ARGUMENT SELECTION_MALFORMED, REQUEST_MALFORMED or PAGE_TOKEN_MALFORMED; RESOURCE_EXHAUSTED
+        MESSAGE_TOO_LARGE where no page is asked for and the list does not fit in one message, then ask for pages.
         """
 
     @_abc_1.abstractmethod

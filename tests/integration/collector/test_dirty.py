@@ -796,22 +796,3 @@ def test_untrack_of_what_has_exited_succeeds(live: Agent, reader: Reader, one: t
     info = reader.stub.Untrack(pb.UntrackRequest(target=name), timeout=20).target
 
     assert info.end_reason == END_REASON_EXITED
-
-
-def test_list_that_does_not_fit_in_a_message_says_so(
-    shared_collector: CollectorProcess, live: Agent, reader: Reader, host: str
-) -> None:
-    """Rather than being cut. A narrower selection works."""
-    targets = [target(pid, host_id=host) for pid in range(1, 1001)]
-    for each in targets:
-        live.say(start(each, cgroup="/" + "x" * 1200))
-    live.deliver(target(2000, host_id=host), [1])
-
-    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"):
-        reader.targets(hosts=[host])
-
-    assert len(reader.targets(f"{host}/1", f"{host}/2")) == 2
-    # The module's other tests list everything.
-    live.end()
-    with Agent(shared_collector.address, host) as again:
-        again.hello()
