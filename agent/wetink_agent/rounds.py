@@ -10,9 +10,15 @@ from pyroaring import BitMap64
 from wetink import pages
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent.backend import Harvest
+from wetink_agent.events import Events, joined
 
 MAPPING_CHANGES_MAX: Final = 1024
 """Entries of ``mapped`` and ``unmapped`` in a batch: bound of the contract."""
+
+EVENTS_PER_MESSAGE_MAX: Final = 1 << 14
+"""Events in one batch, at most 36 bytes each: more would not leave room for the rest of the message."""
+
+_EVENTS_BYTES_MAX: Final = EVENTS_PER_MESSAGE_MAX * 36 + 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ def round_of(
         unmapped=_ranges(harvest.unmapped),
         mappings_cut=max(len(harvest.mapped), len(harvest.unmapped)) > MAPPING_CHANGES_MAX,
     )
-    return _cut(header, harvest.written, harvest.vanished)
+    return _cut(header, harvest.written, harvest.vanished, harvest.events)
 
 
 def unite(older: Round, newer: Round) -> Round:
@@ -63,6 +69,7 @@ def unite(older: Round, newer: Round) -> Round:
     assert newer.first == older.last + 1, (older.last, newer.first)
     written, vanished = _page_sets(older)
     later_written, later_vanished = _page_sets(newer)
+    events = [Events.from_message(part.events) for part in (*older.parts, *newer.parts) if part.HasField("events")]
     before, after = older.parts[0], newer.parts[0]
     header = ingest_pb2.WriteProtectBatch()
     header.CopyFrom(after)
@@ -74,28 +81,52 @@ def unite(older: Round, newer: Round) -> Round:
         header.ClearField(name)
         getattr(header, name).extend(changes[:MAPPING_CHANGES_MAX])
         header.mappings_cut |= before.mappings_cut or len(changes) > MAPPING_CHANGES_MAX
-    return _cut(header, (written - later_vanished) | later_written, (vanished - later_written) | later_vanished)
+    return _cut(
+        header,
+        (written - later_vanished) | later_written,
+        (vanished - later_written) | later_vanished,
+        joined(events) if events else None,
+    )
 
 
-def _cut(header: ingest_pb2.WriteProtectBatch, written: BitMap64, vanished: BitMap64) -> Round:
+def _cut(header: ingest_pb2.WriteProtectBatch, written: BitMap64, vanished: BitMap64, events: Events | None) -> Round:
     """Spread the sets over as many messages as they need; what is said once is said in the first."""
     pairs = list(zip_longest(pages.split(written), pages.split(vanished))) or [(None, None)]
-    parts = []
-    for index, (written_part, vanished_part) in enumerate(pairs):
-        part = ingest_pb2.WriteProtectBatch()
-        part.CopyFrom(header)
-        part.part, part.part_count = index, len(pairs)
-        if index:
-            part.ClearField("mapped")
-            part.ClearField("unmapped")
-        part.ClearField("written")
-        part.ClearField("vanished")
+    parts: list[ingest_pb2.WriteProtectBatch] = []
+    for written_part, vanished_part in pairs:
+        part = _next_part(header, parts)
         if written_part is not None:
             part.written.CopyFrom(written_part)
         if vanished_part is not None:
             part.vanished.CopyFrom(vanished_part)
-        parts.append(part)
+    for index, events_part in enumerate(_events_parts(events)):
+        has_room = index < len(parts) and parts[index].ByteSize() < pages.MESSAGE_BYTES_MAX - _EVENTS_BYTES_MAX
+        part = parts[index] if has_room else _next_part(header, parts)
+        part.events.CopyFrom(events_part.to_message())
+    for part in parts:
+        part.part_count = len(parts)
     return Round(tuple(parts), sum(part.ByteSize() for part in parts))
+
+
+def _next_part(
+    header: ingest_pb2.WriteProtectBatch, parts: list[ingest_pb2.WriteProtectBatch]
+) -> ingest_pb2.WriteProtectBatch:
+    """Append a part that says what each has to, and what is said once where it is the first."""
+    part = ingest_pb2.WriteProtectBatch()
+    part.CopyFrom(header)
+    for name in ("written", "vanished", "events", *(("mapped", "unmapped") if parts else ())):
+        part.ClearField(name)
+    part.part = len(parts)
+    parts.append(part)
+    return part
+
+
+def _events_parts(events: Events | None) -> list[Events]:
+    """Cut events into what one message takes; one part with none where only how many were lost is to be said."""
+    if events is None:
+        return []
+    firsts = range(0, max(1, len(events)), EVENTS_PER_MESSAGE_MAX)
+    return [events.part(first, first + EVENTS_PER_MESSAGE_MAX) for first in firsts]
 
 
 def _page_sets(united: Round) -> tuple[BitMap64, BitMap64]:

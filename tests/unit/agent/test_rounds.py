@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from pyroaring import BitMap64
@@ -6,6 +9,7 @@ from tests.support.harvests import Fold, Sets, harvest_of, make_round, plain_set
 from wetink import pages
 from wetink.v1 import ingest_pb2
 from wetink_agent.backend import Harvest
+from wetink_agent.events import EVENTS_MAX, Events, joined
 from wetink_agent.rounds import MAPPING_CHANGES_MAX, Round, unite
 
 PAGES = st.frozensets(st.integers(0, 40) | st.integers(0, 1 << 20), max_size=12)
@@ -133,3 +137,47 @@ def test_an_empty_harvest_is_a_round_all_the_same() -> None:
 
     assert len(made.parts) == 1
     assert_sound(made)
+
+
+def events(count: int, *, first: int = 0, lost: int = 0) -> Events:
+    """Give so many events that can be told apart."""
+    numbers = np.arange(first, first + count, dtype=np.uint64)
+    return Events(
+        numbers * np.uint64(8), numbers & np.uint64(3), numbers.astype(np.uint32), numbers, numbers + np.uint64(1), lost
+    )
+
+
+def events_in(made: Round) -> Events:
+    """Give the events of all parts, in their order."""
+    return joined([Events.from_message(part.events) for part in made.parts])
+
+
+def assert_same(left: Events, right: Events) -> None:
+    """Check every column."""
+    for name in ("addresses", "uffd_flags", "thread_ids", "times_ns", "instruction_pointers"):
+        assert np.array_equal(getattr(left, name), getattr(right, name)), name
+    assert left.lost_count == right.lost_count
+
+
+@given(count=st.integers(0, 40_000), lost=st.integers(0, 9), written=st.integers(1, 400_000))
+def test_events_travel_with_their_round(count: int, lost: int, written: int) -> None:
+    """However many there are, beside page sets of any size: all arrive in their order, in messages within the bound."""
+    sets = BitMap64(range(0, written * 3, 3))
+    harvest = replace(harvest_of(sets, ()), events=events(count, lost=lost))
+    made = make_round(1, harvest=harvest)
+
+    assert_sound(made)
+    assert sets_of(made.parts) == (sets, BitMap64())
+    assert_same(events_in(made), events(count, lost=lost))
+
+
+def test_united_rounds_keep_their_events_in_order() -> None:
+    """The older round's events come first, and what was lost adds up; beyond the bound the rest counts as lost."""
+    one = make_round(1, harvest=replace(harvest_of({1}, ()), events=events(20_000, lost=2)))
+    two = make_round(2, harvest=replace(harvest_of({2}, ()), events=events(10, first=20_000, lost=3)))
+    none = make_round(3, {3}, ())
+    united = unite(unite(one, two), none)
+
+    assert_sound(united)
+    assert_same(events_in(united), events(20_010, lost=5))
+    assert_same(joined([events(EVENTS_MAX), events(7, lost=1)]), events(EVENTS_MAX, lost=8))
