@@ -141,7 +141,7 @@ struct procmap_query {
 
 /* linux/ptrace.h, since Linux 6.4. */
 #ifndef PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG
-#define PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG 0x4210
+#define PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG 0x4211
 #endif
 
 #endif

@@ -319,3 +319,24 @@ SECCOMP = (
     "print('ready', flush=True)\n"
     "time.sleep(60)\n"
 )
+
+
+@pytest.mark.parametrize("guard", ["strict", "leaderless"])
+def test_target_whose_calls_are_watched_by_seccomp_is_attached_and_lives(guard: str) -> None:
+    """Strict mode, and the filter of a thread that outlived its leader, do not see our calls; the target answers."""
+    with programs.running("guarded", guard) as target:
+        for _ in range(5):
+            tracker = WpAsync(target.pid, take_userfaultfd(target.pid))
+            assert tracker.harvest().populated_page_count > 10
+            tracker.close()
+            assert target.ask("") == "here"
+
+
+def test_target_that_dispatches_its_system_calls_is_refused_and_lives() -> None:
+    """A call of ours would be a SIGSYS of its own: one sentence names the way out, and it dispatches on."""
+    with programs.running("guarded", "dispatch") as target:
+        for _ in range(5):
+            with pytest.raises(Untrackable, match=f"^process {target.pid} dispatches system calls itself.*handshake$"):
+                take_userfaultfd(target.pid)
+            assert target.ask("") == "here"
+        assert "TracerPid:\t0" in Path(f"/proc/{target.pid}/status").read_text(encoding="utf-8")
