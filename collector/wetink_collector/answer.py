@@ -97,17 +97,17 @@ def check_cursor(cursor: Cursor | None, records: Sequence[TargetRecord], store_i
     return named
 
 
-def check_remembered(cursor: Cursor | None, find: Callable[[TargetKey], TargetRecord | None]) -> None:
+def check_remembered(cursor: Cursor, find: Callable[[TargetKey], TargetRecord | None]) -> None:
     """Accept a cursor of which no target has been forgotten: what was written last in that would be told nobody.
 
     Args:
-        cursor: Of a selection of which nobody else knows which targets it meant.
+        cursor: Of this store, and of a selection of which nobody else knows which targets it meant.
         find: Gives what is remembered of a target.
 
     Raises:
         CursorIncarnationEnded: One has.
     """
-    if cursor is not None and (gone := [key for key in cursor.positions if find(key) is None]):
+    if gone := [key for key in cursor.positions if find(key) is None]:
         message = (
             f"{len(gone)} targets of the cursor ended so long ago that they are forgotten; "
             "drop the copies and ask without a cursor"

@@ -185,9 +185,7 @@ class DirtyService(DirtyServiceServicer):
         chosen = parse_non_empty(request.selection)
         cursor = decode(request.cursor) if request.cursor else None
         records = self._chosen_now(chosen, cursor)
-        positions = check_cursor(cursor, records, self._catalog.store_id)
-        if chosen.hosts or chosen.cgroups:
-            check_remembered(cursor, self._catalog.get)
+        positions = self._positions(cursor, chosen, records)
         reached = await self._reach(records, request.barrier_timeout_ms) if request.barrier else None
         async for part in self._answerer.answer(records, positions, chosen=chosen, reached=reached):
             yield part
@@ -199,9 +197,7 @@ class DirtyService(DirtyServiceServicer):
         chosen = parse_non_empty(request.selection)
         cursor = decode(request.cursor) if request.cursor else None
         held = cursor.positions if cursor else {}
-        positions = check_cursor(cursor, resolve(chosen, self._catalog, held), self._catalog.store_id)
-        if chosen.hosts or chosen.cgroups:
-            check_remembered(cursor, self._catalog.get)
+        positions = self._positions(cursor, chosen, resolve(chosen, self._catalog, held))
         told: Mapping[TargetKey, _Told] = {}
         with self._catalog.bell(()) as bell:
             while True:
@@ -247,6 +243,14 @@ class DirtyService(DirtyServiceServicer):
             message = "the selection means no target that is tracked now; `wetink targets` lists those that are"
             raise TargetUnknown(message)
         return records
+
+    def _positions(
+        self, cursor: Cursor | None, chosen: Chosen, records: Sequence[TargetRecord]
+    ) -> Mapping[TargetKey, Position]:
+        # Before it can be taken for the cursor of others: who followed a host is told to begin afresh, and can.
+        if cursor and cursor.store_id == self._catalog.store_id and not chosen.only_names:
+            check_remembered(cursor, self._catalog.get)
+        return check_cursor(cursor, records, self._catalog.store_id)
 
     def _target(self, text: str) -> TargetRecord:
         try:

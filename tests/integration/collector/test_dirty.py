@@ -9,7 +9,17 @@ import grpc
 import pytest
 from google.rpc import code_pb2
 
-from tests.integration.collector.wire import T0_NS, Agent, Reader, batch, position, refused, start, target
+from tests.integration.collector.wire import (
+    PATIENCE_SECONDS,
+    T0_NS,
+    Agent,
+    Reader,
+    batch,
+    position,
+    refused,
+    start,
+    target,
+)
 from tests.support.collector import CollectorProcess, running_collector
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.v1 import dirty_pb2 as pb
@@ -30,6 +40,7 @@ from wetink.v1.types_pb2 import (
     INCOMPLETE_REASON_TARGET_ENDED,
     INCOMPLETE_REASON_UNSPECIFIED,
 )
+from wetink_collector.catalog import ENDED_KEPT_MAX
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -796,3 +807,36 @@ def test_untrack_of_what_has_exited_succeeds(live: Agent, reader: Reader, one: t
     info = reader.stub.Untrack(pb.UntrackRequest(target=name), timeout=20).target
 
     assert info.end_reason == END_REASON_EXITED
+
+
+def test_cursor_of_a_host_that_names_a_forgotten_target_has_ended(collector: CollectorProcess) -> None:
+    """What was written last in that target would be told nobody: an answer about the others would be too small."""
+    reader, gone, lives = Reader(collector.address), target(1), target(2)
+    followed = pb.Selection(hosts=["host-1"])
+    with Agent(collector.address) as agent, Agent(collector.address, "host-2") as other:
+        agent.hello()
+        agent.deliver(gone, [1])
+        alone = reader.dirty(hosts=["host-1"]).summary.cursor
+        agent.deliver(lives, [2])
+        both = reader.dirty(hosts=["host-1"]).summary.cursor
+        agent.say(batch(gone, 2, written=[3]), end(gone, END_REASON_EXITED), batch(lives, 2, written=[4]))
+        agent.acknowledged(lives, 2)
+        assert reader.dirty(hosts=["host-1"], cursor=both).written == {"host-1/1@100": {3}, "host-1/2@100": {4}}
+
+        other.hello()
+        for pid in range(1, ENDED_KEPT_MAX + 1):
+            of_other = target(pid, host_id="host-2")
+            other.say(start(of_other), end(of_other, END_REASON_EXITED))
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while reader.targets("host-1/1"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+        for cursor in (both, alone):
+            with refused(OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED") as refusal:
+                reader.dirty(hosts=["host-1"], cursor=cursor)
+            assert "forgotten" in refusal.message
+            assert (refusal.metadata["targets"], refusal.metadata["target_count"]) == ("", "1")
+            with refused(OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED"):
+                list(reader.stub.Watch(pb.WatchRequest(selection=followed, cursor=cursor, pages=True), timeout=20))
+        assert reader.dirty("host-1/2", cursor=both).written == {"host-1/2@100": {4}}
