@@ -8,6 +8,7 @@ from typing import Final, cast
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -33,11 +34,14 @@ def status_with_reason(
 
 
 def error_info(error: grpc.Call | grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
-    """Give the reason a failed call came with, or None where it came with none of ours."""
-    # An AioRpcError has what this reads of a call, though not the rest of one.
-    status = rpc_status.from_call(cast("grpc.Call", error))
-    for detail in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info) and info.domain == DOMAIN:
-            return info
+    """Give the reason a failed call came with, or None where it came with none of ours that can be read."""
+    try:
+        # An AioRpcError has what this reads of a call, though not the rest of one.
+        status = rpc_status.from_call(cast("grpc.Call", error))
+        for detail in status.details if status else ():
+            info = error_details_pb2.ErrorInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                return info
+    except (ValueError, DecodeError):
+        pass  # the trailer is damaged, or of another status: a proxy may answer in the collector's place
     return None

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf import any_pb2
+from google.rpc import status_pb2
 
 from wetink.status import status_with_reason
 from wetink_client import (
@@ -20,6 +22,7 @@ from wetink_client import (
 )
 from wetink_client.errors import ERROR_OF, from_call
 
+INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 CONTRACT = Path(__file__).parents[3] / "protos/README.md"
 OF_THE_INGEST_SERVICE = {"ABORTED"}
 
@@ -137,6 +140,27 @@ def test_failure_without_a_name_says_its_status() -> None:
 
     assert type(error) is CollectorFailed
     assert str(error) == "collector collector:1 failed with UNKNOWN: Unexpected <class 'KeyError'>"
+
+
+@pytest.mark.parametrize(
+    "trailer",
+    [
+        b"\xff\xff",
+        status_pb2.Status(code=5, message="It is so.", details=[any_pb2.Any(type_url=INFO, value=b"\xff")]),
+        status_pb2.Status(code=13, message="It is so."),
+        status_pb2.Status(code=5, message="It is otherwise."),
+    ],
+    ids=["damaged", "damaged detail", "another status", "another text"],
+)
+def test_trailer_that_cannot_be_read_names_no_reason(trailer: bytes | status_pb2.Status) -> None:
+    """The status that gRPC itself carries still says what became of the call."""
+    data = trailer if isinstance(trailer, bytes) else trailer.SerializeToString()
+    call = FailedCall(grpc.StatusCode.NOT_FOUND, "It is so.", (("grpc-status-details-bin", data),))
+
+    error = from_call(call, "collector:1")
+
+    assert type(error) is NotFound
+    assert (str(error), error.reason) == ("collector collector:1 failed with NOT_FOUND: It is so.", "")
 
 
 def test_each_status_of_the_contract_is_in_the_table() -> None:
