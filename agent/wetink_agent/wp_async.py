@@ -24,7 +24,7 @@ import select
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,7 @@ _KERNEL_START: Final = 1 << 63
 _POPULATED: Final = fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED
 _ANY_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
 _KERNEL_MADE: Final = re.compile(r"\[(?:vdso|vvar\w*|vsyscall|uprobes)\]")
-_SHARED_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...s [0-9a-f]+ ([0-9a-f:]+) [0-9]+ *(.*)$", re.MULTILINE)
+_SHARED_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...s ([0-9a-f]+) ([0-9a-f:]+) [0-9]+ *(.*)$", re.MULTILINE)
 # With inode 0: a file may have such a name too.
 _KERNEL_MADE_LINE: Final = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ 00:00 0 +\[(?:vdso|vvar\w*|vsyscall|uprobes)\]$", re.MULTILINE
@@ -81,6 +81,15 @@ _DEVICE_NAMES: Final = (b"/dev/", b"anon_inode:", b"/[aio]")
 
 Range = tuple[int, int]
 """First address, and the address after the last."""
+
+
+class _SharedPart(NamedTuple):
+    """The part of a mapping of shared memory that is within the scope."""
+
+    span: Range
+    mapping: Range
+    offset: int
+    """Of the mapping's first byte in its object."""
 
 
 class WpAsync:
@@ -111,7 +120,7 @@ class WpAsync:
         self._maps_told = b""
         self._ours = BitMap64()
         self._audited: list[Range] = []
-        self._shared_memory: list[Range] = []
+        self._shared_memory: list[_SharedPart] = []
         self._populated_runs: Runs | None = None
         self._populated = BitMap64()
         self._known: BitMap64 | None = None
@@ -328,11 +337,12 @@ class WpAsync:
         """
         if not self._shared_memory:
             return _NO_RUNS
-        parts = [self._populated_in(self._shared_memory, mask=0, inverted=0)]
-        for start, end in self._shared_memory:
-            pages = _object_pages(self._pid, start, end, self._maps)
+        parts = [self._populated_in([part.span for part in self._shared_memory], mask=0, inverted=0)]
+        for part in self._shared_memory:
+            pages = _object_pages(self._pid, part)
             if pages is None:
                 # What was reported once is at least not said to have vanished.
+                start, end = part.span
                 known = BitMap64()
                 known.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
                 pages = Runs(*runs_of(known & (self._known or BitMap64())))
@@ -458,13 +468,13 @@ class WpAsync:
                 plan.append((position, scope_end))
         self._plan = plan
 
-    def _find_shared_memory(self) -> list[Range]:
+    def _find_shared_memory(self) -> list[_SharedPart]:
         """Find the mappings of shared memory: of files that are memory, or lie on no mount the process can see."""
         lines = _SHARED_LINE.findall(self._maps)
         mounts = procfs.mounts(self._pid) if lines else {}
         return [
-            span
-            for start, end, device, name in lines
+            _SharedPart(span, (int(start, 16), int(end, 16)), int(offset, 16))
+            for start, end, offset, device, name in lines
             if name.startswith(_SHARED_MEMORY_NAMES)
             or (mounts.get(device.decode(), "ramfs") in _MEMORY_TYPES and not name.startswith(_DEVICE_NAMES))
             for span in self._within_scope(int(start, 16), int(end, 16))
@@ -543,30 +553,30 @@ _NO_PAGES: Final = np.empty(0, dtype=np.uint64)
 _NO_RUNS: Final = Runs(_NO_PAGES, _NO_PAGES)
 
 
-def _object_pages(pid: int, start: int, end: int, maps: bytes) -> Runs | None:
-    """Find which pages of a shared mapping its object has data for; None where we may not look at the object.
+def _object_pages(pid: int, part: _SharedPart) -> Runs | None:
+    """Find which pages of shared memory its object has data for; None where we may not look at the object.
 
     Source: lseek(2), SEEK_DATA; /proc/PID/map_files needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
     """
-    match = re.search(rb"^%x-%x \S+ ([0-9a-f]+) " % (start, end), maps, re.MULTILINE)
-    if match is None:
-        return None  # a part of a mapping, where the scope ends within it
-    first = int(match[1], 16)
+    mapping_start, mapping_end = part.mapping
+    # From a place in the object to the address where it is mapped.
+    shift = mapping_start - part.offset
+    position, last = part.span[0] - shift, part.span[1] - shift
     starts, ends = [], []
     try:
-        fd = os.open(f"/proc/{pid}/map_files/{start:x}-{end:x}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        path = f"/proc/{pid}/map_files/{mapping_start:x}-{mapping_end:x}"
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
         if os.fstatvfs(fd).f_bsize != PAGE_SIZE:
             return None  # hugetlbfs calls all of a file data, and reading a hole of it takes a huge page
-        position = first
-        while position < first + end - start:
+        while position < last:
             data = os.lseek(fd, position, os.SEEK_DATA)
-            hole = min(os.lseek(fd, data, os.SEEK_HOLE), first + end - start)
+            hole = min(os.lseek(fd, data, os.SEEK_HOLE), last)
             if data < hole:
-                starts.append((start + data - first) // PAGE_SIZE)
-                ends.append((start + hole - first + PAGE_SIZE - 1) // PAGE_SIZE)
+                starts.append((data + shift) // PAGE_SIZE)
+                ends.append((hole + shift + PAGE_SIZE - 1) // PAGE_SIZE)
             position = max(hole, data + PAGE_SIZE)
     except OSError as error:
         if error.errno != errno.ENXIO:  # which says that there is no data from here on

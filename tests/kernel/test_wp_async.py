@@ -16,7 +16,7 @@ from tests.support import programs, truth
 from tests.support.victim import PAGE, Victim, tracked, victim, within
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.errors import TargetExited, TargetReplaced, Untrackable
-from wetink_agent.wp_async import WpAsync
+from wetink_agent.wp_async import PIECES_MAX, WpAsync
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
 
@@ -289,6 +289,83 @@ def test_shared_memory_is_the_objects_and_not_what_the_page_table_shows() -> Non
                 assert within(tracker.harvest(), shared, 8)[0] == set(range(8))
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_scope_that_ends_within_shared_memory_has_what_its_object_has() -> None:
+    """Pages the target has not touched itself are reported too where only a part of their mapping was offered."""
+    with victim() as target:
+        target.do("global fd; fd = os.memfd_create('x'); os.ftruncate(fd, 32 * PAGE)")
+        first = target.map(16, filled=False, more="flags=1, fd=fd, offset=8 * PAGE")
+        target.do(f"fill({first * PAGE}, 4)\nfor page in (0, 13, 15, 20, 31): os.pwrite(fd, b'x', page * PAGE)")
+        with tracked(target.pid, [((first + 2) * PAGE, (first + 12) * PAGE)]) as tracker:
+            for _ in range(3):
+                assert within(tracker.harvest(), first, 16) == ({2, 3, 5, 7}, set())
+            target.do("os.pwrite(fd, b'x', 18 * PAGE)")
+            assert within(tracker.harvest(), first, 16) == ({2, 3, 5, 7, 10}, set())
+
+
+@pytest.mark.parametrize("hidden", ["unmounted", "behind a chroot"])
+def test_shared_memory_of_a_mount_that_the_process_does_not_see(hidden: str, tmp_path: Path) -> None:
+    """A file on a tmpfs that is unmounted, or outside the process's root, is memory in every round all the same."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "memory").mkdir()
+    with victim() as target:
+        target.do(
+            "checked(libc.unshare(0x20000))\nchecked(libc.mount(b'none', b'/', None, 0x44000, None))\n"
+            f"memory = {os.fsencode(tmp_path / 'memory')!r}\n"
+            "checked(libc.mount(b'tmpfs', memory, b'tmpfs', 0, None))\n"
+            "global fd; fd = os.open(memory + b'/file', os.O_RDWR | os.O_CREAT); os.ftruncate(fd, 8 * PAGE)"
+        )
+        first = target.map(8, filled=False, more="flags=1, fd=fd")
+        target.do(f"fill({first * PAGE}, 4)")
+        if hidden == "unmounted":
+            target.do(f"checked(libc.umount2({os.fsencode(tmp_path / 'memory')!r}, 2))")
+        else:
+            target.do(f"os.chroot({str(tmp_path / 'root')!r}); os.chdir('/')")
+        with tracked(target.pid) as tracker:
+            tracker.harvest()
+            for _ in range(2):
+                assert within(tracker.harvest(), first, 8) == ({0, 1, 2, 3}, set())
+            target.do("os.pwrite(fd, b'x', 6 * PAGE)")
+            assert within(tracker.harvest(), first, 8) == ({0, 1, 2, 3, 6}, set())
+
+
+def test_shared_memory_whose_object_cannot_be_looked_at_is_not_said_to_vanish() -> None:
+    """The ring of a packet socket is no file to seek in: once seen it is reported, also when the table shows it not."""
+    with victim() as target:
+        # PACKET_RX_RING: blocks of one page, frames of half a page.
+        target.do(
+            "import socket, struct\n"
+            "global ring; ring = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)\n"
+            "ring.setsockopt(263, 5, struct.pack('IIII', PAGE, 8, PAGE // 2, 16))"
+        )
+        first = target.map(8, filled=False, more="flags=1, fd=ring.fileno()")
+        with tracked(target.pid) as tracker:
+            for _ in range(2):
+                assert within(tracker.harvest(), first, 8) == (set(range(8)), set())
+            target.do(f"checked(libc.madvise({first * PAGE}, {3 * PAGE}, {MADV_DONTNEED}))")
+            for _ in range(2):
+                assert within(tracker.harvest(), first, 8) == (set(range(8)), set())
+
+
+def test_many_pieces_of_own_pages_in_a_read_only_file_mapping_are_reported_in_every_round(tmp_path: Path) -> None:
+    """They stay unregistered, so that the target keeps its mappings; what is written to them is never missed."""
+    path = tmp_path / "file"
+    pieces = PIECES_MAX + 10
+    path.write_bytes(bytes(2 * pieces * PAGE))
+    with victim() as target:
+        target.do(f"global fd; fd = os.open({str(path)!r}, os.O_RDWR)")
+        first = target.map(2 * pieces, filled=False, more="flags=2, fd=fd")
+        own = set(range(0, 2 * pieces, 2))
+        target.write(*(first + page for page in own))
+        target.do(f"checked(libc.mprotect({first * PAGE}, {2 * pieces * PAGE}, 1))")
+        mapping_count = len(maps_of(target.pid))
+        with tracked(target.pid) as tracker:
+            for _ in range(3):
+                harvest = tracker.harvest()
+                assert within(harvest, first, 2 * pieces) == (own, set())
+            assert harvest.cautious_page_count >= pieces
+            assert len(maps_of(target.pid)) < mapping_count + pieces
 
 
 def test_a_private_copy_of_a_file_page_that_is_given_back_is_written(tmp_path: Path) -> None:
