@@ -108,11 +108,9 @@ def stat(pid: int) -> Stat:
 def is_frozen(pid: int) -> bool:
     """Whether every thread of a process is stopped, by a signal, a tracer or its cgroup's freezer."""
     try:
-        states = [_parse_stat(_read(pid, f"task/{tid}/stat")).state for tid in threads(pid)]
+        return _is_every_thread_stopped(pid) or _is_cgroup_frozen(pid)
     except NoSuchProcess:
         return False
-    living = set(states) - _STATE_GONE
-    return (bool(living) and _STATE_STOPPED.issuperset(living)) or _is_cgroup_frozen(pid)
 
 
 def tracer_of(pid: int) -> int:
@@ -230,6 +228,24 @@ def threads(pid: int) -> list[int]:
         return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
     except (FileNotFoundError, ProcessLookupError) as error:
         raise _gone(pid) from error
+
+
+def _is_every_thread_stopped(pid: int) -> bool:
+    # Asked twice a round of each target: as a rule the first thread runs, and the others need not even be listed.
+    if _thread_state(pid, pid) not in _STATE_STOPPED | _STATE_GONE:
+        return False
+    is_one_stopped = False
+    for tid in threads(pid):
+        state = _thread_state(pid, tid)
+        if state in _STATE_STOPPED:
+            is_one_stopped = True
+        elif state not in _STATE_GONE:
+            return False
+    return is_one_stopped
+
+
+def _thread_state(pid: int, tid: int) -> str:
+    return _parse_stat(_read(pid, f"task/{tid}/stat")).state
 
 
 def _is_cgroup_frozen(pid: int) -> bool:

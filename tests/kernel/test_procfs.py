@@ -3,8 +3,10 @@
 import ctypes
 import mmap
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,6 +180,73 @@ def test_a_process_is_frozen_when_all_its_living_threads_are(tmp_path: Path) -> 
             os.sched_yield()
         programs.stop(leaderless.pid)
         assert procfs.is_frozen(leaderless.pid)
+
+
+MANY_THREADS = (
+    "import threading, time\n"
+    "for _ in range(300): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    "print('ready', flush=True)\n"
+    "time.sleep(60)\n"
+)
+
+
+def test_one_stopped_thread_does_not_make_a_process_frozen() -> None:
+    """Its leader is held by a tracer, the others run: no. Stopped as a whole: yes, tracer or not."""
+    tracing = (
+        "import sys, time\n"
+        "from wetink import syscalls\n"
+        "from wetink_agent.uapi import ptrace as pt\n"
+        "for request in (pt.PTRACE_SEIZE, pt.PTRACE_INTERRUPT):\n"
+        "    syscalls.ptrace(request, int(sys.argv[1]), 0, 0, 'hold')\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with python(MANY_THREADS) as target, python(tracing, str(target.pid)):
+        while procfs.stat(target.pid).state != "t":
+            os.sched_yield()
+        assert not procfs.is_frozen(target.pid)
+        target.send_signal(signal.SIGSTOP)
+        until = time.monotonic() + 10
+        while not procfs.is_frozen(target.pid) and time.monotonic() < until:
+            time.sleep(0.001)
+        assert procfs.is_frozen(target.pid)
+
+
+def test_to_ask_a_running_process_of_many_threads_costs_what_one_thread_costs() -> None:
+    """The first thread that runs is the answer: three hundred others cost next to nothing."""
+    with python(MANY_THREADS) as many, python("print('ready', flush=True)\nimport time\ntime.sleep(60)") as one:
+
+        def took(pid: int) -> float:
+            took = []
+            for _ in range(50):
+                began = time.perf_counter()
+                assert not procfs.is_frozen(pid)
+                took.append(time.perf_counter() - began)
+            return min(took)
+
+        assert took(many.pid) < 5 * took(one.pid)
+
+
+@pytest.mark.needs("root")
+def test_a_process_in_a_frozen_cgroup_is_frozen() -> None:
+    """Its threads are not in the state of stopped ones: the group says it."""
+    freezer = Path("/sys/fs/cgroup/freezer")
+    if not freezer.is_dir():
+        pytest.skip("needs a cgroup freezer of version 1 at /sys/fs/cgroup/freezer")
+    group = freezer / f"wetink-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        with python(MANY_THREADS) as target:
+            (group / "cgroup.procs").write_text(str(target.pid), encoding="ascii")
+            assert not procfs.is_frozen(target.pid)
+            (group / "freezer.state").write_text("FROZEN", encoding="ascii")
+            while "FROZEN" not in (group / "freezer.state").read_text(encoding="ascii").split():
+                os.sched_yield()
+            assert procfs.is_frozen(target.pid)
+            (group / "freezer.state").write_text("THAWED", encoding="ascii")
+            assert not procfs.is_frozen(target.pid)
+    finally:
+        group.rmdir()
 
 
 @pytest.mark.needs("root")
