@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -19,13 +19,13 @@ from wetink.names import name_of
 from wetink.pages import PAGE_SIZE
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent import discovery, procfs
-from wetink_agent.attach import take_userfaultfd
+from wetink_agent.backend import Backend, Harvest
+from wetink_agent.backends import Choice, open_backend
 from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TrackingError, Untrackable
 from wetink_agent.handshake import HandshakeServer, Offer
 from wetink_agent.spool import Key, Spool
 from wetink_agent.tracker import Tracker
 from wetink_agent.uplink import Uplink
-from wetink_agent.wp_async import WpAsync
 
 DISCOVERY_SECONDS: Final = 1.0
 """How often new processes are looked for. What a child writes before it is found is in its first round."""
@@ -59,7 +59,7 @@ class Settings:
     pids: tuple[int, ...]
     selection: discovery.Selection
     interval_seconds: float = 1.0
-    backend_reason: str = ""
+    backend: Choice = field(default_factory=Choice)
     handshake: Path | None = None
 
 
@@ -231,8 +231,7 @@ class Agent:
 
     async def _attach(self, pid: int, start: int, offered: int | None, scope: tuple[tuple[int, int], ...]) -> Tracker:
         loop = asyncio.get_running_loop()
-        uffd = offered if offered is not None else await loop.run_in_executor(self._pool, take_userfaultfd, pid)
-        backend = WpAsync(pid, uffd, scope)
+        backend = await loop.run_in_executor(self._pool, open_backend, self._settings.backend, pid, offered, scope)
         try:
             # The first round before success is told: it finds what only arming can find, another userfaultfd say.
             first = await loop.run_in_executor(self._pool, backend.harvest)
@@ -246,26 +245,33 @@ class Agent:
                 cgroup=procfs.cgroup(pid),
                 page_size=PAGE_SIZE,
                 backend=backend.kind,
-                backend_reason=self._settings.backend_reason,
+                backend_reason=self._settings.backend.reason,
                 scope=[types_pb2.AddressRange(start_address=a, size_bytes=b - a) for a, b in scope],
             )
         except BaseException:
             backend.close()
             raise
+        tracker, _ = self._begin(backend, started, first, interval_seconds=self._settings.interval_seconds)
+        log.info("target_attached", target=name_of(tracker.target), command=started.command)
+        return tracker
+
+    def _begin(
+        self, backend: Backend, started: ingest_pb2.TargetStarted, first: Harvest, *, interval_seconds: float
+    ) -> tuple[Tracker, asyncio.Task[types_pb2.EndReason.ValueType]]:
         tracker = Tracker(
             backend,
             started,
             first,
             spool=self._spool,
             pool=self._pool,
-            interval_seconds=self._settings.interval_seconds,
+            interval_seconds=interval_seconds,
             on_change=self._uplink.changed,
         )
         task = asyncio.create_task(tracker.run())
+        pid, start = tracker.target.pid, tracker.target.start_time_ticks
         self._tracked[pid, start] = _Tracked(tracker, task)
         task.add_done_callback(lambda task: self._ended(pid, start, task))
-        log.info("target_attached", target=name_of(tracker.target), command=started.command)
-        return tracker
+        return tracker, task
 
     def _ended(self, pid: int, start: int, task: asyncio.Task[types_pb2.EndReason.ValueType]) -> None:
         del self._tracked[pid, start]

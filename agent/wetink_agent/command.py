@@ -5,7 +5,6 @@ import re
 import resource
 import signal
 import socket
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
@@ -16,26 +15,24 @@ import typer
 from wetink import logs
 from wetink.command_line import ConfigOption, ExitCode, Failure, run
 from wetink.names import NameMalformed, check_address, check_host_id
-from wetink_agent import probe
 from wetink_agent.agent import Agent, Settings
+from wetink_agent.backends import BackendName, Choice, choose
 from wetink_agent.discovery import Selection
-from wetink_agent.errors import NoSuchProcess, TrackingError
+from wetink_agent.errors import KernelLacks, NoSuchProcess, TrackingError
 from wetink_agent.uplink import Deposed
 
 INTERVAL_SECONDS_MIN: Final = 0.01
 INTERVAL_SECONDS_MAX: Final = 3600.0
 
+EVENTS_RING_BYTES_MIN: Final = 64 << 10
+EVENTS_RING_BYTES_MAX: Final = 256 << 20
+
+_SIZE: Final = re.compile(r"(?P<number>[0-9]+)(?P<unit>KiB|MiB)")
+_SHIFTS: Final = {"KiB": 10, "MiB": 20}
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
 _INTERVAL: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>ms|s|m)")
 
 log = structlog.get_logger()
-
-
-class BackendChoice(StrEnum):
-    """What can be asked for with ``--backend``."""
-
-    AUTO = "auto"
-    WP_ASYNC = "wp-async"
 
 
 def main() -> None:
@@ -79,9 +76,25 @@ def agent(
         str, typer.Option(envvar="WETINK_AGENT_INTERVAL", metavar="TIME", help="From round to round: 500ms, 1s, 2m.")
     ] = "1s",
     backend: Annotated[
-        BackendChoice,
+        BackendName,
         typer.Option(envvar="WETINK_AGENT_BACKEND", help="What finds the written pages; auto picks by probing."),
-    ] = BackendChoice.AUTO,
+    ] = BackendName.AUTO,
+    events: Annotated[
+        bool,
+        typer.Option(
+            "--events",
+            envvar="WETINK_AGENT_EVENTS",
+            help="Stream thread, time and code address of each first write too. Needs CAP_PERFMON.",
+        ),
+    ] = False,
+    events_ring: Annotated[
+        str,
+        typer.Option(
+            envvar="WETINK_AGENT_EVENTS_RING",
+            metavar="SIZE",
+            help="Memory for events between kernel and agent, for each CPU and target: 512KiB, 2MiB.",
+        ),
+    ] = "512KiB",
     host_id: Annotated[
         str | None,
         typer.Option(
@@ -121,7 +134,7 @@ def agent(
             commands=tuple(_pattern(text) for text in command or ()), cgroups=tuple(cgroup or ()), tree=tree
         ),
         interval_seconds=_seconds(interval),
-        backend_reason=_why(backend),
+        backend=_backend(backend, events_ring if events else ""),
         handshake=handshake,
     )
     # Each target takes three descriptors.
@@ -148,19 +161,25 @@ async def _serve(settings: Settings) -> None:
     log.info("agent_stopped")
 
 
-def _why(backend: BackendChoice) -> str:
-    """Say why the backend is the one it is.
+def _backend(name: BackendName, ring: str) -> Choice:
+    """Pick the backend.
 
     Raises:
         Failure: This kernel cannot.
     """
-    lacking = probe.why_not_wp_async()
-    if lacking is not None:
-        message = f"this kernel cannot track with wp-async: {lacking}"
-        raise Failure(message)
-    if backend is BackendChoice.AUTO:
-        return "a probe saw the kernel report a write to a page armed with UFFD_FEATURE_WP_ASYNC"
-    return "asked for"
+    try:
+        return choose(name, events_ring_bytes=_ring_bytes(ring) if ring else 0)
+    except KernelLacks as error:
+        raise Failure(str(error)) from error
+
+
+def _ring_bytes(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    size_bytes = int(match["number"]) << _SHIFTS[match["unit"]] if match else 0
+    if not EVENTS_RING_BYTES_MIN <= size_bytes <= EVENTS_RING_BYTES_MAX or size_bytes & (size_bytes - 1):
+        message = f"--events-ring {text!r} is no power of two from 64KiB to 256MiB: write 512KiB or 2MiB"
+        raise Failure(message, ExitCode.USAGE)
+    return size_bytes
 
 
 def _seconds(text: str) -> float:

@@ -32,9 +32,6 @@ from wetink_agent.errors import KernelLacks, NotPermitted, Untrackable
 from wetink_agent.events import EVENTS_MAX, Events, monotonic_offset_ns
 from wetink_agent.uapi import perf
 
-RING_BYTES_DEFAULT: Final = 512 << 10
-"""Ring of one CPU for one target: 13,000 page faults between two looks at it."""
-
 THREAD_LOOKS_MAX: Final = 16
 """Looks at the threads of a process that starts new ones all the while; later ones inherit the stream anyway."""
 
@@ -106,7 +103,7 @@ class WithEvents:
 class PageFaults:
     """The page faults of one process, all its threads, those to come too."""
 
-    def __init__(self, pid: int, ring_bytes: int = RING_BYTES_DEFAULT) -> None:
+    def __init__(self, pid: int, ring_bytes: int) -> None:
         """Open the stream.
 
         Args:

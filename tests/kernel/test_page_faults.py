@@ -240,4 +240,4 @@ def test_a_process_that_is_gone_is_one_sentence() -> None:
     with victim() as target:
         pid = target.pid
     with pytest.raises(NoSuchProcess, match=f"no process {pid}"):
-        PageFaults(pid)
+        PageFaults(pid, 64 << 10)

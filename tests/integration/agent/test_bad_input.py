@@ -50,6 +50,20 @@ TRACES = (
 )
 
 
+def run_without(capabilities: str, *options: str) -> tuple[int, str]:
+    """Run an agent that should refuse, as root without some capabilities and without memory to lock."""
+    without = ["prlimit", "--memlock=0", "setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}"]
+    agent = [sys.executable, "-c", "from wetink_agent.command import main; main()"]
+    done = subprocess.run(
+        [*without, *agent, "--collector", "unix:/nonexistent/socket", *options],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    return done.returncode, without_log(done.stderr)
+
+
 def run_agent(*options: str, collector: str = "unix:/nonexistent/socket") -> tuple[int, str]:
     """Run an agent that should refuse; its exit code and what it said, log lines left out."""
     with start("wetink_agent.command", ["--collector", collector, "--host-id", HOST, *options]) as process:
@@ -127,23 +141,49 @@ def test_process_of_another_user_without_capability() -> None:
     with subprocess.Popen(["sleep", "60"], user=NOBODY, group=NOBODY) as target:
         try:
             time.sleep(0.1)
-            options = ["--collector", "unix:/nonexistent/socket", "--pid", str(target.pid)]
-            agent = [sys.executable, "-c", "from wetink_agent.command import main; main()", *options]
-            done = subprocess.run(
-                ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *agent],
-                check=False,
-                capture_output=True,
-                text=True,
-                timeout=20,
-            )
+            code, said = run_without("-all", "--pid", str(target.pid))
             assert target.poll() is None
         finally:
             target.kill()
 
-    assert done.returncode == command_line.ExitCode.FAILURE
-    said = without_log(done.stderr)
+    assert code == command_line.ExitCode.FAILURE
     assert is_one_sentence(said), said
     assert "CAP_SYS_PTRACE" in said
+
+
+def test_events_without_the_capability(target: programs.Program) -> None:
+    """The capability is named, and the option that does without it."""
+    code, said = run_without("-perfmon,-sys_admin", "--pid", str(target.pid), "--events")
+
+    assert code == command_line.ExitCode.FAILURE
+    assert is_one_sentence(said), said
+    assert f"cannot stream the events of process {target.pid}: give the agent CAP_PERFMON" in said
+
+
+def test_a_ring_that_is_over_the_locked_memory(target: programs.Program) -> None:
+    """The size is named, and the three things that would do."""
+    code, said = run_without("-ipc_lock", "--pid", str(target.pid), "--events", "--events-ring", "256MiB")
+
+    assert code == command_line.ExitCode.FAILURE
+    assert is_one_sentence(said), said
+    assert "a ring of 262144 KiB for each CPU is over the memory that may be locked" in said
+
+
+@pytest.mark.parametrize(
+    "options, names",
+    [
+        (("--backend", "wp-magic"), "'wp-magic'"),
+        (("--events", "--events-ring", "3MiB"), "'3MiB'"),
+        (("--events", "--events-ring", "much"), "'much'"),
+    ],
+)
+def test_a_choice_that_does_not_exist(options: tuple[str, ...], names: str) -> None:
+    """A backend nobody knows, a ring that is no power of two: named, with what would do."""
+    code, said = run_agent(*options)
+
+    assert code == command_line.ExitCode.USAGE
+    assert is_one_sentence(said), said
+    assert names in said
 
 
 def test_target_under_ptrace(client: Collector, target: programs.Program) -> None:
