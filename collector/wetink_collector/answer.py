@@ -27,6 +27,7 @@ from wetink.v1.types_pb2 import (
     Consistency,
     EndReason,
     IncompleteReason,
+    PageSet,
 )
 from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.cursor import Cursor, Position, encode
@@ -302,7 +303,7 @@ class Answerer:
         if not is_whole(blocks, after_round=after_round, last_round=record.round):
             raise RecordDamaged(record.incarnation, f"rounds after {after_round} are missing")
         vanished = pages.vanished if after_round else BitMap64()
-        messages = _messages(record.name, RoundPages(pages.written, vanished))
+        messages = _messages(record.name, split(pages.written), split(vanished))
         return Part(
             record=record,
             last=blocks[-1] if blocks else record.last,
@@ -322,9 +323,9 @@ class Answerer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
-def _messages(name: str, pages: RoundPages) -> Iterator[DirtyPages]:
-    for written, vanished in zip_longest(split(pages.written), split(pages.vanished)):
-        yield DirtyPages(name=name, written=written, vanished=vanished)
+def _messages(name: str, written: Iterator[PageSet], vanished: Iterator[PageSet]) -> Iterator[DirtyPages]:
+    for some_written, some_vanished in zip_longest(written, vanished):
+        yield DirtyPages(name=name, written=some_written, vanished=some_vanished)
 
 
 def _joined(names: Sequence[str]) -> str:

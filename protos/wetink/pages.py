@@ -77,21 +77,19 @@ def split(pages: BitMap64, bytes_max: int = PART_BYTES_MAX) -> Iterator[PageSet]
         pages: Page numbers.
         bytes_max: Bound on each ``roaring64``. At least 64.
     """
-    if not pages:
-        return
-    message = encode(pages)
-    if len(message.roaring64) <= bytes_max:
-        yield message
-        return
-    middle = pages[len(pages) // 2]
-    if middle - pages[0] > _RANGE_PAGES_MAX:
-        below = pages[: len(pages) // 2]
-    else:
-        below = BitMap64()
-        below.add_range(pages[0], middle)
-        below &= pages
-    yield from split(below, bytes_max)
-    yield from split(pages - below, bytes_max)
+    waiting = [pages] if pages else []
+    # Who sends the messages may wait long between two: nothing is held then but what is still to come.
+    del pages
+    while waiting:
+        lowest = waiting.pop()
+        message = encode(lowest)
+        if len(message.roaring64) <= bytes_max:
+            del lowest
+            yield message
+        else:
+            del message
+            waiting += _halves(lowest)
+            del lowest
 
 
 def runs(pages: BitMap64) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -119,3 +117,15 @@ def address_ranges(pages: BitMap64, page_size: int = PAGE_SIZE) -> list[tuple[in
     starts, ends = runs(pages)
     size = np.uint64(page_size)
     return list(zip((starts * size).tolist(), ((ends - starts) * size).tolist(), strict=True))
+
+
+def _halves(pages: BitMap64) -> tuple[BitMap64, BitMap64]:
+    """Give the upper and the lower half of a set."""
+    middle = pages[len(pages) // 2]
+    if middle - pages[0] > _RANGE_PAGES_MAX:
+        below = pages[: len(pages) // 2]
+    else:
+        below = BitMap64()
+        below.add_range(pages[0], middle)
+        below &= pages
+    return pages - below, below

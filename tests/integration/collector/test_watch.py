@@ -1,13 +1,16 @@
 """Watch against a real collector: the same answers, again and again."""
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import pytest
+from pyroaring import BitMap64
 
 from tests.integration.collector.wire import Agent, Answer, Reader, answers, batch, position, refused, start, target
 from tests.support.collector import CollectorProcess, running_collector
+from wetink.pages import PAGE_SIZE, split
 from wetink.v1 import dirty_pb2 as pb
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink.v1.types_pb2 import (
@@ -155,6 +158,48 @@ def test_reader_that_is_slow_gets_fewer_and_larger_answers(
 
     assert got == set.union({0}, *pages)
     assert read < count / 2
+
+
+def test_readers_that_stop_in_the_middle_hold_only_what_they_have_not_got(
+    collector: CollectorProcess,
+) -> None:
+    """Nobody waits for them, each holds its set once, and whoever goes on reading misses nothing."""
+    big, small, count = target(1), target(2), 20
+    pages = BitMap64(range(0, 40_000_000, 40))
+    parts = list(split(pages))
+    with Agent(collector.address) as agent, ExitStack() as stack:
+        agent.hello()
+        agent.deliver(small, [1])
+        agent.say(start(big))
+        for number, part in enumerate(parts):
+            message = batch(big, 1, part=number, part_count=len(parts))
+            message.written.CopyFrom(part)
+            agent.say(message)
+        agent.acknowledged(big, 1)
+        reader = Reader(collector.address)
+        reader.dirty("host-1/1")
+        before = resident_bytes(collector.pid)
+        readers = [Reader(collector.address) for _ in range(count)]
+        for each in readers:
+            stack.enter_context(each.channel)
+        stuck = [watch(each, "host-1/1") for each in readers]
+        for watching in stuck:
+            # Its answer has begun; what a stream holds on its way is far less than the rest.
+            watching.call.initial_metadata()
+        began = time.monotonic()
+        agent.say(batch(small, 2, written=[2]))
+        agent.acknowledged(small, 2)
+        assert reader.dirty("host-1/2").written == {"host-1/2@100": {1, 2}}
+        assert time.monotonic() - began < 5
+        held = (resident_bytes(collector.pid) - before) / count
+
+        assert held < 2 * sum(len(part.roaring64) for part in parts)
+        assert stuck[-1].next().written == {"host-1/1@100": set(pages)}
+
+
+def resident_bytes(pid: int) -> int:
+    """Give the memory of a process that is in use."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_SIZE
 
 
 def test_target_that_comes_later_is_included_from_its_first_round(
