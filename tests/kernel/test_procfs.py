@@ -239,11 +239,14 @@ def test_a_process_in_a_frozen_cgroup_is_frozen() -> None:
         with python(MANY_THREADS) as target:
             (group / "cgroup.procs").write_text(str(target.pid), encoding="ascii")
             assert not procfs.is_frozen(target.pid)
-            (group / "freezer.state").write_text("FROZEN", encoding="ascii")
-            while "FROZEN" not in (group / "freezer.state").read_text(encoding="ascii").split():
-                os.sched_yield()
-            assert procfs.is_frozen(target.pid)
-            (group / "freezer.state").write_text("THAWED", encoding="ascii")
+            try:
+                (group / "freezer.state").write_text("FROZEN", encoding="ascii")
+                while "FROZEN" not in (group / "freezer.state").read_text(encoding="ascii").split():
+                    os.sched_yield()
+                assert procfs.is_frozen(target.pid)
+            finally:
+                # Nothing that is frozen here can be killed.
+                (group / "freezer.state").write_text("THAWED", encoding="ascii")
             assert not procfs.is_frozen(target.pid)
     finally:
         group.rmdir()
