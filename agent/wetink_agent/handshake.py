@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -155,21 +156,32 @@ def receive(connection: socket.socket) -> Offer:
         TimeoutError: It did not come in time.
     """
     pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    deadline = time.monotonic() + ANSWER_SECONDS_MAX
     body, descriptors, _, _ = socket.recv_fds(connection, BODY_BYTES_MAX, DESCRIPTORS_MAX)
     try:
         # Firecracker sends one message; a large one may still come in pieces.
         while not _is_whole(body) and len(body) < BODY_BYTES_MAX:
+            # For the whole offer: byte by byte it would hold its place for days.
+            connection.settimeout(_left_until(deadline))
             piece, more, _, _ = socket.recv_fds(connection, BODY_BYTES_MAX - len(body), DESCRIPTORS_MAX)
             descriptors += more
             if not piece:
                 break
             body += piece
+        connection.settimeout(ANSWER_SECONDS_MAX)
         _check_one(descriptors, pid)
         return Offer(pid, descriptors[0], _scope(body, pid))
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)
         raise
+
+
+def _left_until(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def _check_one(descriptors: Sequence[int], pid: int) -> None:

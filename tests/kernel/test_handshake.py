@@ -1,6 +1,7 @@
 """Processes that offer their own memory to a real agent over its socket, and what else may come through it."""
 
 import array
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import pytest
 from tests.support.programs import Program
 from tests.support.victim import PAGE, victim
 from wetink import syscalls
+from wetink_agent.handshake import ANSWER_SECONDS_MAX
 from wetink_agent.uapi.userfaultfd import UFFD_USER_MODE_ONLY
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
@@ -287,6 +289,18 @@ def test_whoever_hangs_up_leaves_nothing(one_agent: Agent) -> None:
                     os.close(useless)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert "offered 0 descriptors" in one_agent.offer(HELLO)["error"]
+    assert one_agent.settled_descriptors(before) == before
+
+
+def test_an_offer_that_drips_in_is_hung_up_on(one_agent: Agent) -> None:
+    """The time for an offer is for all of it: a byte now and then does not make it longer."""
+    before = one_agent.descriptors()
+    began = time.monotonic()
+    with one_agent.connect() as connection, contextlib.suppress(ConnectionError):
+        while time.monotonic() - began < ANSWER_SECONDS_MAX + 3:
+            connection.send(b"[")
+            time.sleep(0.2)
+    assert ANSWER_SECONDS_MAX - 1 < time.monotonic() - began < ANSWER_SECONDS_MAX + 2
     assert one_agent.settled_descriptors(before) == before
 
 
