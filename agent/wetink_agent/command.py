@@ -5,6 +5,7 @@ import re
 import resource
 import signal
 import socket
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
@@ -15,11 +16,18 @@ import typer
 from wetink import logs
 from wetink.command_line import ConfigOption, ExitCode, Failure, run
 from wetink.names import NameMalformed, check_address, check_host_id
+from wetink.v1 import types_pb2
+from wetink_agent import recorder
 from wetink_agent.agent import Agent, Settings
 from wetink_agent.backends import BackendName, Choice, choose
 from wetink_agent.discovery import Selection
 from wetink_agent.errors import KernelLacks, NoSuchProcess, TrackingError
+from wetink_agent.recording import Recording, RecordingUnusable
+from wetink_agent.replay import Pace, ReplayAgent
 from wetink_agent.uplink import Deposed
+
+REPLAY: Final = "replay:"
+"""What stands before the file of a recording in ``--backend``."""
 
 INTERVAL_SECONDS_MIN: Final = 0.01
 INTERVAL_SECONDS_MAX: Final = 3600.0
@@ -38,11 +46,13 @@ log = structlog.get_logger()
 def main() -> None:
     """Run ``wetink-agent``."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(agent)
+    app.callback(invoke_without_command=True)(agent)
+    app.command()(record)
     run(app, "wetink-agent")
 
 
 def agent(
+    context: typer.Context,
     *,
     config: ConfigOption = None,  # noqa: ARG001 - its callback reads the file before the others are looked at
     collector: Annotated[
@@ -76,9 +86,25 @@ def agent(
         str, typer.Option(envvar="WETINK_AGENT_INTERVAL", metavar="TIME", help="From round to round: 500ms, 1s, 2m.")
     ] = "1s",
     backend: Annotated[
-        BackendName,
-        typer.Option(envvar="WETINK_AGENT_BACKEND", help="What finds the written pages; auto picks by probing."),
+        str,
+        typer.Option(
+            envvar="WETINK_AGENT_BACKEND",
+            metavar="|".join([*BackendName, "replay:FILE"]),
+            help="What finds the written pages; auto picks by probing. replay:FILE plays a recording to targets that "
+            "are made up, and tracks nothing else.",
+        ),
     ] = BackendName.AUTO,
+    speed: Annotated[
+        float,
+        typer.Option(envvar="WETINK_AGENT_SPEED", metavar="X", help="Play the recording so many times as fast."),
+    ] = 1.0,
+    loop: Annotated[
+        bool, typer.Option("--loop", envvar="WETINK_AGENT_LOOP", help="Play the recording over and over.")
+    ] = False,
+    targets: Annotated[
+        int,
+        typer.Option(envvar="WETINK_AGENT_TARGETS", metavar="N", help="Play the recording to so many targets."),
+    ] = 1,
     events: Annotated[
         bool,
         typer.Option(
@@ -122,10 +148,20 @@ def agent(
 
     Example: wetink-agent --collector 127.0.0.1:7419 --command redis-server --interval 500ms
     """
+    if context.invoked_subcommand is not None:
+        return
     if show_version:
         typer.echo(version("wetink"))
         return
     logs.configure()
+    played = backend.removeprefix(REPLAY) if backend.startswith(REPLAY) else None
+    pace = _pace(speed, targets, loop=loop)
+    if played is None and pace != Pace():
+        message = "--speed, --loop and --targets say how a recording is played: they need --backend replay:FILE"
+        raise Failure(message, ExitCode.USAGE)
+    if played is not None and (pid or command or cgroup or tree or handshake or events):
+        message = f"--backend {backend} tracks no process: leave out what chooses processes, and --events"
+        raise Failure(message, ExitCode.USAGE)
     settings = Settings(
         collector=_address(collector),
         host_id=_host_id(host_id),
@@ -134,13 +170,16 @@ def agent(
             commands=tuple(_pattern(text) for text in command or ()), cgroups=tuple(cgroup or ()), tree=tree
         ),
         interval_seconds=_seconds(interval),
-        backend=_backend(backend, events_ring if events else ""),
+        backend=_backend(backend, events_ring if events else "") if played is None else Choice(),
         handshake=handshake,
     )
     # Each target takes three descriptors.
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     try:
-        asyncio.run(_serve(settings))
+        if played is None:
+            asyncio.run(_serve(settings, lambda: Agent(settings)))
+        else:
+            _replay(settings, Path(played), pace)
     except NoSuchProcess as error:
         raise Failure(str(error), ExitCode.NOT_FOUND) from error
     except (TrackingError, Deposed) as error:
@@ -151,22 +190,98 @@ def agent(
         raise Failure(message) from error
 
 
-async def _serve(settings: Settings) -> None:
+def record(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the recording goes.", show_default=False)],
+    *,
+    pid: Annotated[int, typer.Option(metavar="N", help="Record this process.", show_default=False)],
+    interval: Annotated[str, typer.Option(metavar="TIME", help="From round to round: 500ms, 1s, 2m.")] = "1s",
+    rounds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="End after so many rounds.", show_default="until stopped")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write the rounds of a process into a file, until it ends or SIGINT or SIGTERM comes.
+
+    The file can be played with --backend replay:FILE. Needs the rights that tracking needs.
+
+    Example: wetink-agent record redis.wetink --pid 4711 --rounds 60
+    """
+    interval_seconds = _seconds(interval)
+    exists = f"{file} is there already: --force overwrites it"
+    if not force and file.exists():
+        raise Failure(exists)
+    # Waited for and not handled: no round is interrupted.
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        ended = recorder.record(
+            file,
+            host_id=_host_id(None),
+            pid=pid,
+            interval_seconds=interval_seconds,
+            round_count=rounds,
+            overwrite=force,
+            wait=lambda seconds: signal.sigtimedwait(signals, max(0.0, seconds)) is not None,
+        )
+    except NoSuchProcess as error:
+        raise Failure(str(error), ExitCode.NOT_FOUND) from error
+    except TrackingError as error:
+        raise Failure(str(error)) from error
+    except FileExistsError as error:
+        raise Failure(exists) from error
+    except OSError as error:
+        message = f"{file} cannot be written: {error.strerror}"
+        raise Failure(message) from error
+    if ended.reason == types_pb2.END_REASON_FAILED:
+        message = f"{file} ends before its time: {ended.message}"
+        raise Failure(message)
+
+
+def _replay(settings: Settings, path: Path, pace: Pace) -> None:
+    """Run an agent over a recording; what is whole of a damaged one is played first.
+
+    Raises:
+        Failure: The recording is damaged, or cannot be played at all.
+    """
+    try:
+        with Recording(path) as recording:
+            if recording.damage is not None:
+                log.warning("recording_damaged", why=recording.damage)
+            asyncio.run(_serve(settings, lambda: ReplayAgent(settings, recording, pace)))
+            if recording.damage is not None:
+                raise Failure(recording.damage)
+    except RecordingUnusable as error:
+        raise Failure(str(error)) from error
+
+
+async def _serve(settings: Settings, make_agent: Callable[[], Agent]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     log.info("agent_started", host=settings.host_id, collector=settings.collector)
-    await Agent(settings).run(stop)
+    await make_agent().run(stop)
     log.info("agent_stopped")
 
 
-def _backend(name: BackendName, ring: str) -> Choice:
+def _pace(speed: float, targets: int, *, loop: bool) -> Pace:
+    try:
+        return Pace(speed, loop, targets)
+    except ValueError as error:
+        raise Failure(str(error), ExitCode.USAGE) from error
+
+
+def _backend(text: str, ring: str) -> Choice:
     """Pick the backend.
 
     Raises:
-        Failure: This kernel cannot.
+        Failure: There is none of this name, or this kernel cannot.
     """
+    try:
+        name = BackendName(text)
+    except ValueError as error:
+        message = f"--backend {text!r} is none of {', '.join(BackendName)} and replay:FILE"
+        raise Failure(message, ExitCode.USAGE) from error
     try:
         return choose(name, events_ring_bytes=_ring_bytes(ring) if ring else 0)
     except KernelLacks as error:
