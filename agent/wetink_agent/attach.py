@@ -23,7 +23,7 @@ import signal
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Self, TypeVar
 
 import numpy as np
@@ -51,6 +51,7 @@ _DISPATCH_CONFIG_SIZE_BYTES: Final = 32  # struct ptrace_sud_config
 _SIG_SETMASK: Final = 2
 _SIGSET_SIZE_BYTES: Final = 8
 _SYSCALL_SIZE_BYTES: Final = 2
+_WORD_SIZE_BYTES: Final = 8
 _USER_CS_64: Final = 0x33
 _MASK_64: Final = (1 << 64) - 1
 
@@ -165,7 +166,8 @@ class _Borrowed:
             raise
         try:
             # While the target still runs: only what must be done in the stop is done in the stop.
-            self._memory = os.open(f"/proc/{self._pid}/task/{self._tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+            # For reading alone: to open it for writing takes CAP_DAC_OVERRIDE where it is another user's.
+            self._memory = os.open(f"/proc/{self._pid}/task/{self._tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
             self._vdso = procfs.vdso_range(self._pid)
             self._ptrace(pt.PTRACE_INTERRUPT, 0, "PTRACE_INTERRUPT")
             self._run_to(pt.PTRACE_CONT, _is_event_stop, resume_first=False)
@@ -202,7 +204,7 @@ class _Borrowed:
             message = f"process {self._pid} is not a 64-bit x86 process: only those can be attached"
             raise Untrackable(message)
         self._room = self._find_room(own)
-        os.pwrite(self._memory, _stub_code(own, mask), self._room)
+        self._write(_stub_words(_stub_code(own, mask)))
         try:
             # In this order: from the moment the mask is ours, the stub is what the thread runs, and it restores it.
             self._lend(own, os.O_CLOEXEC | os.O_NONBLOCK)
@@ -248,7 +250,8 @@ class _Borrowed:
             found = rooms[index * _STUB_SIZE_BYTES :][:_STUB_SIZE_BYTES]
             if not found.strip(b"\0"):
                 return address
-            if not found.startswith(_STUB_HEAD):
+            # Of an agent that was killed while it wrote the stub, or took it away, only the beginning may be there.
+            if not found.startswith(_STUB_HEAD) and not _STUB_HEAD.startswith(found.rstrip(b"\0")):
                 break
             if not self._returns_to(address, own):
                 return address
@@ -264,6 +267,15 @@ class _Borrowed:
         words = np.frombuffer(stack[: len(stack) & -8], dtype=np.uint64)
         inside = (words >= address) & (words < address + _STUB_SIZE_BYTES)
         return bool(inside.any()) or address <= own.rip < address + _STUB_SIZE_BYTES
+
+    def _write(self, words: Iterable[tuple[int, int]]) -> None:
+        """Write words of the stub: each an offset and what goes there.
+
+        The caller goes upwards to write and downwards to take away, so that what is there is at any time the beginning
+        of a stub, which ``_find_room`` knows again.
+        """
+        for offset, word in words:
+            syscalls.ptrace(pt.PTRACE_POKEDATA, self._tid, self._room + offset, word, "PTRACE_POKEDATA")
 
     def _lend(self, own: pt.user_regs_struct, flags: int) -> None:
         lent = pt.user_regs_struct.from_buffer_copy(own)
@@ -287,7 +299,7 @@ class _Borrowed:
             # In this order: while the mask is not yet the thread's own, the stub is what it would run.
             self._set_signal_mask(mask)
             self._set_registers(own)
-            os.pwrite(self._memory, bytes(_STUB_SIZE_BYTES), self._room)
+            self._write(reversed(_stub_words(bytes(_STUB_SIZE_BYTES))))
         except OSError as error:
             # It was killed while it was borrowed: nothing is left to be put back.
             if error.errno not in {errno.ESRCH, errno.EIO}:
@@ -410,7 +422,12 @@ def _stub_code(own: pt.user_regs_struct, mask: bytes) -> bytes:
             b"\xff\x25\x00\x00\x00\x00" + struct.pack("<Q", rip),  # jmp [rip + 0]
             mask,
         )
-    )
+    ).ljust(_STUB_SIZE_BYTES, b"\0")
+
+
+def _stub_words(code: bytes) -> list[tuple[int, int]]:
+    """Cut what lies in a room into what PTRACE_POKEDATA takes, with its offset."""
+    return [(index * _WORD_SIZE_BYTES, word) for index, (word,) in enumerate(struct.iter_unpack("=Q", code))]
 
 
 _STUB_HEAD: Final = b"".join(
@@ -427,7 +444,10 @@ _STUB_HEAD: Final = b"".join(
         b"\x0f\x05",  # syscall
     )
 )
-_STUB_SIZE_BYTES: Final = len(_STUB_HEAD) + 7 * 10 + 6 + 8 + _SIGSET_SIZE_BYTES
+# Whole words: to write the last one must not reach behind the vdso.
+_STUB_SIZE_BYTES: Final = (
+    -(-(len(_STUB_HEAD) + 7 * 10 + 6 + 8 + _SIGSET_SIZE_BYTES) // _WORD_SIZE_BYTES) * _WORD_SIZE_BYTES
+)
 
 
 def _read_up_to(memory: int, address: int, size_bytes: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from ctypes import Structure, c_ulonglong
 
+PTRACE_POKEDATA = 5
 PTRACE_CONT = 7
 PTRACE_DETACH = 17
 PTRACE_SYSCALL = 24
