@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
@@ -237,16 +238,20 @@ def watch(
     """Print what gets dirty as it does.
 
     First what is dirty since the cursor, then each time rounds came in. Without a target: on all hosts known now. With
-    --json each line is as that of `wetink dirty`; otherwise one line of counts a target.
+    --json each line is as that of `wetink dirty`; otherwise one line of counts a target. Where an answer is not
+    complete, standard error says why, and again only when the reason changes.
     """
     with _collector(context) as collector:
         selection = _selection(names, host, cgroup) or _all_hosts(collector)
+        said: dict[str, str] = {}
         if _wants_json(context, json):
             for answer in islice(collector.watch(selection, since, interval_seconds_min=interval), count):
                 _print_lines(json_lines.dirty(answer))
+                said = _explain(answer.targets.values(), said)
         else:
             for counts in islice(collector.watch_counts(selection, since, interval_seconds_min=interval), count):
                 _printer().counts(counts)
+                said = _explain(counts.targets.values(), said)
 
 
 def main() -> NoReturn:
@@ -313,9 +318,22 @@ def _printer() -> "Printer":
     return Printer()
 
 
-def _explain(statuses: "Iterable[TargetStatus]") -> None:
-    """Say why an answer is not complete, one sentence a target."""
-    for status in statuses:
-        if not status.complete:
-            reason = status.incomplete_message or f"{status.incomplete_reason}"
-            typer.echo(f"wetink: {status.name} is not complete: {reason}", err=True)
+def _explain(statuses: "Iterable[TargetStatus]", said: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Say why an answer is not complete, one sentence a target.
+
+    Args:
+        statuses: Of the answer's targets.
+        said: What this gave for the answer before: not said again.
+
+    Returns:
+        The reason of each target that is not complete.
+    """
+    reasons = {
+        status.name: status.incomplete_message or f"{status.incomplete_reason}"
+        for status in statuses
+        if not status.complete
+    }
+    for name, reason in reasons.items():
+        if said.get(name) != reason:
+            typer.echo(f"wetink: {name} is not complete: {reason}", err=True)
+    return reasons

@@ -13,8 +13,9 @@ import pytest
 from google.rpc import code_pb2
 
 from tests.integration.client.command import ENVIRONMENT, WETINK, failure, running, wetink
+from tests.support.fake_dirty import fake_collector
 from tests.support.raw_agent import RawAgent
-from wetink.v1 import types_pb2
+from wetink.v1 import dirty_pb2, types_pb2
 
 COMMANDS = ["hosts", "targets", "track", "untrack", "barrier", "dirty", "watch"]
 
@@ -280,6 +281,42 @@ def test_watch_counts_its_answers(collector: str, agent: RawAgent, name: str) ->
 
     assert line == lines_of(collector, "dirty", name)[0]
     assert re.search(rf"^\d\d:\d\d:\d\d  {name} +2 pages +8 KiB +0 vanished  round 1\.1$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]], ids=["text", "json"])
+def test_watch_says_why_an_answer_is_not_complete(collector: str, flag: list[str], host_id: str, name: str) -> None:
+    """As dirty does, and without an end: exit code 0."""
+    with RawAgent(collector, host_id) as agent:
+        agent.start(7, [1])
+
+    ended = wetink("--collector", collector, "watch", name, "--count", "1", *flag)
+
+    assert ended.returncode == 0
+    assert len(ended.stdout.splitlines()) == 1
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stderr.startswith(f"wetink: {name} is not complete: the agent of host {host_id} is not connected")
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]], ids=["text", "json"])
+def test_watch_says_each_reason_once(flag: list[str]) -> None:
+    """Again only when another came between, or none."""
+    reasons = ["away", "away", "silent", "", "silent", "silent"]
+    with fake_collector([summary(reason) for reason in reasons]) as address:
+        ended = wetink("--collector", address, "watch", "host-1/7", "--count", str(len(reasons)), *flag)
+
+    said = [line.rpartition(": ")[2] for line in ended.stderr.splitlines()]
+    assert (ended.returncode, said) == (0, ["away", "silent", "silent"])
+    assert len(ended.stdout.splitlines()) == len(reasons)
+
+
+def summary(reason: str) -> dirty_pb2.GetDirtyResponse:
+    """Give an answer of no pages that is not complete for a reason, or complete without one."""
+    status = dirty_pb2.TargetStatus(
+        name="host-1/7@100", complete=not reason, exact=True, page_size=4096, incomplete_message=reason
+    )
+    return dirty_pb2.GetDirtyResponse(
+        summary=dirty_pb2.DirtySummary(cursor="next", complete=not reason, exact=True, targets=[status])
+    )
 
 
 def test_watch_ends_quietly_when_interrupted(collector: str, agent: RawAgent, name: str) -> None:
