@@ -3,6 +3,7 @@
 The page sets decide what is dirty. Events add to them, and may be lost where there are too many: they are counted then.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wetink.v1 import types_pb2
+from wetink_agent import procfs
+from wetink_agent.errors import NoSuchProcess
 
 EVENTS_MAX: Final = 1 << 20
 """Events kept of one round, 36 MiB: what comes after is counted as lost."""
+
+NAMES_MAX: Final = 256
+"""Threads, and mappings, that are named in a message: bound of the contract."""
+
+THREAD_NAME_CHARACTERS_MAX: Final = 64
+MAPPING_NAME_CHARACTERS_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +32,8 @@ class Events:
 
     ``addresses`` are byte addresses, ``uffd_flags`` UFFD_PAGEFAULT_FLAG_* bits, ``thread_ids`` in the agent's pid
     namespace, ``times_ns`` since the Unix epoch, ``instruction_pointers`` code addresses. ``lost_count`` says how many
-    more there were.
+    more there were. ``threads`` names thread ids, ``mappings`` (start address, address after the end, name) what the
+    addresses lie in, both as far as they are known.
     """
 
     addresses: NDArray[np.uint64]
@@ -32,13 +42,15 @@ class Events:
     times_ns: NDArray[np.uint64]
     instruction_pointers: NDArray[np.uint64]
     lost_count: int = 0
+    threads: tuple[tuple[int, str], ...] = ()
+    mappings: tuple[tuple[int, int, str], ...] = ()
 
     def __len__(self) -> int:
         """How many events there are."""
         return int(self.addresses.size)
 
     def part(self, first: int, last: int) -> "Events":
-        """Give the events from one index to before another; what was lost is said with the first."""
+        """Give the events from one index to before another; what was lost, and names, are said with the first."""
         return Events(
             self.addresses[first:last],
             self.uffd_flags[first:last],
@@ -46,6 +58,8 @@ class Events:
             self.times_ns[first:last],
             self.instruction_pointers[first:last],
             0 if first else self.lost_count,
+            () if first else self.threads,
+            () if first else self.mappings,
         )
 
     def to_message(self) -> types_pb2.EventColumns:
@@ -57,6 +71,13 @@ class Events:
             time_ns=self.times_ns.astype("<u8", copy=False).tobytes(),
             instruction_pointer=self.instruction_pointers.astype("<u8", copy=False).tobytes(),
             lost_count=self.lost_count,
+            threads=[types_pb2.ThreadName(thread_id=tid, name=name) for tid, name in self.threads],
+            mappings=[
+                types_pb2.MappingName(
+                    range=types_pb2.AddressRange(start_address=start, size_bytes=end - start), name=name
+                )
+                for start, end, name in self.mappings
+            ],
         )
 
     @classmethod
@@ -69,6 +90,11 @@ class Events:
             np.frombuffer(message.time_ns, "<u8"),
             np.frombuffer(message.instruction_pointer, "<u8"),
             message.lost_count,
+            tuple((thread.thread_id, thread.name) for thread in message.threads),
+            tuple(
+                (at.range.start_address, at.range.start_address + at.range.size_bytes, at.name)
+                for at in message.mappings
+            ),
         )
 
 
@@ -81,6 +107,8 @@ def joined(parts: Sequence[Events]) -> Events:
         np.concatenate([_NONE_64, *(part.times_ns for part in parts)]),
         np.concatenate([_NONE_64, *(part.instruction_pointers for part in parts)]),
         sum(part.lost_count for part in parts),
+        tuple(dict(thread for part in parts for thread in part.threads).items())[-NAMES_MAX:],
+        tuple(dict.fromkeys(mapping for part in parts for mapping in part.mappings))[-NAMES_MAX:],
     )
     beyond = max(0, len(whole) - EVENTS_MAX)
     return replace(whole.part(0, EVENTS_MAX), lost_count=whole.lost_count + beyond) if beyond else whole
@@ -88,6 +116,24 @@ def joined(parts: Sequence[Events]) -> Events:
 
 _NONE_64: Final = np.empty(0, dtype=np.uint64)
 _NONE_32: Final = np.empty(0, dtype=np.uint32)
+
+
+def named(events: Events, pid: int) -> Events:
+    """Add the names of the threads and of the mappings that events of a process speak of, as they are now."""
+    if not len(events):
+        return events
+    threads = []
+    for tid in np.unique(events.thread_ids)[:NAMES_MAX].tolist():
+        with contextlib.suppress(NoSuchProcess):
+            threads.append((tid, procfs.thread_name(pid, tid)[:THREAD_NAME_CHARACTERS_MAX]))
+    addresses = np.unique(events.addresses)
+    mappings: list[tuple[int, int, str]] = []
+    with contextlib.suppress(NoSuchProcess, PermissionError):
+        for mapping in procfs.parse_maps(procfs.read_maps(pid)):
+            first = int(np.searchsorted(addresses, np.uint64(mapping.start)))
+            if len(mappings) < NAMES_MAX and first < addresses.size and int(addresses[first]) < mapping.end:
+                mappings.append((mapping.start, mapping.end, mapping.name[:MAPPING_NAME_CHARACTERS_MAX]))
+    return replace(events, threads=tuple(threads), mappings=tuple(mappings))
 
 
 def monotonic_offset_ns() -> int:

@@ -29,7 +29,7 @@ from wetink.pages import PAGE_SIZE
 from wetink_agent import procfs
 from wetink_agent.backend import Backend, Harvest
 from wetink_agent.errors import KernelLacks, NotPermitted, Untrackable
-from wetink_agent.events import EVENTS_MAX, Events, monotonic_offset_ns
+from wetink_agent.events import EVENTS_MAX, Events, monotonic_offset_ns, named
 from wetink_agent.uapi import perf
 
 THREAD_LOOKS_MAX: Final = 16
@@ -185,7 +185,7 @@ class PageFaults:
         self.divergence.lost += lost
         events = samples.take(chosen)
         by_user = events["misc"] & perf.PERF_RECORD_MISC_CPUMODE_MASK == perf.PERF_RECORD_MISC_USER
-        return Events(
+        found = Events(
             addresses=np.ascontiguousarray(events["address"]),
             uffd_flags=np.empty(0, dtype=np.uint64),
             thread_ids=np.ascontiguousarray(events["tid"]),
@@ -194,6 +194,7 @@ class PageFaults:
             instruction_pointers=np.where(by_user, events["ip"], np.uint64(0)),
             lost_count=lost,
         )
+        return named(found, self._pid)
 
     def close(self) -> None:
         """Let go of the rings."""

@@ -155,6 +155,16 @@ def command(pid: int, *, whole: bool = False) -> str:
     return "".join(c if c.isprintable() else "?" for c in (words if whole else words[:COMMAND_CHARACTERS_MAX]))
 
 
+def thread_name(pid: int, tid: int) -> str:
+    """Give the name of a thread.
+
+    Raises:
+        NoSuchProcess: It is gone.
+    """
+    name = _read(pid, f"task/{tid}/comm").decode(errors="replace").strip()
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
 def cgroup(pid: int) -> str:
     """Give the cgroup path of a process: of the unified hierarchy unless that is the root, else the longest."""
     unified, paths = "", [""]

@@ -18,7 +18,7 @@ MAPPING_CHANGES_MAX: Final = 1024
 EVENTS_PER_MESSAGE_MAX: Final = 1 << 14
 """Events in one batch, at most 36 bytes each: more would not leave room for the rest of the message."""
 
-_EVENTS_BYTES_MAX: Final = EVENTS_PER_MESSAGE_MAX * 36 + 1024
+_EVENTS_BYTES_MAX: Final = EVENTS_PER_MESSAGE_MAX * 36 + (352 << 10)  # with names of four bytes a character
 
 
 @dataclass(frozen=True, slots=True)

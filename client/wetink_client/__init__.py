@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Unavailable,
         WetinkError,
     )
+    from wetink_client.events import Event, EventBatch
     from wetink_client.values import (
         Backend,
         BarrierResult,
@@ -60,6 +61,8 @@ __all__ = [
     "DirtyCounts",
     "DirtySet",
     "EndReason",
+    "Event",
+    "EventBatch",
     "Host",
     "IncompleteReason",
     "InvalidRequest",
@@ -87,6 +90,8 @@ _HOME_OF: "Final[Mapping[str, str]]" = {
     "BarrierResult": "values",
     "Consistency": "values",
     "EndReason": "values",
+    "Event": "events",
+    "EventBatch": "events",
     "Host": "values",
     "IncompleteReason": "values",
     "Selection": "values",

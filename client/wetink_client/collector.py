@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from wetink_client.answers import Assembly, DirtySet, OneAnswer
+    from wetink_client.events import EventBatch, EventReader
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -206,6 +207,24 @@ class Collector:
             yield watched_counts_of(part)
         raise _watch_ended(self.address)
 
+    def events(self, target: str, *, follow: bool = False) -> Generator[EventBatch]:
+        """Give the single writes of one target that the collector keeps, oldest first.
+
+        They say who wrote, when and in which order, where the target's backend knows; what is dirty is for ``dirty``
+        to say. The collector keeps a bounded number: what was lost or forgotten is in the batches.
+
+        Args:
+            target: ``HOST/PID@START`` or ``HOST/PID``.
+            follow: Go on with later rounds, without a deadline, until the target ends.
+
+        Raises:
+            NotFound: The target is not known.
+        """
+        request = dirty_pb2.StreamEventsRequest(target=target, follow=follow)
+        reader = _event_reader()
+        for message in self._listen(self._stub.StreamEvents, request, None if follow else TRANSFER_SECONDS_MAX):
+            yield reader.read(message)
+
     def _walk(
         self, method: grpc.UnaryUnaryMultiCallable[_ListRequest, _ListResponse], request: _ListRequest
     ) -> Generator[_ListResponse]:
@@ -337,6 +356,15 @@ class AsyncCollector:
                 yield watched_counts_of(part)
         raise _watch_ended(self.address)
 
+    async def events(self, target: str, *, follow: bool = False) -> AsyncGenerator[EventBatch]:
+        """As ``Collector.events``."""
+        request = dirty_pb2.StreamEventsRequest(target=target, follow=follow)
+        reader = _event_reader()
+        deadline_seconds = None if follow else TRANSFER_SECONDS_MAX
+        async with aclosing(self._listen(self._stub.StreamEvents, request, deadline_seconds)) as messages:
+            async for message in messages:
+                yield reader.read(message)
+
     async def _walk(
         self, method: grpc.aio.UnaryUnaryMultiCallable[_ListRequest, _ListResponse], request: _ListRequest
     ) -> AsyncGenerator[_ListResponse]:
@@ -386,6 +414,12 @@ def _assembly() -> Assembly:
     from wetink_client.answers import Assembly  # noqa: PLC0415
 
     return Assembly()
+
+
+def _event_reader() -> EventReader:
+    from wetink_client.events import EventReader  # noqa: PLC0415
+
+    return EventReader()
 
 
 def _watch_ended(address: str) -> CollectorUnavailable:

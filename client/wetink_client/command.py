@@ -254,6 +254,31 @@ def watch(
                 said = _explain(counts.targets.values(), said)
 
 
+@app.command(epilog="Example: wetink events host-1/4711 --follow")
+def events(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="HOST/PID@START or HOST/PID.")],
+    *,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what is written from now on.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Print who wrote: time, thread, address, code address and mapping of each first write to a page in a round.
+
+    Needs an agent that streams events (`wetink-agent --events`). The collector keeps a bounded number of them; where
+    some are missing, a line says how many.
+    """
+    is_any = False
+    with _collector(context) as collector:
+        for batch in collector.events(target, follow=follow):
+            is_any = True
+            if _wants_json(context, json):
+                _print_lines(json_lines.events(target, batch))
+            else:
+                _printer().events(batch)
+    if not is_any:
+        typer.echo(f"no events of {target} are kept here: does its agent run with --events?", err=True)
+
+
 def main() -> NoReturn:
     """Run the command and exit."""
     run(app, "wetink")

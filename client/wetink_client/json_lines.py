@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wetink_client import BarrierResult, DirtySet, Host, TargetInfo
+    from wetink_client import BarrierResult, DirtySet, EventBatch, Host, TargetInfo
 
 
 def plain(values: "Iterable[Host | TargetInfo]") -> Iterator[str]:
@@ -48,3 +48,12 @@ def dirty(answer: "DirtySet") -> Iterator[str]:
                 "vanished": part.vanished_ranges(),
             }
         )
+
+
+def events(target: str, batch: "EventBatch") -> Iterator[str]:
+    """Give each event, with the round it may be of; first, where some are missing, how many."""
+    about = {"target": target, "incarnation": batch.incarnation, "round": batch.last_round}
+    if batch.lost_count or batch.forgotten_count:
+        yield json.dumps({**about, "lost": batch.lost_count, "forgotten": batch.forgotten_count})
+    for event in batch.events:
+        yield json.dumps({**about, **asdict(event)})

@@ -12,7 +12,7 @@ from rich.table import Table
 from wetink_client.values import NANOSECONDS_A_SECOND
 
 if TYPE_CHECKING:
-    from wetink_client import BarrierResult, DirtyCounts, DirtySet, Host, TargetInfo
+    from wetink_client import BarrierResult, DirtyCounts, DirtySet, EventBatch, Host, TargetInfo
 
 WIDTH_MAX: Final = 10_000
 """Columns where nobody looks at a screen: wide enough that nothing is folded."""
@@ -115,6 +115,21 @@ class Printer:
                 f"  {status.written_page_count:>11,} pages  {size:>8}  {status.vanished_page_count:>9,} vanished"
                 f"  round {status.incarnation}.{status.round}"
                 f"{'' if status.complete else '  not complete'}{'' if status.exact else '  not exact'}",
+                soft_wrap=True,
+            )
+
+    def events(self, batch: "EventBatch") -> None:
+        """Print events, one a line, and before them how many are missing."""
+        for count, what in ((batch.forgotten_count, "forgotten by the collector"), (batch.lost_count, "lost")):
+            if count:
+                self._console.print(f"{count:,} events {what} before or among these", soft_wrap=True)
+        for event in batch.events:
+            seconds = (event.time_ns or 0) / NANOSECONDS_A_SECOND
+            clock = f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{(event.time_ns or 0) // 1000 % 10**6:06}"
+            thread = "-" if event.thread_id is None else f"{event.thread_id} {printable(event.thread_name or '')}"
+            code = {None: "-", 0: "kernel"}.get(event.code_address, f"{event.code_address or 0:#x}")
+            self._console.print(
+                f"{clock}  {thread:<24}  {event.address:#18x}  {code:>18}  {printable(event.mapping or '')}".rstrip(),
                 soft_wrap=True,
             )
 

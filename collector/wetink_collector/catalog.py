@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 from wetink.names import TargetName
 from wetink.v1.ingest_pb2 import TargetStarted
+from wetink_collector.event_history import EventHistory
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.round_log import Block
 from wetink_collector.store.interface import (
@@ -87,6 +88,7 @@ class Catalog:
         """Start with what a store has."""
         self.store_id = store_id
         self.hosts: dict[str, HostRecord] = {}
+        self.events = EventHistory()
         self._targets: dict[TargetKey, TargetRecord] = {}
         self._by_pid: defaultdict[tuple[str, int], set[TargetKey]] = defaultdict(set)
         self._by_host: defaultdict[str, set[TargetKey]] = defaultdict(set)
@@ -193,6 +195,8 @@ class Catalog:
                 if record := self._kept(change.incarnation):
                     window_ns = _window_ns(record.last, change.block)
                     self._put(replace(record, last=change.block, window_ns=window_ns))
+                    rounds = change.block.oldest_round, change.block.last_round
+                    self.events.add(change.incarnation, rounds, change.events)
                     self.ring(record.target)
             case IncarnationEnded():
                 if record := self._kept(change.incarnation):
@@ -201,6 +205,7 @@ class Catalog:
                     self.ring(None)
             case TargetForgotten():
                 self._forget(change.target)
+                self.events.forget(change.target)
                 self.ring(None)
             case TargetWanted():
                 self._wanted[change.target.host_id].add(change.target)

@@ -132,6 +132,14 @@ class DirtyService(DirtyServiceServicer):
                 elif request.pages:
                     yield pb.WatchResponse(pages=part)
 
+    async def StreamEvents(  # noqa: N802 (as above)
+        self, request: pb.StreamEventsRequest, context: _Context
+    ) -> AsyncIterator[pb.StreamEventsResponse]:
+        """Give the single writes of a target that are kept, and those to come."""
+        async with _edge("StreamEvents", context):
+            async for chunk in self._stream_events(request):
+                yield chunk
+
     async def _track(self, request: pb.TrackRequest) -> TargetRecord:
         host_id = _host_id(request.host_id)
         if not request.pid:
@@ -213,6 +221,33 @@ class DirtyService(DirtyServiceServicer):
                     if chosen.only_names and all(record.ended for record in records):
                         return
                     await self._unless_drained(asyncio.sleep(request.interval_min_ms / 1000))
+                await self._unless_drained(bell.wait())
+
+    async def _stream_events(self, request: pb.StreamEventsRequest) -> AsyncIterator[pb.StreamEventsResponse]:
+        target = self._target(request.target).target
+        index, forgotten_from = 0, 0
+        with self._catalog.bell((target,)) as bell:
+            while True:
+                # Looked at first: what comes with the end is there by then.
+                record = self._catalog.get(target)
+                chunks = self._catalog.events.since(target, index)
+                for chunk in chunks:
+                    index = chunk.end_index
+                    if chunk.incarnation == request.after_incarnation and chunk.last_round <= request.after_round:
+                        forgotten_from = index
+                        continue
+                    yield pb.StreamEventsResponse(
+                        incarnation=chunk.incarnation,
+                        first_round=chunk.first_round,
+                        last_round=chunk.last_round,
+                        events=chunk.columns,
+                        forgotten_count=chunk.first_index - forgotten_from,
+                    )
+                    forgotten_from = index
+                if chunks:
+                    continue
+                if not request.follow or record is None or record.ended:
+                    return
                 await self._unless_drained(bell.wait())
 
     async def _unless_drained(self, awaitable: Awaitable[None]) -> None:
@@ -381,7 +416,7 @@ def _has_begun(record: TargetRecord, incarnation: int) -> bool:
     return record.incarnation.incarnation >= incarnation
 
 
-_LASTING: Final = ("Watch",)
+_LASTING: Final = ("Watch", "StreamEvents")
 _REFUSAL_OF: Final[Mapping[int, type[Refusal]]] = {
     code_pb2.NOT_FOUND: ProcessUnknown,
     code_pb2.PERMISSION_DENIED: TrackForbidden,

@@ -12,9 +12,10 @@ from pyroaring import BitMap64
 from wetink.names import NameMalformed, check_host_id
 from wetink.pages import CorruptPageSet, decode
 from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetStarted, WriteProtectBatch
-from wetink.v1.types_pb2 import END_REASON_LOST, END_REASON_UNSPECIFIED, Target, TargetPosition
+from wetink.v1.types_pb2 import END_REASON_LOST, END_REASON_UNSPECIFIED, EventColumns, Target, TargetPosition
 from wetink_collector.catalog import TargetRecord
 from wetink_collector.errors import BatchCorrupt, MessageMalformed, RoundGap, RoundTooLarge
+from wetink_collector.event_history import count
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.round_log import Block, RoundPages
 from wetink_collector.store.interface import IncarnationEnded, IncarnationStarted, RoundsAppended, encode_stored
@@ -23,6 +24,12 @@ PROTOCOL_VERSION: Final = 1
 
 ROUND_BYTES_MAX: Final = 64 << 20
 """Bound on the page sets of a round in parts: half of the pages of a terabyte at random take as much."""
+
+EVENTS_BYTES_MAX: Final = 40 << 20
+"""Bound on the events of a round in parts: a million. What is beyond it counts as lost; the page sets are whole."""
+
+EVENT_NAMES_MAX: Final = 256
+"""As the contract says of threads and of mappings that are named, and of the characters of a mapping's name."""
 
 MAPPINGS_MAX: Final = 1024
 """As the contract says: ``mapped``, ``unmapped``; and ``scope``, which it leaves open."""
@@ -194,6 +201,8 @@ class _Parts:
     size_bytes: int = 0
     written: BitMap64 = field(default_factory=BitMap64)
     vanished: BitMap64 = field(default_factory=BitMap64)
+    events: list[EventColumns] = field(default_factory=list)
+    events_bytes: int = 0
 
     def add(self, message: WriteProtectBatch, pages: RoundPages) -> None:
         if message.part != self.next_part:
@@ -209,6 +218,14 @@ class _Parts:
         self.written |= pages.written
         self.vanished |= pages.vanished
         self.next_part += 1
+        self._add_events(message.events)
+
+    def _add_events(self, columns: EventColumns) -> None:
+        self.events_bytes += columns.ByteSize()
+        if self.events_bytes <= EVENTS_BYTES_MAX:
+            self.events += _events(columns)
+        else:
+            self.events[-1].lost_count += columns.lost_count + count(columns)
 
 
 @dataclass(slots=True)
@@ -224,7 +241,8 @@ class _Track:
         if message.part_count == 1:
             self.parts = None
             _check_disjoint(message, pages)
-            return self._append(message, pages, message.written.roaring64, message.vanished.roaring64)
+            events = tuple(_events(message.events))
+            return self._append(message, pages, message.written.roaring64, message.vanished.roaring64, events)
         rounds = (message.first_round, message.last_round, message.part_count)
         if self.parts is None or self.parts.rounds != rounds or message.part == 0:
             self.parts = _Parts(rounds)
@@ -234,9 +252,17 @@ class _Track:
         parts, self.parts = self.parts, None
         pages = RoundPages(parts.written, parts.vanished)
         _check_disjoint(message, pages)
-        return self._append(message, pages, encode_stored(pages.written), encode_stored(pages.vanished))
+        written, vanished = encode_stored(pages.written), encode_stored(pages.vanished)
+        return self._append(message, pages, written, vanished, tuple(parts.events))
 
-    def _append(self, message: WriteProtectBatch, pages: RoundPages, written: bytes, vanished: bytes) -> RoundsAppended:
+    def _append(
+        self,
+        message: WriteProtectBatch,
+        pages: RoundPages,
+        written: bytes,
+        vanished: bytes,
+        events: tuple[EventColumns, ...],
+    ) -> RoundsAppended:
         # What is said beside the page sets is said of the round, in each of its parts alike.
         block = Block(
             first_round=self.last_round + 1,
@@ -252,7 +278,7 @@ class _Track:
             cautious_page_count=message.cautious_page_count,
         )
         self.last_round = message.last_round
-        return RoundsAppended(self.incarnation, block, written, vanished)
+        return RoundsAppended(self.incarnation, block, written, vanished, events)
 
 
 def _known(incarnation: IncarnationKey, position: TargetPosition, record: TargetRecord | None) -> TargetPosition | None:
@@ -320,6 +346,30 @@ def _check_batch(message: WriteProtectBatch) -> None:
     if max(len(message.mapped), len(message.unmapped)) > MAPPINGS_MAX:
         text = f"a batch of process {message.target.pid} has more than {MAPPINGS_MAX} mappings"
         raise MessageMalformed(text, **_metadata(message))
+    _check_events(message)
+
+
+def _check_events(message: WriteProtectBatch) -> None:
+    columns = message.events
+    number = count(columns)
+    sizes = ((columns.address, 8), (columns.uffd_flags, 8), (columns.thread_id, 4), (columns.time_ns, 8))
+    whole = all(len(column) in {0, number * size} for column, size in (*sizes, (columns.instruction_pointer, 8)))
+    if not whole or len(columns.address) != number * 8:
+        text = f"round {message.last_round} of process {message.target.pid} has columns of events of different lengths"
+        raise BatchCorrupt(text, **_metadata(message))
+    names = [thread.name for thread in columns.threads], [mapping.name for mapping in columns.mappings]
+    if max(map(len, names)) > EVENT_NAMES_MAX or any(len(name) > EVENT_NAMES_MAX for named in names for name in named):
+        text = f"round {message.last_round} of process {message.target.pid} names too many threads or mappings"
+        raise MessageMalformed(text, **_metadata(message))
+
+
+def _events(columns: EventColumns) -> list[EventColumns]:
+    """Give a copy of what is worth keeping, if anything is: the message it came in has the page sets beside it."""
+    if not columns.address and not columns.lost_count:
+        return []
+    copy = EventColumns()
+    copy.CopyFrom(columns)
+    return [copy]
 
 
 def _decode(message: WriteProtectBatch) -> RoundPages:

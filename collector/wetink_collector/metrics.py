@@ -8,6 +8,9 @@ _SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
 
 BATCHES: Final = Counter("wetink_batches_received", "Batches by what became of them.", ["result"])
 PAGES: Final = Counter("wetink_pages_received", "Pages in batches that were taken.", ["kind"])
+EVENTS: Final = Counter("wetink_events_received", "Single writes in batches that were taken.")
+EVENTS_LOST: Final = Counter("wetink_events_lost", "Single writes that were lost on their way, as agents say.")
+EVENTS_BYTES: Final = Gauge("wetink_events_kept_bytes", "Bytes of single writes kept in memory.")
 GAPS: Final = Counter("wetink_gaps", "Rounds that were missing, by the layer that found out.", ["layer"])
 RESYNCS: Final = Counter("wetink_resyncs", "Incarnations that ended with a gap, by reason.", ["reason"])
 STREAMS: Final = Gauge("wetink_streams", "Agents' streams that are open.")

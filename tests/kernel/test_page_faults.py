@@ -128,6 +128,8 @@ def test_events_name_thread_time_and_code() -> None:
         assert [int(events.addresses[index]) // PAGE for index in own] == writes[number]
         assert all(began <= int(events.times_ns[index]) <= ended for index in own)
         assert all(int(events.instruction_pointers[index]) for index in own)
+    assert dict(events.threads)[target.pid].startswith("python")
+    assert any(start <= first * PAGE and (first + 400) * PAGE <= end for start, end, _ in events.mappings)
 
 
 def test_writes_the_kernel_makes_are_accounted_for() -> None:

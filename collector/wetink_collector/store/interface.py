@@ -11,7 +11,7 @@ from typing import Protocol
 from pyroaring import BitMap64
 
 from wetink.v1.ingest_pb2 import TargetStarted
-from wetink.v1.types_pb2 import EndReason
+from wetink.v1.types_pb2 import EndReason, EventColumns
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.round_log import Block, RoundPages
 
@@ -53,12 +53,16 @@ class IncarnationStarted:
 
 @dataclass(frozen=True, slots=True)
 class RoundsAppended:
-    """A batch goes to the end of its incarnation's log. The sets are in the encoding of ``PageSet.roaring64``."""
+    """A batch goes to the end of its incarnation's log. The sets are in the encoding of ``PageSet.roaring64``.
+
+    ``events`` are not for the store: they go where they are kept in memory, once the rounds are durable.
+    """
 
     incarnation: IncarnationKey
     block: Block
     written: bytes
     vanished: bytes
+    events: tuple[EventColumns, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -761,3 +761,77 @@ class WatchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class StreamEventsRequest(_message.Message):
+    """Asks for the events of one target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    AFTER_ROUND_FIELD_NUMBER: _builtins.int
+    AFTER_INCARNATION_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """`HOST/PID@START`, or `HOST/PID` for the youngest process with that pid."""
+    follow: _builtins.bool
+    """Go on with later rounds until the target ends or the call does. Without it the stream ends with what is kept."""
+    after_round: _builtins.int
+    """Only rounds above this one of incarnation `after_incarnation`: where an earlier call came to. 0 means all."""
+    after_incarnation: _builtins.int
+    """See `after_round`, which counts for nothing where the incarnation is another one now."""
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        follow: _builtins.bool = ...,
+        after_round: _builtins.int = ...,
+        after_incarnation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_incarnation", b"after_incarnation", "after_round", b"after_round", "follow", b"follow", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamEventsRequest: _TypeAlias = StreamEventsRequest  # noqa: Y015
+
+@_typing.final
+class StreamEventsResponse(_message.Message):
+    """Some events, all of one round or of adjacent rounds united."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    FIRST_ROUND_FIELD_NUMBER: _builtins.int
+    LAST_ROUND_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_COUNT_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The incarnation they belong to."""
+    first_round: _builtins.int
+    """First round they may be of."""
+    last_round: _builtins.int
+    """Last round they may be of. Where one round's events take several messages, all say the same."""
+    forgotten_count: _builtins.int
+    """How many events before these the collector had but does not keep any more, since the message before."""
+    @_builtins.property
+    def events(self) -> _types_pb2.EventColumns:
+        """The events, in the order of their time within the round."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        first_round: _builtins.int = ...,
+        last_round: _builtins.int = ...,
+        events: _types_pb2.EventColumns | None = ...,
+        forgotten_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "first_round", b"first_round", "forgotten_count", b"forgotten_count", "incarnation", b"incarnation", "last_round", b"last_round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamEventsResponse: _TypeAlias = StreamEventsResponse  # noqa: Y015

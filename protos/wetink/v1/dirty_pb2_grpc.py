@@ -73,6 +73,11 @@ class DirtyServiceStub:
                 request_serializer=wetink_dot_v1_dot_dirty__pb2.WatchRequest.SerializeToString,
                 response_deserializer=wetink_dot_v1_dot_dirty__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.StreamEvents = channel.unary_stream(
+                '/wetink.v1.DirtyService/StreamEvents',
+                request_serializer=wetink_dot_v1_dot_dirty__pb2.StreamEventsRequest.SerializeToString,
+                response_deserializer=wetink_dot_v1_dot_dirty__pb2.StreamEventsResponse.FromString,
+                _registered_method=True)
 
 
 class DirtyServiceServicer:
@@ -145,6 +150,17 @@ class DirtyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamEvents(self, request, context):
+        """The single writes of one target, where its backend has them: first those that are kept, oldest first, then with
+        `follow` each round's as it is committed. They are kept in memory and within bounds: what was lost or forgotten is
+        said in the stream. They say who wrote and when; what is dirty is for GetDirty to say.
+        No message means that none are kept: the agent may have been told to stream none.
+        Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT REQUEST_MALFORMED; UNAVAILABLE COLLECTOR_DRAINING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DirtyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -182,6 +198,11 @@ def add_DirtyServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=wetink_dot_v1_dot_dirty__pb2.WatchRequest.FromString,
                     response_serializer=wetink_dot_v1_dot_dirty__pb2.WatchResponse.SerializeToString,
+            ),
+            'StreamEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamEvents,
+                    request_deserializer=wetink_dot_v1_dot_dirty__pb2.StreamEventsRequest.FromString,
+                    response_serializer=wetink_dot_v1_dot_dirty__pb2.StreamEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -377,6 +398,33 @@ class DirtyService:
             '/wetink.v1.DirtyService/Watch',
             wetink_dot_v1_dot_dirty__pb2.WatchRequest.SerializeToString,
             wetink_dot_v1_dot_dirty__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/wetink.v1.DirtyService/StreamEvents',
+            wetink_dot_v1_dot_dirty__pb2.StreamEventsRequest.SerializeToString,
+            wetink_dot_v1_dot_dirty__pb2.StreamEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,13 @@ class DirtyServiceStub:
     that is slow gets fewer, larger answers. Each answer is any number of `pages`, then one `summary`.
     Errors: as GetDirty, also in the middle of the stream when a target's incarnation ends.
     """
+    StreamEvents: _grpc.UnaryStreamMultiCallable[_dirty_pb2.StreamEventsRequest, _dirty_pb2.StreamEventsResponse]
+    """The single writes of one target, where its backend has them: first those that are kept, oldest first, then with
+    `follow` each round's as it is committed. They are kept in memory and within bounds: what was lost or forgotten is
+    said in the stream. They say who wrote and when; what is dirty is for GetDirty to say.
+    No message means that none are kept: the agent may have been told to stream none.
+    Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT REQUEST_MALFORMED; UNAVAILABLE COLLECTOR_DRAINING.
+    """
 
 @_typing.type_check_only
 class DirtyServiceAsyncStub(DirtyServiceStub):
@@ -116,6 +123,13 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
     """The same, again and again: first what is dirty since the cursor, then each time rounds were committed. A reader
     that is slow gets fewer, larger answers. Each answer is any number of `pages`, then one `summary`.
     Errors: as GetDirty, also in the middle of the stream when a target's incarnation ends.
+    """
+    StreamEvents: _aio.UnaryStreamMultiCallable[_dirty_pb2.StreamEventsRequest, _dirty_pb2.StreamEventsResponse]  # type: ignore[assignment]
+    """The single writes of one target, where its backend has them: first those that are kept, oldest first, then with
+    `follow` each round's as it is committed. They are kept in memory and within bounds: what was lost or forgotten is
+    said in the stream. They say who wrote and when; what is dirty is for GetDirty to say.
+    No message means that none are kept: the agent may have been told to stream none.
+    Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT REQUEST_MALFORMED; UNAVAILABLE COLLECTOR_DRAINING.
     """
 
 class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -200,6 +214,19 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         """The same, again and again: first what is dirty since the cursor, then each time rounds were committed. A reader
         that is slow gets fewer, larger answers. Each answer is any number of `pages`, then one `summary`.
         Errors: as GetDirty, also in the middle of the stream when a target's incarnation ends.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamEvents(
+        self,
+        request: _dirty_pb2.StreamEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_dirty_pb2.StreamEventsResponse], _abc.AsyncIterator[_dirty_pb2.StreamEventsResponse]]:
+        """The single writes of one target, where its backend has them: first those that are kept, oldest first, then with
+        `follow` each round's as it is committed. They are kept in memory and within bounds: what was lost or forgotten is
+        said in the stream. They say who wrote and when; what is dirty is for GetDirty to say.
+        No message means that none are kept: the agent may have been told to stream none.
+        Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT REQUEST_MALFORMED; UNAVAILABLE COLLECTOR_DRAINING.
         """
 
 def add_DirtyServiceServicer_to_server(servicer: DirtyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,8 +3,10 @@
 isort:skip_file
 What both services speak of: targets, page sets, events, and why an answer may fall short."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -260,6 +262,8 @@ class EventColumns(_message.Message):
     TIME_NS_FIELD_NUMBER: _builtins.int
     INSTRUCTION_POINTER_FIELD_NUMBER: _builtins.int
     LOST_COUNT_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    MAPPINGS_FIELD_NUMBER: _builtins.int
     address: _builtins.bytes
     """Byte address of the access, u64 each: uffd_msg.arg.pagefault.address."""
     uffd_flags: _builtins.bytes
@@ -272,6 +276,16 @@ class EventColumns(_message.Message):
     """Code address of the write, u64 each."""
     lost_count: _builtins.int
     """How many events were lost between the kernel and this message. The page sets are whole all the same."""
+    @_builtins.property
+    def threads(self) -> _containers.RepeatedCompositeFieldContainer[Global___ThreadName]:
+        """Names of threads in `thread_id`, as they were when the round ended, in the round's first message only. At
+        most 256.
+        """
+
+    @_builtins.property
+    def mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___MappingName]:
+        """The mappings that hold `address`, likewise."""
+
     def __init__(
         self,
         *,
@@ -281,14 +295,70 @@ class EventColumns(_message.Message):
         time_ns: _builtins.bytes = ...,
         instruction_pointer: _builtins.bytes = ...,
         lost_count: _builtins.int = ...,
+        threads: _abc.Iterable[Global___ThreadName] | None = ...,
+        mappings: _abc.Iterable[Global___MappingName] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instruction_pointer", b"instruction_pointer", "lost_count", b"lost_count", "thread_id", b"thread_id", "time_ns", b"time_ns", "uffd_flags", b"uffd_flags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instruction_pointer", b"instruction_pointer", "lost_count", b"lost_count", "mappings", b"mappings", "thread_id", b"thread_id", "threads", b"threads", "time_ns", b"time_ns", "uffd_flags", b"uffd_flags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EventColumns: _TypeAlias = EventColumns  # noqa: Y015
+
+@_typing.final
+class ThreadName(_message.Message):
+    """What a thread is called."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THREAD_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    thread_id: _builtins.int
+    """As in EventColumns."""
+    name: _builtins.str
+    """`/proc/PID/task/TID/comm`, at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        thread_id: _builtins.int = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "thread_id", b"thread_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThreadName: _TypeAlias = ThreadName  # noqa: Y015
+
+@_typing.final
+class MappingName(_message.Message):
+    """What lies at some addresses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANGE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As `/proc/PID/maps` names it: a path, `[heap]`, `[stack]`; empty for anonymous memory. At most 256 characters."""
+    @_builtins.property
+    def range(self) -> Global___AddressRange:
+        """Where."""
+
+    def __init__(
+        self,
+        *,
+        range: Global___AddressRange | None = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["range", b"range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "range", b"range"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MappingName: _TypeAlias = MappingName  # noqa: Y015
 
 @_typing.final
 class TargetPosition(_message.Message):
