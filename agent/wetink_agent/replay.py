@@ -23,6 +23,7 @@ from wetink_agent.backend import Harvest
 from wetink_agent.errors import TargetExited, TargetReplaced, TrackingError, Untrackable
 from wetink_agent.events import Events, joined
 from wetink_agent.recording import Recording, RecordingUnusable
+from wetink_agent.rounds import MAPPING_CHANGES_MAX
 from wetink_agent.tracker import Tracker
 
 TARGETS_MAX: Final = 4096
@@ -221,7 +222,6 @@ def _harvest_of(parts: Sequence[ingest_pb2.WriteProtectBatch]) -> Harvest:
         written |= pages.decode(part.written)
         vanished |= pages.decode(part.vanished)
     events = [Events.from_message(part.events) for part in parts if part.HasField("events")]
-    mapped, unmapped = _spans(first.mapped), _spans(first.unmapped)
     return Harvest(
         began_time_ns=first.first_time_ns,
         written=written,
@@ -229,12 +229,13 @@ def _harvest_of(parts: Sequence[ingest_pb2.WriteProtectBatch]) -> Harvest:
         populated_page_count=first.populated_page_count,
         cautious_page_count=first.cautious_page_count,
         frozen=first.frozen,
-        # One more than fits where it was cut, so that it is cut again and says so.
-        mapped=mapped + mapped[-1:] if first.mappings_cut else mapped,
-        unmapped=unmapped + unmapped[-1:] if first.mappings_cut else unmapped,
+        mapped=_spans(first.mapped, were_cut=first.mappings_cut),
+        unmapped=_spans(first.unmapped, were_cut=first.mappings_cut),
         events=joined(events) if events else None,
     )
 
 
-def _spans(ranges: Sequence[types_pb2.AddressRange]) -> tuple[tuple[int, int], ...]:
-    return tuple((each.start_address, each.start_address + each.size_bytes) for each in ranges)
+def _spans(ranges: Sequence[types_pb2.AddressRange], *, were_cut: bool) -> tuple[tuple[int, int], ...]:
+    spans = tuple((each.start_address, each.start_address + each.size_bytes) for each in ranges)
+    # One more than fits where it was cut, so that it is cut again and says so.
+    return spans + spans[-1:] if were_cut and len(spans) == MAPPING_CHANGES_MAX else spans
