@@ -1,6 +1,7 @@
 """Which backend tracks the targets of this agent, why, and how one is opened over a process."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -8,9 +9,10 @@ from typing import Final
 from wetink_agent import probe
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Backend
-from wetink_agent.errors import KernelLacks
+from wetink_agent.errors import KernelLacks, Untrackable
 from wetink_agent.page_faults import PageFaults, WithEvents
 from wetink_agent.wp_async import Range, WpAsync
+from wetink_agent.wp_sync import WpSync, why_not_wp_sync, why_risky
 
 
 class BackendName(StrEnum):
@@ -18,6 +20,7 @@ class BackendName(StrEnum):
 
     AUTO = "auto"
     WP_ASYNC = "wp-async"
+    WP_SYNC = "wp-sync"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +32,32 @@ class Choice:
     """Why it is this one: shown wherever targets are listed."""
 
     events_ring_bytes: int = 0
-    """Ring of each CPU for the stream of events; 0 for no stream."""
+    """Ring of each CPU for the stream of events; 0 for no stream. ``wp-sync`` has its events without."""
+
+    accept_risk: bool = False
+    """Whether targets are tracked that ``wp-sync`` can harm."""
 
 
-def choose(asked: BackendName, *, events_ring_bytes: int = 0) -> Choice:
+def choose(asked: BackendName, *, events_ring_bytes: int = 0, accept_risk: bool = False) -> Choice:
     """Probe this kernel and pick.
 
     Args:
-        asked: What the user wants; AUTO picks the best that works here.
+        asked: What the user wants; AUTO picks the best that works here and harms nobody.
         events_ring_bytes: See ``Choice``.
+        accept_risk: See ``Choice``.
 
     Raises:
         KernelLacks: This kernel cannot.
     """
-    lacking = probe.why_not_wp_async()
+    name = BackendName.WP_ASYNC if asked is BackendName.AUTO else asked
+    lacking = _PROBES[name]()
     if lacking is not None:
-        message = f"this kernel cannot track with wp-async: {lacking}"
+        message = f"this kernel cannot track with {name}: {lacking}"
         raise KernelLacks(message)
     reason = _SEEN if asked is BackendName.AUTO else "asked for"
-    if events_ring_bytes:
+    if events_ring_bytes and name is BackendName.WP_ASYNC:
         reason += "; with the stream of events"
-    return Choice(BackendName.WP_ASYNC, reason, events_ring_bytes)
+    return Choice(name, reason, events_ring_bytes, accept_risk)
 
 
 def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Range]) -> Backend:
@@ -64,6 +72,8 @@ def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ran
     Raises:
         TrackingError: It cannot be tracked.
     """
+    if choice.name is BackendName.WP_SYNC:
+        return _open_wp_sync(choice, pid, uffd, scope)
     tracker = WpAsync(pid, take_userfaultfd(pid) if uffd is None else uffd, scope)
     if not choice.events_ring_bytes:
         return tracker
@@ -74,4 +84,19 @@ def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ran
         raise
 
 
+def _open_wp_sync(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Range]) -> WpSync:
+    risk = None if choice.accept_risk else why_risky(pid)
+    if risk is not None:
+        if uffd is not None:
+            os.close(uffd)
+        message = f"{risk}; use --backend wp-async, or --accept-risk if that may happen"
+        raise Untrackable(message)
+    return WpSync(pid, take_userfaultfd(pid) if uffd is None else uffd, scope)
+
+
+_PROBES: Final[Mapping[BackendName, Callable[[], str | None]]] = {
+    # Looked up when it is called: the probe is what tests replace.
+    BackendName.WP_ASYNC: lambda: probe.why_not_wp_async(),  # noqa: PLW0108
+    BackendName.WP_SYNC: why_not_wp_sync,
+}
 _SEEN: Final = "a probe saw the kernel report a write to a page armed with UFFD_FEATURE_WP_ASYNC"

@@ -25,6 +25,7 @@ from wetink_agent.errors import KernelLacks, NoSuchProcess, TrackingError
 from wetink_agent.recording import Recording, RecordingUnusable
 from wetink_agent.replay import Pace, ReplayAgent
 from wetink_agent.uplink import Deposed
+from wetink_agent.wp_sync import HAZARDS
 
 REPLAY: Final = "replay:"
 """What stands before the file of a recording in ``--backend``."""
@@ -130,6 +131,14 @@ def agent(
             show_default="the host name",
         ),
     ] = None,
+    accept_risk: Annotated[
+        bool,
+        typer.Option(
+            "--accept-risk",
+            envvar="WETINK_AGENT_ACCEPT_RISK",
+            help="Track with wp-sync also targets that it can harm.",
+        ),
+    ] = False,
     handshake: Annotated[
         Path | None,
         typer.Option(
@@ -170,7 +179,9 @@ def agent(
             commands=tuple(_pattern(text) for text in command or ()), cgroups=tuple(cgroup or ()), tree=tree
         ),
         interval_seconds=_seconds(interval),
-        backend=_backend(backend, events_ring if events else "") if played is None else Choice(),
+        backend=_backend(backend, events_ring if events else "", accept_risk=accept_risk)
+        if played is None
+        else Choice(),
         handshake=handshake,
     )
     # Each target takes three descriptors.
@@ -271,7 +282,7 @@ def _pace(speed: float, targets: int, *, loop: bool) -> Pace:
         raise Failure(str(error), ExitCode.USAGE) from error
 
 
-def _backend(text: str, ring: str) -> Choice:
+def _backend(text: str, ring: str, *, accept_risk: bool) -> Choice:
     """Pick the backend.
 
     Raises:
@@ -283,9 +294,12 @@ def _backend(text: str, ring: str) -> Choice:
         message = f"--backend {text!r} is none of {', '.join(BackendName)} and replay:FILE"
         raise Failure(message, ExitCode.USAGE) from error
     try:
-        return choose(name, events_ring_bytes=_ring_bytes(ring) if ring else 0)
+        choice = choose(name, events_ring_bytes=_ring_bytes(ring) if ring else 0, accept_risk=accept_risk)
     except KernelLacks as error:
         raise Failure(str(error)) from error
+    for hazard in HAZARDS if choice.name is BackendName.WP_SYNC else ():
+        log.warning("hazard", backend=str(choice.name), what=hazard)
+    return choice
 
 
 def _ring_bytes(text: str) -> int:

@@ -272,7 +272,19 @@ def test_usage(options: tuple[str, ...], said: str) -> None:
     assert said in told
 
 
-@pytest.mark.parametrize("text,said", [("pid = [", "is not TOML"), ("pidd = 1", "unknown key 'pidd'")])
+@pytest.mark.parametrize(
+    "text,said",
+    [
+        ("pid = [", "is not TOML"),
+        ("pidd = 1", "unknown key 'pidd'"),
+        ('pid = "5"', 'has pid = "5", which must be a whole number, or a list of them'),
+        ("pid = [true]", "has pid = [true], which must be a whole number, or a list of them"),
+        ("command = [5]", "has command = [5], which must be a text in quotes, or a list of them"),
+        ("interval = true", "has interval = true, which must be a text in quotes"),
+        ("host-id = 5", "has host-id = 5, which must be a text in quotes"),
+        ("tree = 1", "has tree = 1, which must be true or false"),
+    ],
+)
 def test_malformed_config(text: str, said: str, tmp_path: Path) -> None:
     """The file is named, and what is wrong in it."""
     path = tmp_path / "agent.toml"
@@ -284,6 +296,22 @@ def test_malformed_config(text: str, said: str, tmp_path: Path) -> None:
     assert is_one_sentence(told), told
     assert str(path) in told
     assert said in told
+
+
+@pytest.mark.parametrize(
+    "text,said",
+    [
+        (f"pid = {NO_SUCH_PID}", f"there is no process {NO_SUCH_PID}"),
+        (f"pid = [{NO_SUCH_PID}]", f"there is no process {NO_SUCH_PID}"),
+        ('command = "^("', "--command '^(' is no regular expression"),
+    ],
+)
+def test_config_with_one_value_for_what_may_be_given_again(text: str, said: str, tmp_path: Path) -> None:
+    """It is taken for a list of one: a text is not taken apart into its letters."""
+    path = tmp_path / "agent.toml"
+    path.write_text(text, encoding="utf-8")
+
+    assert said in run_agent("--config", str(path))[1]
 
 
 def test_second_agent_for_a_host(collector: CollectorProcess) -> None:
@@ -331,3 +359,24 @@ def test_logs_are_json_lines_off_a_terminal(collector: CollectorProcess) -> None
     lines = [json.loads(line) for line in agent.log.splitlines()]
     assert {"agent_started", "connected", "agent_stopped"} <= {line["event"] for line in lines}
     assert all(line["timestamp"] for line in lines)
+
+
+def test_a_target_that_wp_sync_can_harm() -> None:
+    """It is refused with what could happen and what to do instead; with consent it is tracked, and its events come."""
+    with (
+        programs.running("writer", "threads") as target,
+        running_collector() as collector,
+        running_agent(collector.address, "--backend", "wp-sync") as careful,
+        Collector(collector.address) as client,
+    ):
+        with pytest.raises(Refused, match=f"process {target.pid} has .* threads: .*--accept-risk"):
+            client.track(HOST, target.pid)
+        assert len(careful.events("hazard")) > 3
+        careful.close()
+        with running_agent(collector.address, "--backend", "wp-sync", "--accept-risk"):
+            info = client.track(HOST, target.pid)
+            client.dirty(info.name, barrier=True)
+            batches = list(client.events(info.name))
+
+    assert (info.backend, info.backend_reason) == ("wp-sync", "asked for")
+    assert len({event.thread_id for batch in batches for event in batch.events}) > 1
