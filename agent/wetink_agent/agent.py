@@ -316,16 +316,13 @@ class Agent:
 
     async def _selected(self) -> list[tuple[int, int]]:
         identities = self._named | self._wanted
-        if self._settings.selection.is_empty:
-            return sorted(identities)
-        # A look at every process takes milliseconds on a large host: not on the event loop.
-        found = await asyncio.get_running_loop().run_in_executor(self._pool, discovery.processes)
-        chosen = self._settings.selection.select(found, frozenset(pid for pid, _ in identities)) - {os.getpid()}
-        for pid in chosen:
-            try:
-                identities.add((pid, procfs.stat(pid).start_time_ticks))
-            except NoSuchProcess:
-                continue
+        if not self._settings.selection.is_empty:
+            # A look at every process takes milliseconds on a large host: not on the event loop.
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, discovery.processes)
+            chosen = self._settings.selection.select(found, frozenset(pid for pid, _ in identities)) - {os.getpid()}
+            for pid in chosen:
+                with contextlib.suppress(NoSuchProcess):
+                    identities.add((pid, procfs.stat(pid).start_time_ticks))
         self._refused_until = {
             identity: until for identity, until in self._refused_until.items() if identity in identities
         }

@@ -14,7 +14,6 @@ from typing import Final, Protocol
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.status import error_info
@@ -292,10 +291,7 @@ class Uplink:
 
     def _note(self, error: grpc.aio.AioRpcError) -> None:
         """Say why the stream ended; act on the reasons the contract names."""
-        try:
-            info = error_info(error)
-        except (ValueError, DecodeError):
-            info = None  # details that are not the status's own: a proxy's, say
+        info = error_info(error)
         reason = info.reason if info else ""
         if reason == "DEPOSED":
             message = (
