@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from wetink.v1 import ingest_pb2
-from wetink_agent import agent as agent_module
+from wetink_agent import backends
 from wetink_agent.agent import Agent, Settings
 from wetink_agent.discovery import Selection
 from wetink_agent.errors import Untrackable
@@ -21,7 +21,7 @@ def test_who_stops_waiting_for_an_attach_does_not_stop_it_for_others(monkeypatch
         message = f"process {pid} is not for tracking"
         raise Untrackable(message)
 
-    monkeypatch.setattr(agent_module, "take_userfaultfd", slow)
+    monkeypatch.setattr(backends, "take_userfaultfd", slow)
 
     async def test(pid: int) -> None:
         agent = Agent(Settings(collector="127.0.0.1:9", host_id="here", pids=(), selection=Selection()))
@@ -52,7 +52,7 @@ def test_a_command_that_fails_in_the_system_is_answered_too(monkeypatch: pytest.
     def broken(_pid: int) -> int:
         raise OSError(24, "Too many open files", str(tmp_path))
 
-    monkeypatch.setattr(agent_module, "take_userfaultfd", broken)
+    monkeypatch.setattr(backends, "take_userfaultfd", broken)
 
     async def test(pid: int) -> None:
         agent = Agent(Settings(collector="127.0.0.1:9", host_id="here", pids=(), selection=Selection()))
