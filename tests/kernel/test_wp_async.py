@@ -364,7 +364,7 @@ def test_many_pieces_of_own_pages_in_a_read_only_file_mapping_are_reported_in_ev
             for _ in range(3):
                 harvest = tracker.harvest()
                 assert within(harvest, first, 2 * pieces) == (own, set())
-            assert harvest.cautious_page_count >= pieces
+                assert harvest.cautious_page_count >= pieces
             assert len(maps_of(target.pid)) < mapping_count + pieces
 
 
