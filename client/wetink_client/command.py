@@ -34,9 +34,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help comes in a third of the time
     help="""Ask a collector which memory pages of which processes were written since you last asked.
 
-    A target is named HOST/PID@START, as `wetink targets` prints it, or HOST/PID for the youngest process with that pid.
-
-    Exit codes: 0 done, 1 failure, 2 usage, 3 nobody answered, 4 not found, 5 ask again without a cursor.""",
+    A target is named HOST/PID@START, as `wetink targets` prints it, or HOST/PID for the youngest process with that
+    pid.""",
     epilog="Example: wetink --collector collector:7419 targets",
 )
 
@@ -51,7 +50,7 @@ class Settings:
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001
     if wanted:
-        typer.echo(f"wetink {metadata.version('wetink')}")
+        typer.echo(metadata.version("wetink"))
         raise typer.Exit
 
 
@@ -120,6 +119,7 @@ def targets(
     """
     with _collector(context) as collector:
         found = collector.targets(_selection(names, host, cgroup))
+        _check_known(collector, set(host or ()) - {target.host_id for target in found})
     if _wants_json(context, json):
         _print_lines(json_lines.plain(found))
     else:
@@ -322,6 +322,19 @@ def _all_hosts(collector: "Collector") -> "Selection":
         message = "no host has an agent here yet, so there is nothing to watch"
         raise Failure(message, ExitCode.NOT_FOUND)
     return wetink_client.Selection(hosts=hosts)
+
+
+def _check_known(collector: "Collector", hosts: set[str]) -> None:
+    """Refuse a host without targets that nobody knows: most likely its name is misspelled.
+
+    Raises:
+        Failure: One is not known.
+    """
+    known = {host.host_id for host in collector.hosts()} if hosts else set()
+    unknown = sorted(hosts - known)
+    if unknown:
+        message = f"host {unknown[0]!r} is not known: `wetink hosts` prints those that are"
+        raise Failure(message, ExitCode.NOT_FOUND)
 
 
 def _wants_json(context: typer.Context, json: bool) -> bool:  # noqa: FBT001

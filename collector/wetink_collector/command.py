@@ -34,7 +34,7 @@ def collector(
         ),
     ] = "127.0.0.1:7419",
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             envvar="WETINK_COLLECTOR_DATA",
             metavar="DIR",
@@ -47,7 +47,7 @@ def collector(
         typer.Option(
             envvar="WETINK_COLLECTOR_METRICS",
             metavar="ADDR",
-            help="Serve Prometheus metrics on HOST:PORT.",
+            help="Serve Prometheus metrics on HOST:PORT, for which --insecure counts too.",
             show_default=False,
         ),
     ] = None,
@@ -71,7 +71,11 @@ def collector(
         typer.echo(version("wetink"))
         return
     logs.configure()
-    settings = Settings(_listen_address(listen, insecure=insecure), data, _metrics_address(metrics))
+    settings = Settings(
+        _address("--listen", listen, insecure=insecure),
+        _data_directory(data),
+        _metrics_address(metrics, insecure=insecure),
+    )
     try:
         asyncio.run(_serve(settings))
     except (StoreUnusable, AddressUnusable) as error:
@@ -86,31 +90,40 @@ async def _serve(settings: Settings) -> None:
     await serve(settings, stop)
 
 
-def _listen_address(text: str, *, insecure: bool) -> Address:
-    try:
-        address = parse_address(text)
-        is_open = not address.is_local
-    except AddressUnusable as error:
-        message = f"--listen: {error}"
-        raise Failure(message, ExitCode.USAGE) from error
-    if is_open and not insecure:
-        message = (
-            f"--listen {address} can be reached from other hosts, and nothing is encrypted: listen on 127.0.0.1 or on "
-            "unix:PATH, or say --insecure"
-        )
+def _data_directory(text: str | None) -> Path | None:
+    if text == "":
+        # To Path it is the current directory: hardly what somebody with an unset variable means.
+        message = "--data is empty: name a directory, or leave it out to keep everything in memory"
+        raise Failure(message, ExitCode.USAGE)
+    return Path(text) if text is not None else None
+
+
+def _metrics_address(text: str | None, *, insecure: bool) -> TcpAddress | None:
+    if text is None:
+        return None
+    address = _address("--metrics", text, insecure=insecure)
+    if not isinstance(address, TcpAddress):
+        message = f"--metrics {text} is no TCP address: write HOST:PORT"
         raise Failure(message, ExitCode.USAGE)
     return address
 
 
-def _metrics_address(text: str | None) -> TcpAddress | None:
-    if text is None:
-        return None
+def _address(option: str, text: str, *, insecure: bool) -> Address:
+    """Read where to listen.
+
+    Raises:
+        Failure: It is no address, or one that other hosts reach and nobody said that they may.
+    """
     try:
         address = parse_address(text)
+        is_open = not address.is_local
     except AddressUnusable as error:
-        message = f"--metrics: {error}"
+        message = f"{option}: {error}"
         raise Failure(message, ExitCode.USAGE) from error
-    if not isinstance(address, TcpAddress):
-        message = f"--metrics {text} is no TCP address: write HOST:PORT"
+    if is_open and not insecure:
+        message = (
+            f"{option} {address} can be reached from other hosts, and nothing is encrypted: listen on 127.0.0.1"
+            f"{' or on unix:PATH' if option == '--listen' else ''}, or say --insecure"
+        )
         raise Failure(message, ExitCode.USAGE)
     return address

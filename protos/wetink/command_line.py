@@ -1,13 +1,15 @@
 """What the three commands share at their edge: exit codes, one sentence for each failure, and the config file."""
 
+import json
 import sys
 import tomllib
 from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn, get_args
 
 import typer
+from typer.core import TyperOption
 from typer.main import get_command
 
 
@@ -19,6 +21,13 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 3
     NOT_FOUND = 4
     RESYNCHRONISE = 5
+
+
+EXIT_CODES: Final = (
+    "Exit codes: 0 done, 1 failure, 2 usage, 3 nobody answered or a barrier was not reached, 4 not found, "
+    "5 ask again without a cursor."
+)
+"""Stands in every ``--help``."""
 
 
 class Failure(Exception):
@@ -38,6 +47,8 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         name: Printed before each sentence.
     """
     command = get_command(app)
+    for page in (command, *getattr(command, "commands", {}).values()):
+        page.epilog = "\n\n".join(filter(None, (EXIT_CODES, page.epilog)))
     try:
         code = command.main(prog_name=name, standalone_mode=False)
     except typer.TyperException as error:
@@ -74,16 +85,48 @@ def _settings(path: Path, context: typer.Context) -> Mapping[str, object]:
         message = f"config file {path} is not TOML: {error}"
         raise Failure(message, ExitCode.USAGE) from error
     options = {
-        option.removeprefix("--"): parameter.name
+        option.removeprefix("--"): parameter
         for parameter in context.command.params
+        if isinstance(parameter, TyperOption)
         for option in parameter.opts
-        if option.startswith("--") and parameter.name and option not in ("--config", "--help", "--version")
+        if option.startswith("--") and option not in ("--config", "--help", "--version")
     }
     unknown = sorted(settings.keys() - options.keys())
     if unknown:
         message = f"config file {path} has an unknown key {unknown[0]!r}; known are {', '.join(sorted(options))}"
         raise Failure(message, ExitCode.USAGE)
-    return {str(options[key]): value for key, value in settings.items()}
+    return {str(options[key].name): _checked(path, key, options[key], value) for key, value in settings.items()}
+
+
+def _checked(path: Path, key: str, option: TyperOption, value: object) -> object:
+    """Give a setting as its option takes it: one value of a repeatable option is a list of one.
+
+    Raises:
+        Failure: It is of another type. What a number or text must be besides, the option itself says.
+    """
+    annotation = option.type_descriptor.annotation
+    kind = get_args(annotation)[0] if option.multiple else annotation
+    types, what = _EXPECTED.get(kind, ((str,), "a text in quotes"))
+    values = value if option.multiple and isinstance(value, list) else [value]
+    # Not isinstance: to Python true is a number.
+    if any(type(one) not in types for one in values):
+        expected = f"{what}, or a list of them" if option.multiple else what
+        message = f"config file {path} has {key} = {_toml(value)}, which must be {expected}"
+        raise Failure(message, ExitCode.USAGE)
+    return values if option.multiple else value
+
+
+def _toml(value: object) -> str:
+    """Show a value much as the file has it."""
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+_EXPECTED: Final[Mapping[type, tuple[tuple[type, ...], str]]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+}
+"""What the file may have for an option of a type, and its name. All others are text."""
 
 
 ConfigOption = Annotated[
@@ -94,7 +137,8 @@ ConfigOption = Annotated[
         callback=_load,
         is_eager=True,
         show_default=False,
-        help="TOML file whose keys are the long options below; environment and flags override it.",
+        help="TOML file whose keys are the long options below, with a list, or one value, where an option may be given "
+        "again; environment and flags override it.",
     ),
 ]
 """The ``--config`` option; declare it first."""

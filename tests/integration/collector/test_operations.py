@@ -190,6 +190,9 @@ def test_unix_socket_in_use(tmp_path: Path) -> None:
         (["--listen", "no.such.host.invalid:1"], "no.such.host.invalid"),
         (["--metrics", "unix:/tmp/x"], "no TCP address"),
         (["--metrics", "nonsense"], "HOST:PORT"),
+        (["--metrics", "0.0.0.0:0"], "--metrics 0.0.0.0:0 can be reached from other hosts"),
+        (["--metrics", "no.such.host.invalid:1"], "no.such.host.invalid"),
+        (["--data", ""], "--data is empty: name a directory"),
         (["--nonsense"], "--nonsense"),
     ],
 )
@@ -202,8 +205,11 @@ def test_usage_that_is_wrong(arguments: list[str], part: str) -> None:
 
 def test_open_address_with_insecure() -> None:
     """Who says it in full gets it."""
-    with running_collector(listen="0.0.0.0:0", options=["--insecure"]) as collector:
+    options = ["--metrics", "0.0.0.0:0", "--insecure"]
+    with running_collector(listen="0.0.0.0:0", options=options) as collector:
         assert collector.address.startswith("0.0.0.0:")
+        assert collector.metrics_address
+        assert collector.metrics_address.startswith("0.0.0.0:")
 
 
 def test_version_and_help() -> None:
@@ -214,6 +220,7 @@ def test_version_and_help() -> None:
     assert shown.stdout.strip() == version("wetink")
     assert "--listen" in helped.stdout
     assert "Example:" in helped.stdout
+    assert "Exit codes: 0 done" in helped.stdout
 
 
 @pytest.mark.parametrize("text", ["listen = [", "nonsense = 1", "\xff"])
@@ -226,6 +233,25 @@ def test_config_that_is_malformed(tmp_path: Path, text: str) -> None:
 
     assert code == 2
     assert str(config) in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("listen = 5", "has listen = 5, which must be a text in quotes"),
+        ('insecure = "x"', 'has insecure = "x", which must be true or false'),
+        ("[data]", "has data = {}, which must be a text in quotes"),
+        ("metrics = 2026-01-01", 'has metrics = "2026-01-01", which must be a text in quotes'),
+    ],
+)
+def test_config_with_a_value_of_another_type(tmp_path: Path, text: str, said: str) -> None:
+    """The file is named, the key, and what it should be."""
+    config = tmp_path / "collector.toml"
+    config.write_text(text, encoding="utf-8")
+
+    code, error = says("--config", str(config))
+
+    assert (code, one_sentence(error)) == (2, f"wetink-collector: config file {config} {said}")
 
 
 def test_config_environment_and_flag_in_rising_order(tmp_path: Path) -> None:
