@@ -28,6 +28,7 @@ from pyroaring import BitMap64
 from tests.support import programs
 from tests.support.agent import HOST, running_agent
 from tests.support.collector import CollectorProcess, running_collector
+from wetink import logs
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Harvest
@@ -359,6 +360,7 @@ def main() -> int:
     if os.geteuid():
         sys.stderr.write("the benchmarks track other processes and need root: run `sudo make bench`\n")
         return 1
+    logs.configure()  # to standard error: the agent's own parts, used here, log too
     results = [holds for name in names for holds in BENCHES[name]()]
     return 0 if all(results) else 1
 
