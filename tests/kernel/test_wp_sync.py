@@ -17,7 +17,6 @@ from tests.support import programs
 from tests.support.copying import shadow_copy
 from tests.support.programs import WRITER_PATTERNS, Program
 from tests.support.victim import PAGE, Victim, victim, within
-from wetink.pages import runs
 from wetink_agent import wp_sync
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Harvest
@@ -106,22 +105,37 @@ class WithoutTheScan(WpSync):
         return populated, Runs(pages, pages + np.uint64(1))
 
 
-class WithGaps(WpSync):
-    """Protects what lies between unprotected pages too, if it is little."""
-
-    def _protect_ours(self, pages: BitMap64) -> BitMap64:
-        starts, ends = runs(pages)
-        for start, end in zip(ends[:-1].tolist(), starts[1:].tolist(), strict=True):
-            if end - start < 1024:
-                pages.add_range(start, end)
-        return super()._protect_ours(pages)
-
-
-@pytest.mark.parametrize("broken", [WithoutTheScan, WithGaps])
-def test_a_tracker_that_leaves_out_a_step_is_found_out(broken: type[WpSync]) -> None:
-    """The same run with one step done wrong fails within a few tries: the test above would see such a mistake."""
-    outcomes = (shadow_copy("dontneed_pages", rounds=ROUNDS, seed=seed, backend=broken) for seed in range(1, 11))
+def test_a_tracker_without_the_scan_is_found_out() -> None:
+    """The same run by the messages alone fails within a few tries: the test above would see such a mistake."""
+    outcomes = (
+        shadow_copy("dontneed_pages", rounds=ROUNDS, seed=seed, backend=WithoutTheScan) for seed in range(1, 11)
+    )
     assert any(outcome.differences for outcome in outcomes)
+
+
+@pytest.mark.parametrize("fills_gaps", [False, True])
+def test_what_is_filled_between_scan_and_protection_is_in_the_next_round(*, fills_gaps: bool) -> None:
+    """A hole between two written pages is filled when the scan has passed; protecting it too would hide the write."""
+    with victim() as target:
+        first = target.map(3, filled=False)
+        target.write(first, first + 2)
+
+        class Slow(WpSync):
+            def _protect_ours(self, pages: BitMap64) -> BitMap64:
+                target.write(first + 1)
+                if fills_gaps:
+                    pages.add(first + 1)
+                return super()._protect_ours(pages)
+
+        tracker = Slow(target.pid, take_userfaultfd(target.pid), span_bytes_max=PAGE)
+        try:
+            tracker.harvest()
+            target.do(f"checked(libc.madvise({(first + 1) * PAGE}, {PAGE}, 4))")
+            target.write(first, first + 2)
+            tracker.harvest()
+            assert (1 in within(tracker.harvest(), first, 3)[0]) is not fills_gaps
+        finally:
+            tracker.close()
 
 
 @pytest.mark.parametrize("mib, rounds, share", [(16, 12, 40), (256, 4, 10)])
@@ -259,6 +273,22 @@ def test_holes_zaps_and_new_memory_need_no_message() -> None:
             assert within(harvest, first, 100) == ({7}, set())
             assert harvest.events is not None
             assert first + 7 in (harvest.events.addresses // PAGE).tolist()
+
+
+def test_marks_that_a_lost_registration_leaves_behind_hide_nothing() -> None:
+    """A mapping that another is moved back to loses its registration with it, not its marks: what is written is seen."""
+    with victim() as target:
+        first = target.map(20)
+        half, away = (first + 10) * PAGE, target.map(10, filled=False) * PAGE
+        with tracked(target.pid) as tracker:
+            tracker.harvest()
+            target.do(f"checked(libc.mremap({half}, {10 * PAGE}, {10 * PAGE}, 3, {away}))")
+            tracker.harvest()
+            target.do(f"checked(libc.mremap({away}, {10 * PAGE}, {10 * PAGE}, 3, {half}))")
+            target.write(first + 3, first + 13)
+            assert {3, 13} <= within(tracker.harvest(), first, 20)[0]
+            target.write(first + 4)
+            assert within(tracker.harvest(), first, 20)[0] == {4}
 
 
 def test_a_killed_agent_leaves_the_target_running() -> None:
