@@ -276,7 +276,7 @@ def test_holes_zaps_and_new_memory_need_no_message() -> None:
 
 
 def test_marks_that_a_lost_registration_leaves_behind_hide_nothing() -> None:
-    """A mapping that another is moved back to loses its registration with it, not its marks: what is written is seen."""
+    """A mapping to which another is moved back loses its registration, not its marks: what is written is seen."""
     with victim() as target:
         first = target.map(20)
         half, away = (first + 10) * PAGE, target.map(10, filled=False) * PAGE
