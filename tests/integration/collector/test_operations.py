@@ -86,6 +86,7 @@ def test_reflection_lists_the_services_and_their_files(collector: CollectorProce
         "Barrier",
         "GetDirty",
         "Watch",
+        "StreamEvents",
     ]
 
 
