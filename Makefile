@@ -17,13 +17,18 @@ unexport VIRTUAL_ENV
 .PHONY: help demo test check bench proto format
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## move a running process's memory by its dirty pages alone, and compare every byte (needs root)
 	@$(BIN)/python -m wetink_client.demo $(ARGS)
 
 test: $(STAMP) ## run all tests; what the machine lacks is skipped by name
 	$(BIN)/pytest $(ARGS)
+
+# Emulated, so it takes the better part of an hour; ARGS='--only soft-dirty -- -k random' for some of it.
+.PHONY: test-kernels
+test-kernels: $(STAMP) ## run the kernel tests on other kernels, emulated; a line for each
+	@$(BIN)/python -m tests.kernel.vm.kernels $(ARGS)
 
 check: $(STAMP) ## run the conventions: style, types, contract, layers, kernel headers
 	$(BIN)/pytest tests/conventions $(ARGS)
