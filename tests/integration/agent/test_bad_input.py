@@ -240,6 +240,9 @@ def test_collector_unreachable_then_there(tmp_path: Path, target: programs.Progr
         try:
             agent.wait_for_log("connected")
             with Collector(listen) as client:
+                # Connected is said before the rounds that waited have come.
+                while not client.targets():
+                    time.sleep(0.05)
                 answer = client.dirty(f"{HOST}/{target.pid}", barrier=True)
                 assert answer.complete
                 assert answer.target.round > 10
