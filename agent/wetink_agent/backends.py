@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from wetink_agent import probe
+from wetink_agent import probe, soft_dirty
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Backend
 from wetink_agent.errors import KernelLacks, Untrackable
 from wetink_agent.page_faults import PageFaults, WithEvents
+from wetink_agent.soft_dirty import SoftDirty
 from wetink_agent.wp_async import Range, WpAsync
 from wetink_agent.wp_sync import WpSync, why_not_wp_sync, why_risky
 
@@ -21,6 +22,7 @@ class BackendName(StrEnum):
     AUTO = "auto"
     WP_ASYNC = "wp-async"
     WP_SYNC = "wp-sync"
+    SOFT_DIRTY = "soft-dirty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +51,17 @@ def choose(asked: BackendName, *, events_ring_bytes: int = 0, accept_risk: bool 
     Raises:
         KernelLacks: This kernel cannot.
     """
-    name = BackendName.WP_ASYNC if asked is BackendName.AUTO else asked
-    lacking = _PROBES[name]()
-    if lacking is not None:
-        message = f"this kernel cannot track with {name}: {lacking}"
-        raise KernelLacks(message)
-    reason = _SEEN if asked is BackendName.AUTO else "asked for"
-    if events_ring_bytes and name is BackendName.WP_ASYNC:
-        reason += "; with the stream of events"
-    return Choice(name, reason, events_ring_bytes, accept_risk)
+    lacking: dict[BackendName, str] = {}
+    for name in _BY_ITSELF if asked is BackendName.AUTO else (asked,):
+        why = _PROBES[name]()
+        if why is None:
+            reason = "; ".join([*(f"not {other}: {text}" for other, text in lacking.items()), _SEEN[name]])
+            if events_ring_bytes and name is BackendName.WP_ASYNC:
+                reason += "; with the stream of events"
+            return Choice(name, reason, events_ring_bytes, accept_risk)
+        lacking[name] = why
+    message = "; ".join(f"this kernel cannot track with {name}: {why}" for name, why in lacking.items())
+    raise KernelLacks(message)
 
 
 def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Range]) -> Backend:
@@ -74,6 +78,10 @@ def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ran
     """
     if choice.name is BackendName.WP_SYNC:
         return _open_wp_sync(choice, pid, uffd, scope)
+    if choice.name is BackendName.SOFT_DIRTY:
+        if uffd is not None:
+            os.close(uffd)  # it is not what finds the pages, but it says who offered them and which
+        return SoftDirty(pid, scope)
     tracker = WpAsync(pid, take_userfaultfd(pid) if uffd is None else uffd, scope)
     if not choice.events_ring_bytes:
         return tracker
@@ -94,9 +102,17 @@ def _open_wp_sync(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ra
     return WpSync(pid, take_userfaultfd(pid) if uffd is None else uffd, scope)
 
 
+_BY_ITSELF: Final = (BackendName.WP_ASYNC, BackendName.SOFT_DIRTY)
+"""What AUTO tries, best first. Never ``wp-sync``: it can harm a target, which nobody should get unasked."""
+
 _PROBES: Final[Mapping[BackendName, Callable[[], str | None]]] = {
     # Looked up when it is called: the probe is what tests replace.
     BackendName.WP_ASYNC: lambda: probe.why_not_wp_async(),  # noqa: PLW0108
     BackendName.WP_SYNC: why_not_wp_sync,
+    BackendName.SOFT_DIRTY: lambda: soft_dirty.why_not_soft_dirty(),  # noqa: PLW0108
 }
-_SEEN: Final = "a probe saw the kernel report a write to a page armed with UFFD_FEATURE_WP_ASYNC"
+_SEEN: Final = {
+    BackendName.WP_ASYNC: "a probe saw the kernel report a write to a page armed with UFFD_FEATURE_WP_ASYNC",
+    BackendName.WP_SYNC: "asked for, and a probe found the features it needs",
+    BackendName.SOFT_DIRTY: "a probe saw the soft-dirty bit set by a write and cleared by clear_refs",
+}

@@ -297,6 +297,9 @@ def _backend(text: str, ring: str, *, accept_risk: bool) -> Choice:
         choice = choose(name, events_ring_bytes=_ring_bytes(ring) if ring else 0, accept_risk=accept_risk)
     except KernelLacks as error:
         raise Failure(str(error)) from error
+    if ring and choice.name is BackendName.SOFT_DIRTY:
+        message = "--events goes with wp-async alone, and this kernel tracks with soft-dirty: leave it out"
+        raise Failure(message, ExitCode.USAGE)
     for hazard in HAZARDS if choice.name is BackendName.WP_SYNC else ():
         log.warning("hazard", backend=str(choice.name), what=hazard)
     return choice
