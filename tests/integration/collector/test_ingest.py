@@ -234,8 +234,9 @@ def test_message_of_exactly_the_bound_is_taken(agent: Agent, one: types_pb2.Targ
     """The contract's 1 MiB is the serialized message."""
     agent.hello()
     message = batch(one, 1, written=[1])
-    message.events.address = bytes(MESSAGE_BYTES_MAX - message.ByteSize() - 20)
-    message.events.address += bytes(MESSAGE_BYTES_MAX - ingest_pb2.AgentMessage(write_protect_batch=message).ByteSize())
+    message.events.address = bytes((MESSAGE_BYTES_MAX - message.ByteSize() - 64) // 8 * 8)
+    thread = message.events.threads.add(name="x")
+    thread.name += "x" * (MESSAGE_BYTES_MAX - ingest_pb2.AgentMessage(write_protect_batch=message).ByteSize())
     assert ingest_pb2.AgentMessage(write_protect_batch=message).ByteSize() == MESSAGE_BYTES_MAX
     agent.say(start(one), message)
 
