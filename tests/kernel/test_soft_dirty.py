@@ -24,7 +24,7 @@ LACKING = why_not_soft_dirty()
 pytestmark = [
     pytest.mark.needs("root", "cc"),
     pytest.mark.skipif(LACKING is not None, reason=f"needs soft-dirty: {LACKING}"),
-    pytest.mark.timeout(300),  # an emulated machine is slow
+    pytest.mark.timeout(900),  # an emulated machine is slow, on busy cores above all
 ]
 
 ROUNDS = 20
