@@ -31,6 +31,8 @@ MEMORY_MIB: Final = 3072
 
 _SHARED: Final = "trans=virtio,version=9p2000.L,msize=512000"
 _INIT: Final = r"""#!/bin/sh
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+exec >/dev/console 2>&1
 /bin/busybox mount -t proc proc /proc
 while read -r module; do /bin/busybox insmod "/modules/$module"; done </modules/order
 /bin/busybox mount -t 9p -o ro,cache=loose,{shared} machine /machine
