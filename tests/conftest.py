@@ -5,6 +5,7 @@ Tests are found by the paths of the repository (``pythonpath`` in pyproject.toml
 """
 
 import os
+import signal
 
 import pytest
 
@@ -20,7 +21,9 @@ settings.load_profile("wetink")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Describe the marker, and refuse a ``WETINK_REQUIRE`` that names nothing."""
+    """Describe the marker, refuse a ``WETINK_REQUIRE`` that names nothing, and let programs be interrupted."""
+    # A shell starts what it puts into the background with SIGINT ignored, and every program would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "needs(name, ...): skip where one of these is missing; see tests/support/needs.py"
     )

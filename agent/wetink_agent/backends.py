@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from wetink_agent import probe, soft_dirty
+from wetink_agent import probe, soft_dirty, wp_sync
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Backend
 from wetink_agent.errors import KernelLacks, Untrackable
 from wetink_agent.page_faults import PageFaults, WithEvents
+from wetink_agent.shared_memory import Range
 from wetink_agent.soft_dirty import SoftDirty
-from wetink_agent.wp_async import Range, WpAsync
+from wetink_agent.wp_async import WpAsync
 from wetink_agent.wp_sync import WpSync, why_not_wp_sync, why_risky
 
 
@@ -44,24 +45,24 @@ def choose(asked: BackendName, *, events_ring_bytes: int = 0, accept_risk: bool 
     """Probe this kernel and pick.
 
     Args:
-        asked: What the user wants; AUTO picks the best that works here and harms nobody.
+        asked: What the user wants; AUTO picks what no target ever waits for, ``wp-async``, or says what else works.
         events_ring_bytes: See ``Choice``.
         accept_risk: See ``Choice``.
 
     Raises:
         KernelLacks: This kernel cannot.
     """
-    lacking: dict[BackendName, str] = {}
-    for name in _BY_ITSELF if asked is BackendName.AUTO else (asked,):
-        why = _PROBES[name]()
-        if why is None:
-            reason = "; ".join([*(f"not {other}: {text}" for other, text in lacking.items()), _SEEN[name]])
-            if events_ring_bytes and name is BackendName.WP_ASYNC:
-                reason += "; with the stream of events"
-            return Choice(name, reason, events_ring_bytes, accept_risk)
-        lacking[name] = why
-    message = "; ".join(f"this kernel cannot track with {name}: {why}" for name, why in lacking.items())
-    raise KernelLacks(message)
+    name = BackendName.WP_ASYNC if asked is BackendName.AUTO else asked
+    lacking = _PROBES[name]()
+    if lacking is not None:
+        message = f"this kernel cannot track with {name}: {lacking}"
+        if asked is BackendName.AUTO and _PROBES[BackendName.SOFT_DIRTY]() is None:
+            message += "; it can with --backend soft-dirty, which stops the target for a while in each round"
+        raise KernelLacks(message)
+    reason = _SEEN[name]
+    if events_ring_bytes and name is BackendName.WP_ASYNC:
+        reason += "; with the stream of events"
+    return Choice(name, reason, events_ring_bytes, accept_risk)
 
 
 def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Range]) -> Backend:
@@ -102,15 +103,19 @@ def _open_wp_sync(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ra
     return WpSync(pid, take_userfaultfd(pid) if uffd is None else uffd, scope)
 
 
-_BY_ITSELF: Final = (BackendName.WP_ASYNC, BackendName.SOFT_DIRTY)
-"""What AUTO tries, best first. Never ``wp-sync``: it can harm a target, which nobody should get unasked."""
-
 _PROBES: Final[Mapping[BackendName, Callable[[], str | None]]] = {
     # Looked up when it is called: the probe is what tests replace.
     BackendName.WP_ASYNC: lambda: probe.why_not_wp_async(),  # noqa: PLW0108
     BackendName.WP_SYNC: why_not_wp_sync,
     BackendName.SOFT_DIRTY: lambda: soft_dirty.why_not_soft_dirty(),  # noqa: PLW0108
 }
+HAZARDS: Final[Mapping[BackendName, tuple[str, ...]]] = {
+    BackendName.WP_ASYNC: (),
+    BackendName.WP_SYNC: wp_sync.HAZARDS,
+    BackendName.SOFT_DIRTY: soft_dirty.HAZARDS,
+}
+"""What each backend can do to a target."""
+
 _SEEN: Final = {
     BackendName.WP_ASYNC: "a probe saw the kernel report a write to a page armed with UFFD_FEATURE_WP_ASYNC",
     BackendName.WP_SYNC: "asked for, and a probe found the features it needs",

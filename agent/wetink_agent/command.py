@@ -19,13 +19,12 @@ from wetink.names import NameMalformed, check_address, check_host_id
 from wetink.v1 import types_pb2
 from wetink_agent import recorder
 from wetink_agent.agent import Agent, Settings
-from wetink_agent.backends import BackendName, Choice, choose
+from wetink_agent.backends import HAZARDS, BackendName, Choice, choose
 from wetink_agent.discovery import Selection
 from wetink_agent.errors import KernelLacks, NoSuchProcess, TrackingError
 from wetink_agent.recording import Recording, RecordingUnusable
 from wetink_agent.replay import Pace, ReplayAgent
 from wetink_agent.uplink import Deposed
-from wetink_agent.wp_sync import HAZARDS
 
 REPLAY: Final = "replay:"
 """What stands before the file of a recording in ``--backend``."""
@@ -300,7 +299,7 @@ def _backend(text: str, ring: str, *, accept_risk: bool) -> Choice:
     if ring and choice.name is BackendName.SOFT_DIRTY:
         message = "--events goes with wp-async alone, and this kernel tracks with soft-dirty: leave it out"
         raise Failure(message, ExitCode.USAGE)
-    for hazard in HAZARDS if choice.name is BackendName.WP_SYNC else ():
+    for hazard in HAZARDS[choice.name]:
         log.warning("hazard", backend=str(choice.name), what=hazard)
     return choice
 

@@ -98,7 +98,7 @@ class Events:
         )
 
 
-def joined(parts: Sequence[Events]) -> Events:
+def joined(parts: Sequence[Events], count_max: int = EVENTS_MAX) -> Events:
     """Put events one after the other, all of one backend; what is beyond the bound is counted as lost."""
     whole = Events(
         np.concatenate([_NONE_64, *(part.addresses for part in parts)]),
@@ -110,8 +110,8 @@ def joined(parts: Sequence[Events]) -> Events:
         tuple(dict(thread for part in parts for thread in part.threads).items())[-NAMES_MAX:],
         tuple(dict.fromkeys(mapping for part in parts for mapping in part.mappings))[-NAMES_MAX:],
     )
-    beyond = max(0, len(whole) - EVENTS_MAX)
-    return replace(whole.part(0, EVENTS_MAX), lost_count=whole.lost_count + beyond) if beyond else whole
+    beyond = max(0, len(whole) - count_max)
+    return replace(whole.part(0, count_max), lost_count=whole.lost_count + beyond) if beyond else whole
 
 
 _NONE_64: Final = np.empty(0, dtype=np.uint64)

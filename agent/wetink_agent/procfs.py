@@ -90,6 +90,11 @@ def parse_maps(maps: bytes) -> Iterator[Mapping]:
         )
 
 
+def is_hugetlb(mapping: Mapping, devices: frozenset[str]) -> bool:
+    """Whether a mapping is of huge pages; ``devices`` are those of hugetlbfs, as ``memory_devices`` gives them."""
+    return mapping.name.startswith("/anon_hugepage") or mapping.device in devices
+
+
 def vdso_range(pid: int) -> tuple[int, int]:
     """Give the first address of a process's vdso and the one after its last; two zeros where it has none."""
     match = _VDSO.search(read_maps(pid))

@@ -18,6 +18,9 @@ MAPPING_CHANGES_MAX: Final = 1024
 EVENTS_PER_MESSAGE_MAX: Final = 1 << 14
 """Events in one batch, at most 36 bytes each: more would not leave room for the rest of the message."""
 
+EVENTS_UNITED_MAX: Final = EVENTS_PER_MESSAGE_MAX
+"""Events kept of rounds that are united: where room is short, time resolution goes first."""
+
 _EVENTS_BYTES_MAX: Final = EVENTS_PER_MESSAGE_MAX * 36 + (352 << 10)  # with names of four bytes a character
 
 
@@ -85,7 +88,7 @@ def unite(older: Round, newer: Round) -> Round:
         header,
         (written - later_vanished) | later_written,
         (vanished - later_written) | later_vanished,
-        joined(events) if events else None,
+        joined(events, EVENTS_UNITED_MAX) if events else None,
     )
 
 

@@ -8,7 +8,7 @@ Source: the RoaringFormatSpec; our benchmark ``tests/bench``.
 
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -79,7 +79,26 @@ def adjacent_runs(starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> Runs:
     return Runs(starts[np.concatenate(([0], breaks + 1))], ends[np.concatenate((breaks, [ends.size - 1]))])
 
 
+def joined_runs(parts: Sequence[Runs]) -> Runs:
+    """Make one of ascending runs of pages, which may overlap from part to part."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Runs(_NO_PAGES, _NO_PAGES)
+    starts = np.concatenate([part.starts for part in parts])
+    ends = np.concatenate([part.ends for part in parts])
+    if (starts[1:] >= ends[:-1]).all():
+        return adjacent_runs(starts, ends)
+    order = np.argsort(starts, kind="stable")
+    starts, ends = starts[order], np.maximum.accumulate(ends[order])
+    # A run that begins within what came before adds nothing to it but its end.
+    starts[1:] = np.maximum(starts[1:], ends[:-1])
+    filled = np.flatnonzero(starts < ends)
+    return adjacent_runs(starts[filled], ends[filled])
+
+
 _ONE: Final = np.uint64(1)
+_NO_PAGES: Final = np.empty(0, dtype=np.uint64)
 
 
 def _lay_out(starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> BitMap64:

@@ -49,11 +49,18 @@ from wetink_agent import procfs, shared_memory
 from wetink_agent.backend import Harvest
 from wetink_agent.errors import NoSuchProcess, NotPermitted, TargetExited, TargetReplaced, Untrackable
 from wetink_agent.freeze import NotFrozen, while_frozen
-from wetink_agent.runs import Runs, adjacent_runs
+from wetink_agent.runs import Runs, adjacent_runs, joined_runs
 from wetink_agent.shared_memory import Range
 
 ENTRIES_AT_ONCE: Final = 1 << 17
 """Pages whose bits are read at once, 1 MiB: what the processor's cache holds."""
+
+HAZARDS: Final = (
+    "Each round stops the target and its descendants: some 20 ms for each GiB mapped, and at most 0.5 s to stop them.",
+    "A thread that waits in epoll_wait, semop or sigtimedwait may see EINTR in each round.",
+    "Whoever else clears soft-dirty bits, CRIU for one, takes them from the agent unseen.",
+)
+"""What can happen to a target or to its answers, one sentence each: printed where this backend is chosen."""
 
 # Of a pagemap entry, proc_pid_pagemap(5).
 _PRESENT: Final = np.uint64(1 << 63)
@@ -146,13 +153,13 @@ class SoftDirty:
         self._check_alive()
 
         mapped, unmapped = self._compare_maps(bits.maps)
-        written, moved = _joined(bits.written).to_set(), self._moved(bits)
+        written, moved = joined_runs(bits.written).to_set(), self._moved(bits)
         populated = _as_runs(self._pages).to_set()
         if self._known is None:
             written |= populated
             self._known = BitMap64()
         evident_page_count = len(written)
-        written |= _joined(bits.cautious).to_set()
+        written |= joined_runs(bits.cautious).to_set()
         written |= shared
         written |= moved
         known = populated | written
@@ -249,7 +256,7 @@ class SoftDirty:
             for mapping in procfs.parse_maps(bits.maps):
                 if mapping.shared or (not mapping.inode and _KERNEL_MADE.fullmatch(mapping.name)):
                     continue
-                is_untold = _is_hugetlb(mapping, hugetlb)
+                is_untold = procfs.is_hugetlb(mapping, hugetlb)
                 for start, end in shared_memory.within(self._scope, mapping.start, mapping.end):
                     for page, entries in self._entries_in(pagemap, start, end):
                         self._tell(bits, page, entries, is_file=bool(mapping.inode), is_untold=is_untold)
@@ -385,17 +392,6 @@ _NOTHING: Final = np.empty(0, dtype=np.uint64)
 def _as_runs(pages: NDArray[np.uint64]) -> Runs:
     """Give the runs of ascending pages."""
     return adjacent_runs(pages, pages + np.uint64(1))
-
-
-def _joined(parts: Sequence[Runs]) -> Runs:
-    """Make one of ascending runs."""
-    if not parts:
-        return Runs(_NOTHING, _NOTHING)
-    return adjacent_runs(np.concatenate([part.starts for part in parts]), np.concatenate([part.ends for part in parts]))
-
-
-def _is_hugetlb(mapping: procfs.Mapping, devices: frozenset[str]) -> bool:
-    return mapping.name.startswith("/anon_hugepage") or mapping.device in devices
 
 
 def _addresses(lines: set[tuple[bytes, bytes]]) -> tuple[Range, ...]:

@@ -24,7 +24,7 @@ import select
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +34,12 @@ from wetink import syscalls
 from wetink.pages import PAGE_SIZE
 from wetink.pages import runs as runs_of
 from wetink.v1 import types_pb2
-from wetink_agent import procfs
+from wetink_agent import procfs, shared_memory
 from wetink_agent.backend import Harvest
 from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TargetExited, TargetReplaced, Untrackable
 from wetink_agent.probe import FEATURES
-from wetink_agent.runs import Runs, adjacent_runs
+from wetink_agent.runs import Runs, adjacent_runs, joined_runs
+from wetink_agent.shared_memory import Range
 from wetink_agent.uapi import fs
 from wetink_agent.uapi import userfaultfd as uf
 
@@ -69,33 +70,18 @@ _KERNEL_START: Final = 1 << 63
 _POPULATED: Final = fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED
 _ANY_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
 _KERNEL_MADE: Final = re.compile(r"\[(?:vdso|vvar\w*|vsyscall|uprobes)\]")
-_SHARED_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...s ([0-9a-f]+) ([0-9a-f:]+) [0-9]+ *(.*)$", re.MULTILINE)
 # With inode 0: a file may have such a name too.
 _KERNEL_MADE_LINE: Final = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ 00:00 0 +\[(?:vdso|vvar\w*|vsyscall|uprobes)\]$", re.MULTILINE
 )
-# Of file systems that are mounted nowhere a process could see: shared anonymous memory, memfd, System V, hugetlb.
-_SHARED_MEMORY_NAMES: Final = (b"/dev/zero (deleted)", b"/dev/shm/", b"/memfd:", b"/SYSV", b"/anon_hugepage")
-_MEMORY_TYPES: Final = ("tmpfs", "ramfs", "hugetlbfs")
-_DEVICE_NAMES: Final = (b"/dev/", b"anon_inode:", b"/[aio]")
-
-Range = tuple[int, int]
-"""First address, and the address after the last."""
-
-
-class _SharedPart(NamedTuple):
-    """The part of a mapping of shared memory that is within the scope."""
-
-    span: Range
-    mapping: Range
-    offset: int
-    """Of the mapping's first byte in its object."""
 
 
 class WpAsync:
     """Tracks one process. It owns the userfaultfd, of which there is no other copy."""
 
     kind: types_pb2.Backend.ValueType = types_pb2.BACKEND_WP_ASYNC
+    features: int = FEATURES
+    newest_feature: str = "UFFD_FEATURE_WP_ASYNC (Linux 6.7 has it)"
 
     def __init__(self, pid: int, uffd: int, scope: Sequence[Range] = ()) -> None:
         """Take over a userfaultfd; nothing is armed before the first harvest.
@@ -120,7 +106,7 @@ class WpAsync:
         self._maps_told = b""
         self._ours = BitMap64()
         self._audited: list[Range] = []
-        self._shared_memory: list[_SharedPart] = []
+        self._shared_memory: list[shared_memory.Part] = []
         self._populated_runs: Runs | None = None
         self._populated = BitMap64()
         self._known: BitMap64 | None = None
@@ -178,7 +164,7 @@ class WpAsync:
         self._pagemap = self._uffd = self._pidfd = -1
 
     def _open(self) -> None:
-        argument = uf.uffdio_api(api=uf.UFFD_API, features=FEATURES)
+        argument = uf.uffdio_api(api=uf.UFFD_API, features=self.features)
         try:
             syscalls.ioctl(self._uffd, uf.UFFDIO_API, argument, "UFFDIO_API")
         except OSError as error:
@@ -186,7 +172,7 @@ class WpAsync:
                 message = f"cannot track process {self._pid}: what it offered is no userfaultfd"
                 raise Untrackable(message) from error
             message = (
-                f"cannot track process {self._pid}: this kernel lacks UFFD_FEATURE_WP_ASYNC (Linux 6.7 has it), "
+                f"cannot track process {self._pid}: this kernel lacks {self.newest_feature}, "
                 "or its userfaultfd has been through UFFDIO_API before: offer a fresh one"
             )
             raise KernelLacks(message) from error
@@ -259,7 +245,7 @@ class WpAsync:
         for mapping in procfs.parse_maps(self._maps):
             first = int(np.searchsorted(page_ends, mapping.start, side="right"))
             last = int(np.searchsorted(page_starts, mapping.end, side="left"))
-            if mapping.shared or _is_hugetlb(mapping, hugetlb):
+            if mapping.shared or procfs.is_hugetlb(mapping, hugetlb):
                 continue
             if not mapping.inode:
                 whole = first < last or (neighbours and self._is_beside_ours(mapping))
@@ -276,7 +262,7 @@ class WpAsync:
                     zip(page_starts[first:last].tolist(), page_ends[first:last].tolist(), strict=True) if few else ()
                 )
             for start, end in spans:
-                for span in self._within_scope(max(start, mapping.start), min(end, mapping.end)):
+                for span in shared_memory.within(self._scope, max(start, mapping.start), min(end, mapping.end)):
                     self._register_span(span)
 
     def _is_beside_ours(self, mapping: procfs.Mapping) -> bool:
@@ -317,17 +303,17 @@ class WpAsync:
             inverted=fs.PAGE_IS_FILE,
             returned=fs.PAGE_IS_WRITTEN | _POPULATED,
         ):
-            populated.append(_runs(regions))
+            populated.append(region_runs(regions))
             found = regions[:, 2] & _WRITTEN
             if int(np.bitwise_or.reduce(regions[:, 2])) & fs.PAGE_IS_SWAPPED:
                 found |= (regions[:, 2] & _SWAPPED) * self._in_private_file(regions[:, 0])
             indexes = np.flatnonzero(found != 0)
             if indexes.size:
-                runs.append(_runs(regions.take(indexes, axis=0)))
+                runs.append(region_runs(regions.take(indexes, axis=0)))
             if sum(part.starts.size for part in runs) > RUNS_AT_ONCE:
-                written |= _joined(runs).to_set()
+                written |= joined_runs(runs).to_set()
                 runs.clear()
-        return _joined(populated), written | _joined(runs).to_set()
+        return joined_runs(populated), written | joined_runs(runs).to_set()
 
     def _shared(self) -> Runs:
         """Find what there is of shared memory: all of it may have changed through another mapping or a descriptor.
@@ -339,7 +325,7 @@ class WpAsync:
             return _NO_RUNS
         parts = [self._populated_in([part.span for part in self._shared_memory], mask=0, inverted=0)]
         for part in self._shared_memory:
-            pages = _object_pages(self._pid, part)
+            pages = shared_memory.object_pages(self._pid, part)
             if pages is None:
                 # What was reported once is at least not said to have vanished.
                 start, end = part.span
@@ -347,10 +333,10 @@ class WpAsync:
                 known.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
                 pages = Runs(*runs_of(known & (self._known or BitMap64())))
             parts.append(pages)
-        return _joined([part for part in parts if part.starts.size])
+        return joined_runs([part for part in parts if part.starts.size])
 
     def _populated_in(self, spans: Iterable[Range], *, mask: int, inverted: int) -> Runs:
-        return _joined([_runs(regions) for regions in self._scan(spans, mask=mask, inverted=inverted)])
+        return joined_runs([region_runs(regions) for regions in self._scan(spans, mask=mask, inverted=inverted)])
 
     def _settle(self, populated: Runs, reported: BitMap64) -> tuple[BitMap64, int]:
         """Compare with what was known and remember what is; give what vanished, and how much is known now."""
@@ -451,7 +437,7 @@ class WpAsync:
         self._audited = _without(
             self._whole(), [(int(a, 16), int(b, 16)) for a, b in _KERNEL_MADE_LINE.findall(self._maps)]
         )
-        self._shared_memory = self._find_shared_memory()
+        self._shared_memory = shared_memory.find(self._pid, self._maps, self._scope)
         plan: list[Range] = []
         for scope_start, scope_end in self._whole():
             position, mapped = scope_start, 0
@@ -467,23 +453,6 @@ class WpAsync:
             if position < scope_end:
                 plan.append((position, scope_end))
         self._plan = plan
-
-    def _find_shared_memory(self) -> list[_SharedPart]:
-        """Find the mappings of shared memory: of files that are memory, or lie on no mount the process can see."""
-        lines = _SHARED_LINE.findall(self._maps)
-        mounts = procfs.mounts(self._pid) if lines else {}
-        return [
-            _SharedPart(span, (int(start, 16), int(end, 16)), int(offset, 16))
-            for start, end, offset, device, name in lines
-            if name.startswith(_SHARED_MEMORY_NAMES)
-            or (mounts.get(device.decode(), "ramfs") in _MEMORY_TYPES and not name.startswith(_DEVICE_NAMES))
-            for span in self._within_scope(int(start, 16), int(end, 16))
-        ]
-
-    def _within_scope(self, start: int, end: int) -> Iterator[Range]:
-        for scope_start, scope_end in self._scope or ((start, end),):
-            if max(start, scope_start) < min(end, scope_end):
-                yield max(start, scope_start), min(end, scope_end)
 
     def _read_maps(self) -> bytes:
         try:
@@ -553,39 +522,6 @@ _NO_PAGES: Final = np.empty(0, dtype=np.uint64)
 _NO_RUNS: Final = Runs(_NO_PAGES, _NO_PAGES)
 
 
-def _object_pages(pid: int, part: _SharedPart) -> Runs | None:
-    """Find which pages of shared memory its object has data for; None where we may not look at the object.
-
-    Source: lseek(2), SEEK_DATA; /proc/PID/map_files needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
-    """
-    mapping_start, mapping_end = part.mapping
-    # From a place in the object to the address where it is mapped.
-    shift = mapping_start - part.offset
-    position, last = part.span[0] - shift, part.span[1] - shift
-    starts, ends = [], []
-    try:
-        path = f"/proc/{pid}/map_files/{mapping_start:x}-{mapping_end:x}"
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        if os.fstatvfs(fd).f_bsize != PAGE_SIZE:
-            return None  # hugetlbfs calls all of a file data, and reading a hole of it takes a huge page
-        while position < last:
-            data = os.lseek(fd, position, os.SEEK_DATA)
-            hole = min(os.lseek(fd, data, os.SEEK_HOLE), last)
-            if data < hole:
-                starts.append((data + shift) // PAGE_SIZE)
-                ends.append((hole + shift + PAGE_SIZE - 1) // PAGE_SIZE)
-            position = max(hole, data + PAGE_SIZE)
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # which says that there is no data from here on
-            return None
-    finally:
-        os.close(fd)
-    return adjacent_runs(np.array(starts, dtype=np.uint64), np.array(ends, dtype=np.uint64))
-
-
 _buffers: Final = threading.local()
 
 
@@ -597,7 +533,7 @@ def _region_buffer() -> NDArray[np.uint64]:
     return regions
 
 
-def _runs(regions: NDArray[np.uint64]) -> Runs:
+def region_runs(regions: NDArray[np.uint64]) -> Runs:
     """Give the pages of regions, which are ascending."""
     runs = adjacent_runs(regions[:, 0], regions[:, 1])
     return Runs(runs.starts >> _PAGE_SHIFT, runs.ends >> _PAGE_SHIFT)
@@ -618,24 +554,6 @@ def _ascending(pieces: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint
         together.append(piece)
     if together:
         yield np.concatenate(together)
-
-
-def _joined(parts: Sequence[Runs]) -> Runs:
-    """Make one of ascending runs of pages, which may overlap from part to part."""
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        return _NO_RUNS
-    starts = np.concatenate([part.starts for part in parts])
-    ends = np.concatenate([part.ends for part in parts])
-    if (starts[1:] >= ends[:-1]).all():
-        return adjacent_runs(starts, ends)
-    order = np.argsort(starts, kind="stable")
-    starts, ends = starts[order], np.maximum.accumulate(ends[order])
-    # A run that begins within what came before adds nothing to it but its end.
-    starts[1:] = np.maximum(starts[1:], ends[:-1])
-    filled = np.flatnonzero(starts < ends)
-    return adjacent_runs(starts[filled], ends[filled])
 
 
 def _uses_userfaultfd(pid: int, start: int, end: int) -> Untrackable:
@@ -675,10 +593,6 @@ def _without(spans: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
             if start < end
         ]
     return list(spans)
-
-
-def _is_hugetlb(mapping: procfs.Mapping, devices: frozenset[str]) -> bool:
-    return mapping.name.startswith("/anon_hugepage") or mapping.device in devices
 
 
 def _addresses(lines: Iterable[tuple[bytes, bytes]]) -> tuple[Range, ...]:

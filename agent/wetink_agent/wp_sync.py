@@ -39,15 +39,16 @@ from wetink import syscalls
 from wetink.pages import PAGE_SIZE
 from wetink.pages import runs as runs_of
 from wetink.v1 import types_pb2
-from wetink_agent import procfs
+from wetink_agent import procfs, shared_memory
 from wetink_agent.backend import Harvest
-from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, Untrackable
+from wetink_agent.errors import Untrackable
 from wetink_agent.events import Events, joined
 from wetink_agent.resolver import MESSAGE, Log, Resolver
-from wetink_agent.runs import Runs, adjacent_runs
+from wetink_agent.runs import Runs, adjacent_runs, joined_runs
+from wetink_agent.shared_memory import Range
 from wetink_agent.uapi import fs
 from wetink_agent.uapi import userfaultfd as uf
-from wetink_agent.wp_async import Range, WpAsync, _joined, _runs
+from wetink_agent.wp_async import WpAsync, region_runs
 
 FEATURES: Final = uf.UFFD_FEATURE_PAGEFAULT_FLAG_WP | uf.UFFD_FEATURE_THREAD_ID | uf.UFFD_FEATURE_EXACT_ADDRESS
 """What ``wp-sync`` asks the kernel for."""
@@ -81,6 +82,8 @@ class WpSync(WpAsync):
     """Tracks one process. It owns the userfaultfd, of which there is no other copy."""
 
     kind: types_pb2.Backend.ValueType = types_pb2.BACKEND_WP_SYNC
+    features: int = FEATURES
+    newest_feature: str = "UFFD_FEATURE_EXACT_ADDRESS (Linux 5.18 has it)"
 
     def __init__(
         self, pid: int, uffd: int, scope: Sequence[Range] = (), *, span_bytes_max: int = SPAN_BYTES_MAX
@@ -151,35 +154,6 @@ class WpSync(WpAsync):
             self._resolver = None
         super().close()
 
-    def _open(self) -> None:
-        argument = uf.uffdio_api(api=uf.UFFD_API, features=FEATURES)
-        try:
-            syscalls.ioctl(self._uffd, uf.UFFDIO_API, argument, "UFFDIO_API")
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                message = f"cannot track process {self._pid}: what it offered is no userfaultfd"
-                raise Untrackable(message) from error
-            message = (
-                f"cannot track process {self._pid}: this kernel lacks UFFD_FEATURE_EXACT_ADDRESS (Linux 5.18 has it), "
-                "or its userfaultfd has been through UFFDIO_API before: offer a fresh one"
-            )
-            raise KernelLacks(message) from error
-        try:
-            self._pidfd = os.pidfd_open(self._pid)
-            self._layout = procfs.layout(self._pid)
-            self._is_layout_random = procfs.has_random_layout(self._pid)
-            self._pagemap = self._open_pagemap()
-        except PermissionError as error:
-            message = (
-                f"not permitted to read the page map of process {self._pid}: "
-                "run the agent as its user, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
-            )
-            raise NotPermitted(message) from error
-        except (FileNotFoundError, ProcessLookupError) as error:
-            message = f"there is no process {self._pid}: it has exited, or the pid is wrong"
-            raise NoSuchProcess(message) from error
-        self._refuse_a_second_reader()
-
     # The steps of a round, in their order.
 
     def _look(self) -> tuple[Runs, Runs]:
@@ -195,9 +169,9 @@ class WpSync(WpAsync):
         for regions in self._scan(
             spans, mask=fs.PAGE_IS_FILE, inverted=fs.PAGE_IS_FILE, returned=fs.PAGE_IS_WRITTEN | _POPULATED
         ):
-            populated.append(_runs(regions))
-            unprotected.append(_runs(regions[(regions[:, 2] & _WRITTEN) != 0]))
-        return _joined(populated), _joined(unprotected)
+            populated.append(region_runs(regions))
+            unprotected.append(region_runs(regions[(regions[:, 2] & _WRITTEN) != 0]))
+        return joined_runs(populated), joined_runs(unprotected)
 
     def _events(self, log: Log, answered_count: int, unprotected: Runs) -> Events:
         """Give the events of this round, one a page, and keep those of the next.
@@ -230,7 +204,7 @@ class WpSync(WpAsync):
                 self._ours.remove_range(first, last)
             elif self._ours.range_cardinality(first, last) < last - first:
                 # It has grown, or been joined with another of ours; or it is the target's own, as this finds out.
-                for span in self._within_scope(mapping.start, mapping.end):
+                for span in shared_memory.within(self._scope, mapping.start, mapping.end):
                     super()._register_span(span)
 
     def _is_registered(self, address: int) -> bool:

@@ -71,7 +71,7 @@ class DirtyService(DirtyServiceServicer):
         self._drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def drain(self) -> None:
-        """End every watch: its reader goes on where the collector comes back."""
+        """End every watch and every stream of events: its reader goes on where the collector comes back."""
         if not self._drained.done():
             self._drained.set_result(None)
 

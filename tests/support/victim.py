@@ -14,7 +14,8 @@ from typing import Final
 from tests.support.programs import Program
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Harvest
-from wetink_agent.wp_async import Range, WpAsync
+from wetink_agent.shared_memory import Range
+from wetink_agent.wp_async import WpAsync
 
 PAGE: Final = 4096
 

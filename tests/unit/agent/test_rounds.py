@@ -10,7 +10,7 @@ from wetink import pages
 from wetink.v1 import ingest_pb2
 from wetink_agent.backend import Harvest
 from wetink_agent.events import EVENTS_MAX, Events, joined
-from wetink_agent.rounds import MAPPING_CHANGES_MAX, Round, unite
+from wetink_agent.rounds import EVENTS_UNITED_MAX, MAPPING_CHANGES_MAX, Round, unite
 
 PAGES = st.frozensets(st.integers(0, 40) | st.integers(0, 1 << 20), max_size=12)
 SETS = st.tuples(PAGES, PAGES).map(lambda pair: (pair[0], pair[1] - pair[0]))
@@ -172,12 +172,17 @@ def test_events_travel_with_their_round(count: int, lost: int, written: int) -> 
 
 
 def test_united_rounds_keep_their_events_in_order() -> None:
-    """The older round's events come first, and what was lost adds up; beyond the bound the rest counts as lost."""
-    one = make_round(1, harvest=replace(harvest_of({1}, ()), events=events(20_000, lost=2)))
-    two = make_round(2, harvest=replace(harvest_of({2}, ()), events=events(10, first=20_000, lost=3)))
+    """The older round's come first and lost ones add up; what is beyond the bound counts as lost, pages never are."""
+    one = make_round(1, harvest=replace(harvest_of({1}, ()), events=events(10_000, lost=2)))
+    two = make_round(2, harvest=replace(harvest_of({2}, ()), events=events(10, first=10_000, lost=3)))
     none = make_round(3, {3}, ())
+    many = make_round(4, harvest=replace(harvest_of({4}, ()), events=events(50_000, first=10_010)))
     united = unite(unite(one, two), none)
+    bounded = unite(united, many)
 
     assert_sound(united)
-    assert_same(events_in(united), events(20_010, lost=5))
+    assert_same(events_in(united), events(10_010, lost=5))
+    assert_sound(bounded)
+    assert_same(events_in(bounded), events(EVENTS_UNITED_MAX, lost=5 + 60_010 - EVENTS_UNITED_MAX))
+    assert plain_sets_of(bounded.parts) == (frozenset({1, 2, 3, 4}), frozenset())
     assert_same(joined([events(EVENTS_MAX), events(7, lost=1)]), events(EVENTS_MAX, lost=8))

@@ -14,7 +14,7 @@ from pyroaring import BitMap64
 from wetink import syscalls
 from wetink.pages import PAGE_SIZE
 from wetink_agent.uapi import fs
-from wetink_agent.wp_async import WpAsync, _runs
+from wetink_agent.wp_async import WpAsync, region_runs
 
 BUFFER_REGIONS = 4
 END = 400 * PAGE_SIZE
@@ -68,6 +68,6 @@ def test_whatever_the_kernel_answered_counts(states: list[frozenset[int]], cuts:
         patch.setattr(syscalls, "ioctl", kernel.ioctl)
         for regions in scanner._scan(spans, mask=0, inverted=0):
             assert (regions[1:, 0] >= regions[:-1, 1]).all()
-            found |= _runs(regions).to_set()
+            found |= region_runs(regions).to_set()
 
     assert set(found) == kernel.seen
