@@ -221,11 +221,13 @@ class _Parts:
         self._add_events(message.events)
 
     def _add_events(self, columns: EventColumns) -> None:
-        self.events_bytes += columns.ByteSize()
-        if self.events_bytes <= EVENTS_BYTES_MAX:
-            self.events += _events(columns)
-        else:
-            self.events[-1].lost_count += columns.lost_count + count(columns)
+        for kept in _events(columns):
+            self.events_bytes += kept.ByteSize()
+            if self.events_bytes <= EVENTS_BYTES_MAX:
+                self.events.append(kept)
+            else:
+                last = self.events[-1]
+                last.lost_count = min(last.lost_count + kept.lost_count + count(kept), NUMBER_MAX)
 
 
 @dataclass(slots=True)
@@ -336,6 +338,7 @@ def _check_batch(message: WriteProtectBatch) -> None:
         message.last_time_ns,
         message.populated_page_count,
         message.cautious_page_count,
+        message.events.lost_count,
     )
     if not 1 <= message.first_round <= message.last_round or message.part >= message.part_count:
         text = (

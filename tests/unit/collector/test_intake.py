@@ -17,7 +17,9 @@ from wetink.v1.types_pb2 import (
     END_REASON_LOST,
     AddressRange,
     EndReason,
+    EventColumns,
     TargetPosition,
+    ThreadName,
 )
 from wetink_collector import intake
 from wetink_collector.catalog import TargetRecord
@@ -171,6 +173,23 @@ def test_parts_become_one_round_when_the_last_has_come(stream: Intake) -> None:
     assert isinstance(taken, RoundsAppended)
     assert (taken.block.written_page_count, taken.block.vanished_page_count) == (3, 2)
     assert taken.block.cautious_page_count == 2
+
+
+def test_events_over_the_bound_are_lost_and_counted(stream: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names without events are not kept and take no room; the page sets are whole, and no number overflows."""
+    monkeypatch.setattr(intake, "EVENTS_BYTES_MAX", 100)
+    names = EventColumns(threads=[ThreadName(thread_id=1, name="x" * 150)])
+    parts = [names, names, EventColumns(address=bytes(40)), EventColumns(address=bytes(160), lost_count=2**63 - 1)]
+    taken = None
+    for number, columns in enumerate(parts):
+        message = batch(6, written=[number], part=number, part_count=len(parts))
+        message.events.CopyFrom(columns)
+        taken = stream.batch(message)
+
+    assert isinstance(taken, RoundsAppended)
+    assert [len(kept.address) for kept in taken.events] == [40]
+    assert taken.events[0].lost_count == 2**63 - 1
+    assert pages_of(taken).written == BitMap64(range(4))
 
 
 def test_parts_of_another_round_discard_what_came(stream: Intake) -> None:
