@@ -34,7 +34,7 @@ from wetink_agent.errors import NoSuchProcess, NotPermitted, TrackingError, Untr
 from wetink_agent.uapi import ptrace as pt
 from wetink_agent.uapi.userfaultfd import UFFD_USER_MODE_ONLY
 
-STOP_SECONDS_MAX: Final = 1.0
+STOP_SECONDS_MAX: Final = 5.0
 """How long a thread may take to stop: one that sleeps uninterruptibly for longer is left alone."""
 
 ROOM_COUNT_MAX: Final = 8
@@ -170,7 +170,7 @@ class _Borrowed:
             self._memory = os.open(f"/proc/{self._pid}/task/{self._tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
             self._vdso = procfs.vdso_range(self._pid)
             self._ptrace(pt.PTRACE_INTERRUPT, 0, "PTRACE_INTERRUPT")
-            self._run_to(pt.PTRACE_CONT, _is_event_stop, resume_first=False)
+            self._await_interruption()
         except BaseException:
             self._close()
             raise
@@ -287,15 +287,16 @@ class _Borrowed:
 
     def _finish_call(self) -> int:
         """Run through the next system call of the stub; what it gave, where a negative number is an errno."""
-        self._run_to(pt.PTRACE_SYSCALL, _is_syscall_stop)
-        self._run_to(pt.PTRACE_SYSCALL, _is_syscall_stop)
+        self._run_to_syscall_stop()
+        self._run_to_syscall_stop()
         return _signed(self._registers().rax)
 
     def _give_back(self, own: pt.user_regs_struct, mask: bytes) -> None:
         try:
             # The kernel restarts an interrupted call only on its way out of a signal stop, so go through one.
             self._ptrace(pt.PTRACE_INTERRUPT, 0, "PTRACE_INTERRUPT")
-            self._run_to(pt.PTRACE_CONT, _is_event_stop)
+            self._ptrace(pt.PTRACE_CONT, 0, "PTRACE_CONT")
+            self._await_interruption()
             # In this order: while the mask is not yet the thread's own, the stub is what it would run.
             self._set_signal_mask(mask)
             self._set_registers(own)
@@ -305,18 +306,25 @@ class _Borrowed:
             if error.errno not in {errno.ESRCH, errno.EIO}:
                 raise
 
-    def _run_to(self, request: int, reached: Callable[[int], bool], *, resume_first: bool = True) -> None:
-        """Resume until the thread stops in the way that is meant; other stops are passed by.
+    def _await_interruption(self) -> None:
+        """Wait for the stop that PTRACE_INTERRUPT asked for; other stops are passed by.
+
+        The kernel forgets the request where the thread was just about to stop for a signal ("any trap clears pending
+        STOP trap", ptrace_stop in kernel/signal.c), so it is made again at each of those: it then comes before the
+        next signal.
+        """
+        while not _is_event_stop(status := self._wait()):
+            self._ptrace(pt.PTRACE_INTERRUPT, 0, "PTRACE_INTERRUPT")
+            self._ptrace(pt.PTRACE_CONT, 0 if _is_syscall_stop(status) else status, "PTRACE_CONT")
+
+    def _run_to_syscall_stop(self) -> None:
+        """Resume until the thread enters or leaves a system call; other stops are passed by.
 
         Those are group stops, which go on when we detach, and the delivery of signals that cannot be blocked.
         """
-        if resume_first:
-            self._ptrace(request, 0, "PTRACE_CONT")
-        status = self._wait()
-        while not reached(status):
-            passed_on = 0 if _is_event_stop(status) or _is_syscall_stop(status) else status
-            self._ptrace(request, passed_on, "PTRACE_CONT")
-            status = self._wait()
+        self._ptrace(pt.PTRACE_SYSCALL, 0, "PTRACE_SYSCALL")
+        while not _is_syscall_stop(status := self._wait()):
+            self._ptrace(pt.PTRACE_SYSCALL, 0 if _is_event_stop(status) else status, "PTRACE_SYSCALL")
 
     def _wait(self) -> int:
         """Wait until the thread stops; the signal it stopped with, and above that the event."""
@@ -330,9 +338,11 @@ class _Borrowed:
                     return report.si_status
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
             if time.monotonic() > deadline:
+                state = procfs.thread_state(self._pid, self._tid)
+                reason = "it sleeps uninterruptibly (state D)" if state == "D" else "it got no processor time"
                 message = (
-                    f"thread {self._tid} of process {self._pid} did not stop within {STOP_SECONDS_MAX:g} s: it sleeps "
-                    "uninterruptibly (state D); try again later"
+                    f"thread {self._tid} of process {self._pid} did not stop within {STOP_SECONDS_MAX:g} s: {reason}; "
+                    "try again later"
                 )
                 raise Untrackable(message)
             # A stop comes within microseconds on an idle core; a target that shares ours needs us to sleep.

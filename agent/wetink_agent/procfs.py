@@ -247,11 +247,11 @@ def threads(pid: int) -> list[int]:
 
 def _is_every_thread_stopped(pid: int) -> bool:
     # Asked twice a round of each target: as a rule the first thread runs, and the others need not even be listed.
-    if _thread_state(pid, pid) not in _STATE_STOPPED | _STATE_GONE:
+    if thread_state(pid, pid) not in _STATE_STOPPED | _STATE_GONE:
         return False
     is_one_stopped = False
     for tid in threads(pid):
-        state = _thread_state(pid, tid)
+        state = thread_state(pid, tid)
         if state in _STATE_STOPPED:
             is_one_stopped = True
         elif state not in _STATE_GONE:
@@ -259,7 +259,12 @@ def _is_every_thread_stopped(pid: int) -> bool:
     return is_one_stopped
 
 
-def _thread_state(pid: int, tid: int) -> str:
+def thread_state(pid: int, tid: int) -> str:
+    """Give the state letter of a thread, as in proc_pid_stat(5).
+
+    Raises:
+        NoSuchProcess: It is gone.
+    """
     return _parse_stat(_read(pid, f"task/{tid}/stat")).state
 
 

@@ -21,6 +21,7 @@ from wetink_agent.wp_async import WpAsync
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
 
 ATTACHMENTS = 40
+ATTACHMENTS_UNDER_TIMERS = 3000
 KILLS = 60
 STOP_SECONDS_MEDIAN_MAX = 0.005
 
@@ -42,6 +43,13 @@ def test_target_goes_on_exactly_where_it_was(mode: str, tmp_path: Path) -> None:
 
         assert target.alive(), target.errors
         assert target.terminate() == 0, target.errors
+
+
+def test_interruption_that_the_kernel_forgets_is_asked_for_again() -> None:
+    """A timer's signal that is on its way takes a PTRACE_INTERRUPT with it, here within some hundred attachments."""
+    with programs.running("timers") as target:
+        for _ in range(ATTACHMENTS_UNDER_TIMERS):
+            os.close(take_userfaultfd(target.pid))
 
 
 @pytest.mark.parametrize("mode", SLEEPER_MODES)
