@@ -23,6 +23,7 @@ from wetink_agent.backend import Backend, Harvest
 from wetink_agent.backends import Choice, open_backend
 from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TrackingError, Untrackable
 from wetink_agent.handshake import HandshakeServer, Offer
+from wetink_agent.pace import Budget, Load, Pacer
 from wetink_agent.spool import Key, Spool
 from wetink_agent.tracker import Tracker
 from wetink_agent.uplink import Uplink
@@ -58,7 +59,7 @@ class Settings:
     host_id: str
     pids: tuple[int, ...]
     selection: discovery.Selection
-    interval_seconds: float = 1.0
+    budget: Budget = field(default_factory=Budget)
     backend: Choice = field(default_factory=Choice)
     handshake: Path | None = None
 
@@ -77,6 +78,7 @@ class Agent:
         self._settings = settings
         self._boot_id = procfs.boot_id()
         self._spool = Spool()
+        self._load = Load(settings.budget.agent_share)
         self._pool = ThreadPoolExecutor(HARVEST_THREADS, thread_name_prefix="harvest")
         self._tracked: dict[tuple[int, int], _Tracked] = {}
         self._attaching: dict[tuple[int, int], asyncio.Task[Tracker]] = {}
@@ -251,12 +253,18 @@ class Agent:
         except BaseException:
             backend.close()
             raise
-        tracker, _ = self._begin(backend, started, first, interval_seconds=self._settings.interval_seconds)
-        log.info("target_attached", target=name_of(tracker.target), command=started.command)
+        tracker, _ = self._begin(backend, started, first, Pacer(self._settings.budget, self._load))
+        log.info(
+            "target_attached",
+            target=name_of(tracker.target),
+            command=started.command,
+            backend=str(self._settings.backend.name),
+            why=started.backend_reason,
+        )
         return tracker
 
     def _begin(
-        self, backend: Backend, started: ingest_pb2.TargetStarted, first: Harvest, *, interval_seconds: float
+        self, backend: Backend, started: ingest_pb2.TargetStarted, first: Harvest, pacer: Pacer | None
     ) -> tuple[Tracker, asyncio.Task[types_pb2.EndReason.ValueType]]:
         tracker = Tracker(
             backend,
@@ -264,7 +272,7 @@ class Agent:
             first,
             spool=self._spool,
             pool=self._pool,
-            interval_seconds=interval_seconds,
+            pacer=pacer,
             on_change=self._uplink.changed,
         )
         task = asyncio.create_task(tracker.run())

@@ -14,7 +14,8 @@ class Harvest:
     """What one pass over a target found. The page sets share no page and are not changed any more.
 
     ``cautious_page_count`` is how many of ``written`` are there with no sign of a write. ``mapped`` and ``unmapped``
-    are ``(start_address, end_address)`` pairs. ``frozen`` is whether the target was stopped throughout.
+    are ``(start_address, end_address)`` pairs. ``frozen`` is whether the target was stopped throughout, and
+    ``held_seconds`` how long this harvest itself had to stop it.
     ``events`` are the single writes behind ``written``, where the backend has them.
     """
 
@@ -24,6 +25,7 @@ class Harvest:
     populated_page_count: int
     cautious_page_count: int = 0
     frozen: bool = False
+    held_seconds: float = 0.0
     mapped: tuple[tuple[int, int], ...] = ()
     unmapped: tuple[tuple[int, int], ...] = ()
     events: Events | None = None

@@ -22,6 +22,7 @@ from wetink_agent.agent import Agent, Settings
 from wetink_agent.backends import HAZARDS, BackendName, Choice, choose
 from wetink_agent.discovery import Selection
 from wetink_agent.errors import KernelLacks, NoSuchProcess, TrackingError
+from wetink_agent.pace import Budget
 from wetink_agent.recording import Recording, RecordingUnusable
 from wetink_agent.replay import Pace, ReplayAgent
 from wetink_agent.uplink import Deposed
@@ -32,12 +33,15 @@ REPLAY: Final = "replay:"
 INTERVAL_SECONDS_MIN: Final = 0.01
 INTERVAL_SECONDS_MAX: Final = 3600.0
 
+SHARE_MAX: Final = 1.0
+
 EVENTS_RING_BYTES_MIN: Final = 64 << 10
 EVENTS_RING_BYTES_MAX: Final = 256 << 20
 
 _SIZE: Final = re.compile(r"(?P<number>[0-9]+)(?P<unit>KiB|MiB)")
 _SHIFTS: Final = {"KiB": 10, "MiB": 20}
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_PERCENT: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) ?%")
 _INTERVAL: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>ms|s|m)")
 
 log = structlog.get_logger()
@@ -85,6 +89,42 @@ def agent(
     interval: Annotated[
         str, typer.Option(envvar="WETINK_AGENT_INTERVAL", metavar="TIME", help="From round to round: 500ms, 1s, 2m.")
     ] = "1s",
+    interval_min: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WETINK_AGENT_INTERVAL_MIN",
+            metavar="TIME",
+            help="Let the interval adapt to what tracking costs, and be no shorter than this.",
+            show_default="--interval",
+        ),
+    ] = None,
+    interval_max: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WETINK_AGENT_INTERVAL_MAX",
+            metavar="TIME",
+            help="Likewise, and no longer than this.",
+            show_default="--interval",
+        ),
+    ] = None,
+    agent_share: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WETINK_AGENT_AGENT_SHARE",
+            metavar="PERCENT",
+            help="What an adapting interval keeps to: part of one processor for the agent, over all targets.",
+            show_default="2%",
+        ),
+    ] = None,
+    target_share: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WETINK_AGENT_TARGET_SHARE",
+            metavar="PERCENT",
+            help="Likewise: time that each target loses to it, as estimated from its first writes.",
+            show_default="2%",
+        ),
+    ] = None,
     backend: Annotated[
         str,
         typer.Option(
@@ -177,7 +217,7 @@ def agent(
         selection=Selection(
             commands=tuple(_pattern(text) for text in command or ()), cgroups=tuple(cgroup or ()), tree=tree
         ),
-        interval_seconds=_seconds(interval),
+        budget=_budget(interval, interval_min, interval_max, agent_share, target_share),
         backend=_backend(backend, events_ring if events else "", accept_risk=accept_risk)
         if played is None
         else Choice(),
@@ -313,11 +353,56 @@ def _ring_bytes(text: str) -> int:
     return size_bytes
 
 
-def _seconds(text: str) -> float:
+def _budget(
+    interval: str,
+    interval_min: str | None,
+    interval_max: str | None,
+    agent_share: str | None,
+    target_share: str | None,
+) -> Budget:
+    """Say how rounds are paced.
+
+    Raises:
+        Failure: The options contradict each other, or one is no time or share.
+    """
+    fixed = _seconds(interval)
+    shortest = fixed if interval_min is None else _seconds(interval_min, "--interval-min")
+    longest = fixed if interval_max is None else _seconds(interval_max, "--interval-max")
+    if shortest > longest:
+        message = (
+            f"--interval-min {interval_min or interval} is longer than --interval-max {interval_max or interval}: "
+            "give both, the shorter one first"
+        )
+        raise Failure(message, ExitCode.USAGE)
+    if shortest == longest and (agent_share or target_share):
+        message = (
+            "--agent-share and --target-share say what an adapting interval keeps to: "
+            "they need --interval-min and --interval-max"
+        )
+        raise Failure(message, ExitCode.USAGE)
+    shares = Budget()
+    return Budget(
+        shortest,
+        longest,
+        _share(agent_share, "--agent-share") if agent_share else shares.agent_share,
+        _share(target_share, "--target-share") if target_share else shares.target_share,
+    )
+
+
+def _share(text: str, option: str) -> float:
+    match = _PERCENT.fullmatch(text.strip())
+    share = float(match["number"]) / 100 if match else 0.0
+    if not 0 < share <= SHARE_MAX:
+        message = f"{option} {text!r} is no share from over 0% to {SHARE_MAX:.0%}: write 2% or 0.5%"
+        raise Failure(message, ExitCode.USAGE)
+    return share
+
+
+def _seconds(text: str, option: str = "--interval") -> float:
     match = _INTERVAL.fullmatch(text.strip())
     seconds = float(match["number"]) * _UNITS[match["unit"]] if match else 0.0
     if not INTERVAL_SECONDS_MIN <= seconds <= INTERVAL_SECONDS_MAX:
-        message = f"--interval {text!r} is no time from 10ms to 60m: write 500ms, 1s or 2m"
+        message = f"{option} {text!r} is no time from 10ms to 60m: write 500ms, 1s or 2m"
         raise Failure(message, ExitCode.USAGE)
     return seconds
 

@@ -33,7 +33,8 @@ class Events:
     ``addresses`` are byte addresses, ``uffd_flags`` UFFD_PAGEFAULT_FLAG_* bits, ``thread_ids`` in the agent's pid
     namespace, ``times_ns`` since the Unix epoch, ``instruction_pointers`` code addresses. ``lost_count`` says how many
     more there were. ``threads`` names thread ids, ``mappings`` (start address, address after the end, name) what the
-    addresses lie in, both as far as they are known.
+    addresses lie in, both as far as they are known. ``stream_only_count`` is how many pages had a fault and were not
+    written, ``census_only_count`` how many were written without an event.
     """
 
     addresses: NDArray[np.uint64]
@@ -44,13 +45,15 @@ class Events:
     lost_count: int = 0
     threads: tuple[tuple[int, str], ...] = ()
     mappings: tuple[tuple[int, int, str], ...] = ()
+    stream_only_count: int = 0
+    census_only_count: int = 0
 
     def __len__(self) -> int:
         """How many events there are."""
         return int(self.addresses.size)
 
     def part(self, first: int, last: int) -> "Events":
-        """Give the events from one index to before another; what was lost, and names, are said with the first."""
+        """Give the events from one index to before another; what is counted, and names, are said with the first."""
         return Events(
             self.addresses[first:last],
             self.uffd_flags[first:last],
@@ -60,6 +63,8 @@ class Events:
             0 if first else self.lost_count,
             () if first else self.threads,
             () if first else self.mappings,
+            0 if first else self.stream_only_count,
+            0 if first else self.census_only_count,
         )
 
     def to_message(self) -> types_pb2.EventColumns:
@@ -71,6 +76,8 @@ class Events:
             time_ns=self.times_ns.astype("<u8", copy=False).tobytes(),
             instruction_pointer=self.instruction_pointers.astype("<u8", copy=False).tobytes(),
             lost_count=self.lost_count,
+            stream_only_count=self.stream_only_count,
+            census_only_count=self.census_only_count,
             threads=[types_pb2.ThreadName(thread_id=tid, name=name) for tid, name in self.threads],
             mappings=[
                 types_pb2.MappingName(
@@ -95,6 +102,8 @@ class Events:
                 (at.range.start_address, at.range.start_address + at.range.size_bytes, at.name)
                 for at in message.mappings
             ),
+            message.stream_only_count,
+            message.census_only_count,
         )
 
 
@@ -109,6 +118,8 @@ def joined(parts: Sequence[Events], count_max: int = EVENTS_MAX) -> Events:
         sum(part.lost_count for part in parts),
         tuple(dict(thread for part in parts for thread in part.threads).items())[-NAMES_MAX:],
         tuple(dict.fromkeys(mapping for part in parts for mapping in part.mappings))[-NAMES_MAX:],
+        sum(part.stream_only_count for part in parts),
+        sum(part.census_only_count for part in parts),
     )
     beyond = max(0, len(whole) - count_max)
     return replace(whole.part(0, count_max), lost_count=whole.lost_count + beyond) if beyond else whole

@@ -16,7 +16,7 @@ import select
 import threading
 import time
 from array import array
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -53,20 +53,6 @@ _DATA_HEAD: Final = 1024
 _PAGE_SHIFT: Final = np.uint64(PAGE_SIZE.bit_length() - 1)
 
 
-@dataclass(slots=True)
-class Divergence:
-    """Where stream and census differed, since the start.
-
-    ``stream_only`` counts pages that had a fault and were not written: reads, mostly. ``census_only`` counts pages
-    that were written with no fault seen: by the kernel on somebody's behalf, or the sample was lost. ``lost`` counts
-    samples that did not fit.
-    """
-
-    stream_only: int = 0
-    census_only: int = 0
-    lost: int = 0
-
-
 class WithEvents:
     """A backend whose harvests carry the events behind what was written."""
 
@@ -85,7 +71,7 @@ class WithEvents:
         if not self._is_first:
             # The first round is all that was populated, and says nothing of writes.
             evident = len(harvest.written) - harvest.cautious_page_count
-            self.stream.divergence.census_only += max(0, evident - len(events))
+            events = replace(events, census_only_count=max(0, evident - len(events)))
         self._is_first = False
         return replace(harvest, events=events)
 
@@ -113,7 +99,6 @@ class PageFaults:
         Raises:
             NoSuchProcess, NotPermitted, KernelLacks, Untrackable: As they say.
         """
-        self.divergence = Divergence()
         self._pid = pid
         self._ring_bytes = ring_bytes
         self._lock = threading.Lock()
@@ -181,8 +166,8 @@ class PageFaults:
         is_left = is_late.copy()
         is_left[chosen] = False
         self._carried = samples[is_left]
-        self.divergence.stream_only += int(np.unique(of_page[early][~matched[of_page[early]]]).size)
-        self.divergence.lost += lost
+        # Read only, as a rule.
+        unwritten = np.unique(of_page[early][~matched[of_page[early]]])
         events = samples.take(chosen)
         by_user = events["misc"] & perf.PERF_RECORD_MISC_CPUMODE_MASK == perf.PERF_RECORD_MISC_USER
         found = Events(
@@ -193,6 +178,7 @@ class PageFaults:
             # Where the kernel wrote on the thread's behalf, read(2) say, the code is the kernel's: not to be told.
             instruction_pointers=np.where(by_user, events["ip"], np.uint64(0)),
             lost_count=lost,
+            stream_only_count=int(unwritten.size),
         )
         return named(found, self._pid)
 

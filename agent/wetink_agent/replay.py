@@ -38,9 +38,6 @@ PID_FIRST: Final = (1 << 22) + 1
 ROUNDS_KEPT: Final = 8
 """Decoded rounds that the targets share. They are at most one interval apart, but for barriers and loops."""
 
-NEVER_SECONDS: Final = 1e9
-"""Interval of the trackers: not they know when a round is due, but the recording does."""
-
 GAP_SECONDS: Final = 1.0
 """The interval of a recording that has one round only."""
 
@@ -204,7 +201,7 @@ class ReplayAgent(Agent):
             f"of host {recorded.target.host_id}"
         )
         first = await asyncio.get_running_loop().run_in_executor(self._pool, backend.harvest)
-        tracker, task = self._begin(backend, started, first, interval_seconds=NEVER_SECONDS)
+        tracker, task = self._begin(backend, started, first, pacer=None)
         while not task.done():
             await asyncio.sleep(backend.due - time.monotonic())
             # A barrier of the collector may have had this round meanwhile.

@@ -43,7 +43,13 @@ class Round:
 
 
 def round_of(
-    harvest: Harvest, *, target: types_pb2.Target, incarnation: int, number: int, backend: types_pb2.Backend.ValueType
+    harvest: Harvest,
+    *,
+    target: types_pb2.Target,
+    incarnation: int,
+    number: int,
+    backend: types_pb2.Backend.ValueType,
+    pace: types_pb2.Pace | None = None,
 ) -> Round:
     """Make a round of a harvest."""
     header = ingest_pb2.WriteProtectBatch(
@@ -60,6 +66,7 @@ def round_of(
         mapped=_ranges(harvest.mapped),
         unmapped=_ranges(harvest.unmapped),
         mappings_cut=max(len(harvest.mapped), len(harvest.unmapped)) > MAPPING_CHANGES_MAX,
+        pace=pace,
     )
     return _cut(header, harvest.written, harvest.vanished, harvest.events)
 

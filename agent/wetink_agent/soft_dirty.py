@@ -145,7 +145,9 @@ class SoftDirty:
         frozen = procfs.is_frozen(self._pid)
         began_time_ns = time.time_ns()
         try:
+            began = time.monotonic()
             bits = self._look()
+            held_seconds = time.monotonic() - began
             # Not in the freeze: it is reported whatever it holds.
             shared = self._shared(bits.maps)
         except (NoSuchProcess, FileNotFoundError, ProcessLookupError) as error:
@@ -172,6 +174,7 @@ class SoftDirty:
             populated_page_count=len(known),
             cautious_page_count=len(written) - evident_page_count,
             frozen=frozen and procfs.is_frozen(self._pid),
+            held_seconds=held_seconds,
             mapped=mapped,
             unmapped=unmapped,
         )

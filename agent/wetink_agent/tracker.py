@@ -15,6 +15,7 @@ import structlog
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent.backend import Backend, Harvest
 from wetink_agent.errors import TargetExited, TargetReplaced, TrackingError
+from wetink_agent.pace import Pacer
 from wetink_agent.rounds import Round, round_of
 from wetink_agent.spool import Key, Spool, key_of
 
@@ -22,6 +23,8 @@ log = structlog.get_logger()
 
 COMMAND_WAIT_SECONDS_MAX: Final = 60.0
 """How long a barrier may wait for its round: the contract's bound on a barrier."""
+
+NEVER_SECONDS: Final = 1e9
 
 
 class Tracker:
@@ -35,7 +38,7 @@ class Tracker:
         *,
         spool: Spool,
         pool: Executor,
-        interval_seconds: float,
+        pacer: Pacer | None,
         on_change: Callable[[], None],
     ) -> None:
         """Put the first round into the spool; the next one is harvested by ``run``.
@@ -46,14 +49,14 @@ class Tracker:
             first: The first harvest of the backend.
             spool: Takes the rounds.
             pool: Runs the harvests.
-            interval_seconds: From the start of one round to the start of the next.
+            pacer: Says when rounds are due. None: only barriers do.
             on_change: Called when the spool has something new.
         """
         self._backend = backend
         self._started = started
         self._spool = spool
         self._pool = pool
-        self._interval_seconds = interval_seconds
+        self._pacer = pacer
         self._on_change = on_change
         self._round = 0
         self._frozen = False
@@ -63,7 +66,7 @@ class Tracker:
         self._resynchronise = False
         self._is_over = False
         self._begin_incarnation()
-        self._keep(self._round_of(first))
+        self._keep(self._round_of(first, self._pace))
 
     @property
     def target(self) -> types_pb2.Target:
@@ -90,6 +93,8 @@ class Tracker:
             # Closing makes the kernel walk all that is registered: not on the event loop.
             await asyncio.get_running_loop().run_in_executor(self._pool, self._backend.close)
             self._is_over = True
+            if self._pacer is not None:
+                self._pacer.close()
             _answer(self._take_waiting(), None)
         self._spool.end(
             ingest_pb2.TargetEnded(
@@ -102,6 +107,14 @@ class Tracker:
         )
         self._on_change()
         return reason
+
+    @property
+    def _interval_seconds(self) -> float:
+        return NEVER_SECONDS if self._pacer is None else self._pacer.interval_seconds
+
+    @property
+    def _pace(self) -> types_pb2.Pace | None:
+        return None if self._pacer is None else self._pacer.to_message()
 
     async def barrier(self) -> types_pb2.TargetPosition | None:
         """Harvest at once, and give the round that holds every write from before this call; None where it ended."""
@@ -141,7 +154,7 @@ class Tracker:
             # Who waits now is served by this round; who comes while it runs, by the next.
             waiting = self._take_waiting()
             try:
-                harvested = await loop.run_in_executor(self._pool, self._harvest)
+                harvested, harvest, cpu_seconds = await loop.run_in_executor(self._pool, self._harvest, self._pace)
             except TargetExited as error:
                 end = types_pb2.END_REASON_EXITED, str(error)
             except TargetReplaced as error:
@@ -158,6 +171,7 @@ class Tracker:
                     continue
                 self._keep(harvested)
                 _answer(waiting, self.position)
+                self._note(harvest, cpu_seconds)
                 # A target so large that a round takes longer than the interval gets as long a rest.
                 now = loop.time()
                 await self._until(max(began + self._interval_seconds, now + (now - began)))
@@ -165,17 +179,26 @@ class Tracker:
             _answer(waiting, None)
             return end
 
-    def _harvest(self) -> Round:
-        return self._round_of(self._backend.harvest())
+    def _harvest(self, pace: types_pb2.Pace | None) -> tuple[Round, Harvest, float]:
+        """Harvest; the round, what it was made of, and the processor time that took."""
+        began = time.thread_time()
+        harvest = self._backend.harvest()
+        harvested = self._round_of(harvest, pace)
+        return harvested, harvest, time.thread_time() - began
 
-    def _round_of(self, harvest: Harvest) -> Round:
+    def _round_of(self, harvest: Harvest, pace: types_pb2.Pace | None) -> Round:
         return round_of(
             harvest,
             target=self.target,
             incarnation=self._started.incarnation,
             number=self._round + 1,
             backend=self._backend.kind,
+            pace=pace,
         )
+
+    def _note(self, harvest: Harvest, cpu_seconds: float) -> None:
+        if self._pacer is not None:
+            self._pacer.note(harvest, self._backend.kind, cpu_seconds, is_first=self._round == 1)
 
     def _keep(self, harvested: Round) -> None:
         self._round = harvested.last

@@ -56,8 +56,11 @@ class Printer:
 
     def targets(self, targets: "Iterable[TargetInfo]") -> None:
         """Print targets."""
-        table = _table("TARGET", "COMMAND", "STATE", ">POPULATED", ">WRITTEN", ">RATE", "AS OF", ">ROUND", "BACKEND")
+        titles = "TARGET", "COMMAND", "STATE", ">POPULATED", ">WRITTEN", ">RATE", "AS OF", ">ROUND", ">EVERY", ">COST"
+        table = _table(*titles, "BACKEND")
+        reasons: dict[tuple[str, str], None] = {}
         for target in targets:
+            reasons[str(target.backend), target.backend_reason] = None
             rate = target.pages_per_second
             table.add_row(
                 target.name,
@@ -68,9 +71,13 @@ class Printer:
                 "-" if rate is None else f"{rate:,.0f} pages/s",
                 self._ago(target.as_of_time_ns),
                 f"{target.incarnation}.{target.round}",
+                *_pace(target),
                 str(target.backend),
             )
         self._print(table, "no target: `wetink track HOST PID` begins to track a process")
+        for backend, reason in reasons:
+            if reason:
+                self._console.print(f"\n{backend}: {printable(reason)}", soft_wrap=True)
 
     def barrier(self, result: "BarrierResult") -> None:
         """Print how far each target has come."""
@@ -183,6 +190,14 @@ def _table(*headings: str) -> Table:
             heading.removeprefix(">"), justify="right" if heading.startswith(">") else "left", overflow="fold"
         )
     return table
+
+
+def _pace(target: "TargetInfo") -> tuple[str, str]:
+    """Say how often a target is harvested, and what that costs the agent and the target, of a processor each."""
+    if target.pace is None:
+        return "-", "-"
+    agent, itself = (f"{100 * share:.1f} %" for share in (target.pace.agent_share, target.pace.target_share))
+    return f"{target.pace.interval_ms / 1000:g} s", f"{agent} + {itself}"
 
 
 def _state(target: "TargetInfo") -> str:

@@ -113,6 +113,21 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a target is harvested, and what that costs.
+
+    Args:
+        interval_ms: From round to round, where no barrier comes between, in milliseconds.
+        agent_share: Part of one processor that the agent spends on it: 0.01 is 1 %.
+        target_share: Time that the target's threads lose to it, as a part of the time that passes; an estimate.
+    """
+
+    interval_ms: int
+    agent_share: float
+    target_share: float
+
+
+@dataclass(frozen=True, slots=True)
 class TargetInfo:
     """One target, with its newest incarnation."""
 
@@ -138,6 +153,8 @@ class TargetInfo:
     cautious_page_count: int
     scope: tuple[tuple[int, int], ...]
     """``(start_address, length_bytes)`` of the parts that are tracked. Empty means all of the address space."""
+    pace: Pace | None
+    """As of the last round since the collector started; None before that, and where nothing is harvested."""
 
     @property
     def pages_per_second(self) -> float | None:
@@ -260,6 +277,9 @@ def target_of(message: dirty_pb2.TargetInfo) -> TargetInfo:
         last_window_ns=message.last_window_ns,
         cautious_page_count=message.cautious_page_count,
         scope=tuple((part.start_address, part.size_bytes) for part in message.scope),
+        pace=Pace(message.pace.interval_ms, message.pace.agent_share, message.pace.target_share)
+        if message.HasField("pace")
+        else None,
     )
 
 

@@ -12,6 +12,8 @@ from typing import Final, TypeVar
 
 from wetink.names import TargetName
 from wetink.v1.ingest_pb2 import TargetStarted
+from wetink.v1.types_pb2 import Pace
+from wetink_collector import metrics
 from wetink_collector.event_history import EventHistory
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.round_log import Block
@@ -42,7 +44,7 @@ class TargetRecord:
     """One target with its newest incarnation.
 
     ``last`` describes its last batch and is None before the first; ``window_ns`` is the time from the as-of before to
-    that of ``last``, and 0 for the first round.
+    that of ``last``, and 0 for the first round. ``pace`` is not kept in the store.
     """
 
     incarnation: IncarnationKey
@@ -50,6 +52,7 @@ class TargetRecord:
     last: Block | None = None
     window_ns: int = 0
     ended: IncarnationEnded | None = None
+    pace: Pace | None = None
     name: str = field(init=False)
     order: str = field(init=False)
 
@@ -194,9 +197,10 @@ class Catalog:
             case RoundsAppended():
                 if record := self._kept(change.incarnation):
                     window_ns = _window_ns(record.last, change.block)
-                    self._put(replace(record, last=change.block, window_ns=window_ns))
+                    self._put(replace(record, last=change.block, window_ns=window_ns, pace=change.pace))
                     rounds = change.block.oldest_round, change.block.last_round
                     self.events.add(change.incarnation, rounds, change.events)
+                    _count_pace(change.pace)
                     self.ring(record.target)
             case IncarnationEnded():
                 if record := self._kept(change.incarnation):
@@ -253,6 +257,13 @@ class Bell:
         """Sleep until it rings, or return at once if it has rung since the last time."""
         await self._rung.wait()
         self._rung.clear()
+
+
+def _count_pace(pace: Pace | None) -> None:
+    if pace:
+        metrics.ROUND_INTERVAL_SECONDS.observe(pace.interval_ms / 1000)
+        metrics.AGENT_SHARE.observe(pace.agent_share)
+        metrics.TARGET_SHARE.observe(pace.target_share)
 
 
 def _window_ns(before: Block | None, last: Block | None) -> int:

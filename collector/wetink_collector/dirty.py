@@ -335,6 +335,7 @@ class DirtyService(DirtyServiceServicer):
             backend=started.backend,
             backend_reason=started.backend_reason,
             scope=started.scope,
+            pace=record.pace,
         )
         if last:
             info.as_of_time_ns = last.last_time_ns

@@ -64,6 +64,8 @@ class EventHistory:
             self._size_bytes += column.ByteSize()
             metrics.EVENTS.inc(count(column))
             metrics.EVENTS_LOST.inc(column.lost_count)
+            metrics.EVENTS_STREAM_ONLY.inc(column.stream_only_count)
+            metrics.EVENTS_CENSUS_ONLY.inc(column.census_only_count)
         while self._size_bytes > self._bytes_max:
             self._drop(self._order.popleft())
         metrics.EVENTS_BYTES.set(self._size_bytes)

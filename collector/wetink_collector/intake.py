@@ -12,7 +12,14 @@ from pyroaring import BitMap64
 from wetink.names import NameMalformed, check_host_id
 from wetink.pages import CorruptPageSet, decode
 from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetStarted, WriteProtectBatch
-from wetink.v1.types_pb2 import END_REASON_LOST, END_REASON_UNSPECIFIED, EventColumns, Target, TargetPosition
+from wetink.v1.types_pb2 import (
+    END_REASON_LOST,
+    END_REASON_UNSPECIFIED,
+    EventColumns,
+    Pace,
+    Target,
+    TargetPosition,
+)
 from wetink_collector.catalog import TargetRecord
 from wetink_collector.errors import BatchCorrupt, MessageMalformed, RoundGap, RoundTooLarge
 from wetink_collector.event_history import count
@@ -39,6 +46,9 @@ COMMAND_CHARACTERS_MAX: Final = 256
 
 PATH_CHARACTERS_MAX: Final = 4096
 """Bound on a cgroup's path: the kernel's PATH_MAX; and on the sentence about a backend, which may name one."""
+
+SHARE_MAX: Final = 1e6
+"""Bound on shares of a processor: no host has as many."""
 
 BOOT_ID_CHARACTERS_MAX: Final = 64
 """Bound on a boot id, which has 36 characters."""
@@ -280,7 +290,10 @@ class _Track:
             cautious_page_count=message.cautious_page_count,
         )
         self.last_round = message.last_round
-        return RoundsAppended(self.incarnation, block, written, vanished, events)
+        pace = Pace() if message.HasField("pace") else None
+        if pace:
+            pace.CopyFrom(message.pace)
+        return RoundsAppended(self.incarnation, block, written, vanished, events, pace)
 
 
 def _known(incarnation: IncarnationKey, position: TargetPosition, record: TargetRecord | None) -> TargetPosition | None:
@@ -339,6 +352,8 @@ def _check_batch(message: WriteProtectBatch) -> None:
         message.populated_page_count,
         message.cautious_page_count,
         message.events.lost_count,
+        message.events.stream_only_count,
+        message.events.census_only_count,
     )
     if not 1 <= message.first_round <= message.last_round or message.part >= message.part_count:
         text = (
@@ -348,6 +363,10 @@ def _check_batch(message: WriteProtectBatch) -> None:
         raise MessageMalformed(text, **_metadata(message))
     if max(len(message.mapped), len(message.unmapped)) > MAPPINGS_MAX:
         text = f"a batch of process {message.target.pid} has more than {MAPPINGS_MAX} mappings"
+        raise MessageMalformed(text, **_metadata(message))
+    shares = message.pace.agent_share, message.pace.target_share
+    if not all(0 <= share < SHARE_MAX for share in shares):  # neither is what is no number
+        text = f"a batch of process {message.target.pid} has shares of a processor that cannot be: {shares}"
         raise MessageMalformed(text, **_metadata(message))
     _check_events(message)
 
@@ -368,7 +387,8 @@ def _check_events(message: WriteProtectBatch) -> None:
 
 def _events(columns: EventColumns) -> list[EventColumns]:
     """Give a copy of what is worth keeping, if anything is: the message it came in has the page sets beside it."""
-    if not columns.address and not columns.lost_count:
+    counts = columns.lost_count, columns.stream_only_count, columns.census_only_count
+    if not columns.address and not any(counts):
         return []
     copy = EventColumns()
     copy.CopyFrom(columns)

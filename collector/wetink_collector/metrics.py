@@ -5,12 +5,30 @@ from typing import Final
 from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_SHARES: Final = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 
 BATCHES: Final = Counter("wetink_batches_received", "Batches by what became of them.", ["result"])
 PAGES: Final = Counter("wetink_pages_received", "Pages in batches that were taken.", ["kind"])
 EVENTS: Final = Counter("wetink_events_received", "Single writes in batches that were taken.")
 EVENTS_LOST: Final = Counter("wetink_events_lost", "Single writes that were lost on their way, as agents say.")
+EVENTS_STREAM_ONLY: Final = Counter(
+    "wetink_events_stream_only_pages", "Pages that had a fault and were not written in the round: reads, mostly."
+)
+EVENTS_CENSUS_ONLY: Final = Counter(
+    "wetink_events_census_only_pages", "Pages that were written with no event: by the kernel, or the event was lost."
+)
 EVENTS_BYTES: Final = Gauge("wetink_events_kept_bytes", "Bytes of single writes kept in memory.")
+ROUND_INTERVAL_SECONDS: Final = Histogram(
+    "wetink_round_interval_seconds",
+    "From round to round of a target, as its agent paces it.",
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 600, 3600),
+)
+AGENT_SHARE: Final = Histogram(
+    "wetink_round_agent_share_ratio", "Part of a processor that an agent spends on a target.", buckets=_SHARES
+)
+TARGET_SHARE: Final = Histogram(
+    "wetink_round_target_share_ratio", "Time that a target loses to tracking, as estimated.", buckets=_SHARES
+)
 GAPS: Final = Counter("wetink_gaps", "Rounds that were missing, by the layer that found out.", ["layer"])
 RESYNCS: Final = Counter("wetink_resyncs", "Incarnations that ended with a gap, by reason.", ["reason"])
 STREAMS: Final = Gauge("wetink_streams", "Agents' streams that are open.")

@@ -11,7 +11,7 @@ from typing import Protocol
 from pyroaring import BitMap64
 
 from wetink.v1.ingest_pb2 import TargetStarted
-from wetink.v1.types_pb2 import EndReason, EventColumns
+from wetink.v1.types_pb2 import EndReason, EventColumns, Pace
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.round_log import Block, RoundPages
 
@@ -55,7 +55,7 @@ class IncarnationStarted:
 class RoundsAppended:
     """A batch goes to the end of its incarnation's log. The sets are in the encoding of ``PageSet.roaring64``.
 
-    ``events`` are not for the store: they go where they are kept in memory, once the rounds are durable.
+    ``events`` and ``pace`` are not for the store: they are kept in memory, once the rounds are durable.
     """
 
     incarnation: IncarnationKey
@@ -63,6 +63,7 @@ class RoundsAppended:
     written: bytes
     vanished: bytes
     events: tuple[EventColumns, ...] = ()
+    pace: Pace | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ class TargetInfo(_message.Message):
     LAST_WINDOW_NS_FIELD_NUMBER: _builtins.int
     CAUTIOUS_PAGE_COUNT_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    PACE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`HOST/PID@START`."""
     incarnation: _builtins.int
@@ -167,6 +168,12 @@ class TargetInfo(_message.Message):
     def scope(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AddressRange]:
         """Parts of the address space that are tracked. Empty means all of it."""
 
+    @_builtins.property
+    def pace(self) -> _types_pb2.Pace:
+        """How often it is harvested, and what that costs, as of the last round that this collector took since it started.
+        Absent before that.
+        """
+
     def __init__(
         self,
         *,
@@ -188,10 +195,11 @@ class TargetInfo(_message.Message):
         last_window_ns: _builtins.int = ...,
         cautious_page_count: _builtins.int = ...,
         scope: _abc.Iterable[_types_pb2.AddressRange] | None = ...,
+        pace: _types_pb2.Pace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pace", b"pace", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time_ns", b"as_of_time_ns", "backend", b"backend", "backend_reason", b"backend_reason", "cautious_page_count", b"cautious_page_count", "cgroup", b"cgroup", "command", b"command", "end_message", b"end_message", "end_reason", b"end_reason", "incarnation", b"incarnation", "last_window_ns", b"last_window_ns", "last_written_page_count", b"last_written_page_count", "live", b"live", "name", b"name", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "scope", b"scope", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time_ns", b"as_of_time_ns", "backend", b"backend", "backend_reason", b"backend_reason", "cautious_page_count", b"cautious_page_count", "cgroup", b"cgroup", "command", b"command", "end_message", b"end_message", "end_reason", b"end_reason", "incarnation", b"incarnation", "last_window_ns", b"last_window_ns", "last_written_page_count", b"last_written_page_count", "live", b"live", "name", b"name", "pace", b"pace", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "scope", b"scope", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

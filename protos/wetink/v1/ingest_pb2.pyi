@@ -318,6 +318,7 @@ class WriteProtectBatch(_message.Message):
     MAPPED_FIELD_NUMBER: _builtins.int
     UNMAPPED_FIELD_NUMBER: _builtins.int
     MAPPINGS_CUT_FIELD_NUMBER: _builtins.int
+    PACE_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The incarnation it belongs to."""
     first_round: _builtins.int
@@ -372,6 +373,10 @@ class WriteProtectBatch(_message.Message):
     def unmapped(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AddressRange]:
         """What went from the address space since the round before. At most 1024 entries."""
 
+    @_builtins.property
+    def pace(self) -> _types_pb2.Pace:
+        """How often the target is harvested. Absent where nothing is harvested, as from a recording."""
+
     def __init__(
         self,
         *,
@@ -393,10 +398,11 @@ class WriteProtectBatch(_message.Message):
         mapped: _abc.Iterable[_types_pb2.AddressRange] | None = ...,
         unmapped: _abc.Iterable[_types_pb2.AddressRange] | None = ...,
         mappings_cut: _builtins.bool = ...,
+        pace: _types_pb2.Pace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "target", b"target", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "pace", b"pace", "target", b"target", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cautious_page_count", b"cautious_page_count", "events", b"events", "first_round", b"first_round", "first_time_ns", b"first_time_ns", "frozen", b"frozen", "incarnation", b"incarnation", "last_round", b"last_round", "last_time_ns", b"last_time_ns", "mapped", b"mapped", "mappings_cut", b"mappings_cut", "part", b"part", "part_count", b"part_count", "populated_page_count", b"populated_page_count", "target", b"target", "unmapped", b"unmapped", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cautious_page_count", b"cautious_page_count", "events", b"events", "first_round", b"first_round", "first_time_ns", b"first_time_ns", "frozen", b"frozen", "incarnation", b"incarnation", "last_round", b"last_round", "last_time_ns", b"last_time_ns", "mapped", b"mapped", "mappings_cut", b"mappings_cut", "pace", b"pace", "part", b"part", "part_count", b"part_count", "populated_page_count", b"populated_page_count", "target", b"target", "unmapped", b"unmapped", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -264,6 +264,8 @@ class EventColumns(_message.Message):
     LOST_COUNT_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     MAPPINGS_FIELD_NUMBER: _builtins.int
+    STREAM_ONLY_COUNT_FIELD_NUMBER: _builtins.int
+    CENSUS_ONLY_COUNT_FIELD_NUMBER: _builtins.int
     address: _builtins.bytes
     """Byte address of the access, u64 each: uffd_msg.arg.pagefault.address."""
     uffd_flags: _builtins.bytes
@@ -276,6 +278,14 @@ class EventColumns(_message.Message):
     """Code address of the write, u64 each."""
     lost_count: _builtins.int
     """How many events were lost between the kernel and this message. The page sets are whole all the same."""
+    stream_only_count: _builtins.int
+    """Pages that had a fault, by the backend's stream, and were not written in the round: reads, mostly. In the round's
+    first message only, like `lost_count`.
+    """
+    census_only_count: _builtins.int
+    """Pages that were written in the round with no event: by the kernel on somebody's behalf (process_vm_writev(2)), or
+    the event was lost. In the round's first message only. Not counted in the first round of an incarnation.
+    """
     @_builtins.property
     def threads(self) -> _containers.RepeatedCompositeFieldContainer[Global___ThreadName]:
         """Names of threads in `thread_id`, as they were when the round ended, in the round's first message only. At
@@ -297,10 +307,12 @@ class EventColumns(_message.Message):
         lost_count: _builtins.int = ...,
         threads: _abc.Iterable[Global___ThreadName] | None = ...,
         mappings: _abc.Iterable[Global___MappingName] | None = ...,
+        stream_only_count: _builtins.int = ...,
+        census_only_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instruction_pointer", b"instruction_pointer", "lost_count", b"lost_count", "mappings", b"mappings", "thread_id", b"thread_id", "threads", b"threads", "time_ns", b"time_ns", "uffd_flags", b"uffd_flags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "census_only_count", b"census_only_count", "instruction_pointer", b"instruction_pointer", "lost_count", b"lost_count", "mappings", b"mappings", "stream_only_count", b"stream_only_count", "thread_id", b"thread_id", "threads", b"threads", "time_ns", b"time_ns", "uffd_flags", b"uffd_flags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -359,6 +371,38 @@ class MappingName(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MappingName: _TypeAlias = MappingName  # noqa: Y015
+
+@_typing.final
+class Pace(_message.Message):
+    """How often a target is harvested, and what that costs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    AGENT_SHARE_FIELD_NUMBER: _builtins.int
+    TARGET_SHARE_FIELD_NUMBER: _builtins.int
+    interval_ms: _builtins.int
+    """From the start of the round to the start of the next, unless a barrier comes first, in milliseconds."""
+    agent_share: _builtins.float
+    """Part of one processor that the agent spends on this target, as of its last rounds: 0.01 is 1 %."""
+    target_share: _builtins.float
+    """Time that the target's threads lose to tracking, together, as a part of the time that passes: an estimate, the
+    number of first writes times what one costs (our benchmarks), and the time that harvests stopped the target for.
+    """
+    def __init__(
+        self,
+        *,
+        interval_ms: _builtins.int = ...,
+        agent_share: _builtins.float = ...,
+        target_share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_share", b"agent_share", "interval_ms", b"interval_ms", "target_share", b"target_share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pace: _TypeAlias = Pace  # noqa: Y015
 
 @_typing.final
 class TargetPosition(_message.Message):

@@ -258,6 +258,10 @@ def test_collector_unreachable_then_there(tmp_path: Path, target: programs.Progr
     [
         (("--interval", "soon"), "--interval 'soon' is no time"),
         (("--interval", "1ms"), "--interval '1ms' is no time from 10ms"),
+        (("--interval-max", "1h"), "--interval-max '1h' is no time"),
+        (("--interval-min", "2s"), "--interval-min 2s is longer than --interval-max 1s"),
+        (("--agent-share", "2%"), "they need --interval-min and --interval-max"),
+        (("--interval-max", "5s", "--target-share", "200%"), "--target-share '200%' is no share from over 0% to 100%"),
         (("--command", "("), "--command '(' is no regular expression"),
         (("--host-id", "a b"), "'a b' is no host id"),
         (("--collector", "nowhere"), "'nowhere' is no collector's address"),

@@ -13,6 +13,7 @@ from tests.support.harvests import Fold, harvest_of, plain_sets_of, started_of
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent.backend import Harvest
 from wetink_agent.errors import TargetExited, TargetReplaced, Untrackable
+from wetink_agent.pace import Budget, Load, Pacer
 from wetink_agent.spool import Spool
 from wetink_agent.tracker import Tracker
 
@@ -103,9 +104,8 @@ async def stage(memory: Memory, *, interval_seconds: float = LONG) -> AsyncItera
         memory.gate.release()
         first = memory.harvest()
         memory.began.acquire()
-        tracker = Tracker(
-            memory, started_of(), first, spool=spool, pool=pool, interval_seconds=interval_seconds, on_change=nothing
-        )
+        pacer = Pacer(Budget(interval_seconds, interval_seconds), Load(1.0))
+        tracker = Tracker(memory, started_of(), first, spool=spool, pool=pool, pacer=pacer, on_change=nothing)
         task = asyncio.create_task(tracker.run())
         await asyncio.sleep(0)
         try:

@@ -57,16 +57,29 @@ def test_nothing_is_cut_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -
         populated_page_count=262_144,
         last_written_page_count=3000,
         last_window_ns=2 * SECOND_NS,
+        backend_reason="a probe saw it",
+        pace=types_pb2.Pace(interval_ms=1500, agent_share=0.0123, target_share=0.0004),
     )
 
     Printer(NOW_NS).targets([target_of(target)])
 
-    heading, line = capsys.readouterr().out.splitlines()
+    heading, line, _, reason = capsys.readouterr().out.splitlines()
     assert heading.split("  ")[0] == "TARGET"
     assert name in line
     assert "c" * 256 in line
-    for text in ("live", "1 GiB", "11.7 MiB", "1,500 pages/s", "3.0 s ago", "2.77", "wp-async"):
+    for text in (
+        "live",
+        "1 GiB",
+        "11.7 MiB",
+        "1,500 pages/s",
+        "3.0 s ago",
+        "2.77",
+        "1.5 s",
+        "1.2 % + 0.0 %",
+        "wp-async",
+    ):
         assert text in line
+    assert reason == "wp-async: a probe saw it"
 
 
 def test_target_that_ended_says_how(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The rules of delivery, message by message."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -190,6 +191,23 @@ def test_events_over_the_bound_are_lost_and_counted(stream: Intake, monkeypatch:
     assert [len(kept.address) for kept in taken.events] == [40]
     assert taken.events[0].lost_count == 2**63 - 1
     assert pages_of(taken).written == BitMap64(range(4))
+
+
+def test_pace_is_that_of_the_round_and_within_reason(stream: Intake) -> None:
+    """What no processor can spend, and what is no number, is refused; counts of divergence are kept without events."""
+    message = batch(6, written=[1])
+    message.pace.interval_ms, message.pace.agent_share, message.pace.target_share = 500, 0.25, 3.5
+    message.events.census_only_count = 7
+    taken = stream.batch(message)
+
+    assert isinstance(taken, RoundsAppended)
+    assert taken.pace == message.pace
+    assert [kept.census_only_count for kept in taken.events] == [7]
+    for share in (-0.1, math.nan, math.inf):
+        broken = batch(7, written=[1])
+        broken.pace.target_share = share
+        with pytest.raises(MessageMalformed, match="shares"):
+            stream.batch(broken)
 
 
 def test_parts_of_another_round_discard_what_came(stream: Intake) -> None:
