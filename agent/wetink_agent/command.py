@@ -44,6 +44,33 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
 _PERCENT: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) ?%")
 _INTERVAL: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>ms|s|m)")
 
+EVENTS_RING: Final = "512KiB"
+
+EventsOption = Annotated[
+    bool,
+    typer.Option(
+        "--events",
+        envvar="WETINK_AGENT_EVENTS",
+        help="Stream thread, time and code address of each first write too. Needs CAP_PERFMON.",
+    ),
+]
+EventsRingOption = Annotated[
+    str,
+    typer.Option(
+        envvar="WETINK_AGENT_EVENTS_RING",
+        metavar="SIZE",
+        help="Memory for events between kernel and agent, for each CPU and target: 512KiB, 2MiB.",
+    ),
+]
+AcceptRiskOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-risk",
+        envvar="WETINK_AGENT_ACCEPT_RISK",
+        help="Track with wp-sync also targets that it can harm.",
+    ),
+]
+
 log = structlog.get_logger()
 
 
@@ -145,22 +172,8 @@ def agent(
         int,
         typer.Option(envvar="WETINK_AGENT_TARGETS", metavar="N", help="Play the recording to so many targets."),
     ] = 1,
-    events: Annotated[
-        bool,
-        typer.Option(
-            "--events",
-            envvar="WETINK_AGENT_EVENTS",
-            help="Stream thread, time and code address of each first write too. Needs CAP_PERFMON.",
-        ),
-    ] = False,
-    events_ring: Annotated[
-        str,
-        typer.Option(
-            envvar="WETINK_AGENT_EVENTS_RING",
-            metavar="SIZE",
-            help="Memory for events between kernel and agent, for each CPU and target: 512KiB, 2MiB.",
-        ),
-    ] = "512KiB",
+    events: EventsOption = False,
+    events_ring: EventsRingOption = EVENTS_RING,
     host_id: Annotated[
         str | None,
         typer.Option(
@@ -170,14 +183,7 @@ def agent(
             show_default="the host name",
         ),
     ] = None,
-    accept_risk: Annotated[
-        bool,
-        typer.Option(
-            "--accept-risk",
-            envvar="WETINK_AGENT_ACCEPT_RISK",
-            help="Track with wp-sync also targets that it can harm.",
-        ),
-    ] = False,
+    accept_risk: AcceptRiskOption = False,
     handshake: Annotated[
         Path | None,
         typer.Option(
@@ -245,6 +251,12 @@ def record(
     *,
     pid: Annotated[int, typer.Option(metavar="N", help="Record this process.", show_default=False)],
     interval: Annotated[str, typer.Option(metavar="TIME", help="From round to round: 500ms, 1s, 2m.")] = "1s",
+    backend: Annotated[
+        BackendName, typer.Option(help="What finds the written pages; auto picks by probing.")
+    ] = BackendName.AUTO,
+    events: EventsOption = False,
+    events_ring: EventsRingOption = EVENTS_RING,
+    accept_risk: AcceptRiskOption = False,
     rounds: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="End after so many rounds.", show_default="until stopped")
     ] = None,
@@ -256,7 +268,9 @@ def record(
 
     Example: wetink-agent record redis.wetink --pid 4711 --rounds 60
     """
+    logs.configure()
     interval_seconds = _seconds(interval)
+    choice = _backend(backend, events_ring if events else "", accept_risk=accept_risk)
     exists = f"{file} is there already: --force overwrites it"
     if not force and file.exists():
         raise Failure(exists)
@@ -268,6 +282,7 @@ def record(
             file,
             host_id=_host_id(None),
             pid=pid,
+            choice=choice,
             interval_seconds=interval_seconds,
             round_count=rounds,
             overwrite=force,

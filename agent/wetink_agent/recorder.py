@@ -1,21 +1,17 @@
-"""Records one process: tracks it with ``wp-async`` and writes each round into a file instead of sending it."""
+"""Records one process: tracks it and writes each round into a file instead of sending it."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from wetink.pages import PAGE_SIZE
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent import procfs
-from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Backend
+from wetink_agent.backends import Choice, open_backend
 from wetink_agent.errors import TargetExited, TargetReplaced, TrackingError
 from wetink_agent.recording import RecordingWriter
 from wetink_agent.rounds import Round, round_of
-from wetink_agent.wp_async import WpAsync
-
-REASON: Final = "recordings are made with it"
 
 
 def record(
@@ -23,6 +19,7 @@ def record(
     *,
     host_id: str,
     pid: int,
+    choice: Choice,
     interval_seconds: float,
     round_count: int | None,
     overwrite: bool,
@@ -34,6 +31,7 @@ def record(
         path: Of the file.
         host_id: Whose process it is.
         pid: The process.
+        choice: What tracks it.
         interval_seconds: From the start of one round to the start of the next.
         round_count: How many at most.
         overwrite: Whether a file that is there may be lost.
@@ -48,7 +46,7 @@ def record(
         OSError: The file cannot be written, or not any further.
     """
     start = procfs.stat(pid).start_time_ticks
-    backend = WpAsync(pid, take_userfaultfd(pid))
+    backend = open_backend(choice, pid, None, ())
     try:
         started = ingest_pb2.TargetStarted(
             target=types_pb2.Target(host_id=host_id, boot_id=procfs.boot_id(), pid=pid, start_time_ticks=start),
@@ -58,7 +56,7 @@ def record(
             cgroup=procfs.cgroup(pid),
             page_size=PAGE_SIZE,
             backend=backend.kind,
-            backend_reason=REASON,
+            backend_reason=choice.reason,
         )
         began = time.monotonic()
         # Before the file is made: it finds what only arming can find.

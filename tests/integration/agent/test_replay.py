@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support import programs
@@ -213,6 +214,37 @@ def test_a_replaying_agent_tracks_no_real_process(tmp_path: Path) -> None:
                 collector.track(HOST, os.getpid())
         finally:
             agent.close()
+
+
+@pytest.mark.needs("kernel", "root", "cc")
+@pytest.mark.parametrize(
+    "options,backend",
+    [
+        (("--events", "--events-ring", "8MiB"), types_pb2.BACKEND_WP_ASYNC),
+        (("--backend", "wp-sync", "--accept-risk"), types_pb2.BACKEND_WP_SYNC),
+    ],
+)
+def test_recorded_events_are_played(options: tuple[str, ...], backend: int, tmp_path: Path) -> None:
+    """What a recording says of who wrote comes out of a collector as it went into the file, whatever found it."""
+    path = tmp_path / "recording"
+    with programs.running("writer", "mapfixed", 1) as writer:
+        pid = writer.pid
+        assert run("record", str(path), "--pid", str(pid), "--interval", "50ms", "--rounds", "4", *options) == (0, "")
+    with Recording(path) as recording:
+        assert recording.started.backend == backend
+        recorded = [part.events for index in range(4) for part in recording.parts(index) if part.events.address]
+    addresses = [address for columns in recorded for address in np.frombuffer(columns.address, "<u8").tolist()]
+    assert len(addresses) > 100
+
+    with running_collector() as service, Collector(service.address) as collector:
+        agent = start_agent(service.address, "--backend", f"replay:{path}", "--speed", "10")
+        try:
+            agent.wait_for_log("connected")
+            until_ended(collector)
+            batches = list(collector.events(collector.targets()[0].name))
+        finally:
+            agent.close()
+    assert [event.address for batch in batches for event in batch.events] == addresses
 
 
 @pytest.mark.parametrize(
