@@ -34,7 +34,7 @@ check: $(STAMP) ## run the conventions: style, types, contract, layers, kernel h
 	$(BIN)/pytest tests/conventions $(ARGS)
 
 bench: $(STAMP) ## measure, as JSON lines with ratios
-	@$(BIN)/python -m tests.bench.run $(ARGS)
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 proto: $(STAMP) ## generate the Python modules of the contract again
 	PATH="$(BIN):$$PATH" $(BIN)/python protos/generate.py

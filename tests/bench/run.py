@@ -1,10 +1,10 @@
-"""What wetink costs, as ratios measured side by side in one run: ``make bench``. One JSON object a line.
+"""What wetink costs, as ratios measured side by side in one run. One JSON object a line.
 
 Each line has ``bench``, ``value`` and its ``unit``, what it is compared with, the ``limit`` it is held to, and whether
-it ``holds``. The exit code is 1 when one does not. Two cores shared with other work move single figures by a factor of
-two: trust the ratios.
+it ``holds``; or ``skipped``, with what this machine lacks. Two cores shared with other work move single figures by a
+factor of two: trust the ratios.
 
-``python -m tests.bench.run [NAME...]`` runs some of them: round, barrier, idle, pipeline, memory.
+``make bench``, which is ``python -m tests.bench [NAME...]``, runs these and those of the modules beside this one.
 """
 
 import asyncio
@@ -28,7 +28,6 @@ from pyroaring import BitMap64
 from tests.support import programs
 from tests.support.agent import HOST, running_agent
 from tests.support.collector import CollectorProcess, running_collector
-from wetink import logs
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Harvest
@@ -54,9 +53,18 @@ def say(bench: str, value: float, unit: str, *, limit: float | None = None, **fa
     """Print one result; tell whether it holds."""
     holds = limit is None or value < limit
     line = {"bench": bench, "value": round(value, 3), "unit": unit, "limit": limit, "holds": holds, **facts}
+    _print(line)
+    return holds
+
+
+def skip(bench: str, why: str, **facts: object) -> None:
+    """Print that something is not measured, and what is lacking."""
+    _print({"bench": bench, "skipped": why, **facts})
+
+
+def _print(line: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
-    return holds
 
 
 def bench_round() -> Iterator[bool]:
@@ -112,10 +120,10 @@ class Timed(WpAsync):
         return settled
 
 
-def dirty(victim: programs.Program, share: int, seed: int) -> None:
+def dirty(victim: programs.Program, share: float, seed: int) -> None:
     """Make the victim write to so many per cent of its pages."""
     if share:
-        victim.ask(f"dirty {share} {seed}")
+        victim.ask(f"dirty {share:.9g} {seed}")
 
 
 def bench_barrier() -> Iterator[bool]:
@@ -241,6 +249,11 @@ class NoCommands:
         message = f"the collector lost {broken}"
         raise AssertionError(message)
 
+    def give_up(self, key: Key, why: str) -> None:
+        """Say that the benchmark is broken."""
+        message = f"the collector cannot take {key}: {why}"
+        raise AssertionError(message)
+
 
 NAIVE: Final = """
 syntax = "proto3";
@@ -348,22 +361,3 @@ BENCHES: Final[dict[str, Callable[[], Iterator[bool]]]] = {
     "pipeline": bench_pipeline,
     "memory": bench_memory,
 }
-
-
-def main() -> int:
-    """Run the benchmarks that are named, or all."""
-    names = sys.argv[1:] or list(BENCHES)
-    unknown = [name for name in names if name not in BENCHES]
-    if unknown:
-        sys.stderr.write(f"no benchmark {unknown[0]!r}: there are {', '.join(BENCHES)}\n")
-        return 2
-    if os.geteuid():
-        sys.stderr.write("the benchmarks track other processes and need root: run `sudo make bench`\n")
-        return 1
-    logs.configure()  # to standard error: the agent's own parts, used here, log too
-    results = [holds for name in names for holds in BENCHES[name]()]
-    return 0 if all(results) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

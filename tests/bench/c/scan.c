@@ -5,13 +5,15 @@
  *       Measures by itself. A child process holds a region of that size and dirties a share of it when asked; this
  *       process takes the child's userfaultfd over a socket, registers its memory and scans it, as the agent does.
  *       With --self the region is this process's own. One JSON object a line, for each share of pages dirtied.
- *   scan victim SIZE_MIB
+ *   scan victim SIZE_MIB [SPAN_MIB]
  *       A target only. Prints "ready PID START_ADDRESS", then obeys on standard input: "dirty SHARE_PERCENT SEED"
  *       writes to exactly that share of the pages, chosen at random (100: all), and answers "done COUNT"; "quit".
+ *       With SPAN_MIB its pages lie in pieces of 2 MiB, at equal distances, in a mapping of that size; the rest are holes.
  *   scan attach PID [CHUNK_MIB]
  *       Rounds over a process that somebody else has registered, so that both can be timed in turn on one target.
  *       Prints "ready", then obeys: "round" does one and answers with a JSON object; "quit". A round arms again what it
- *       found written, so the other one does not find it.
+ *       found written, so the other one does not find it. "arm FILE" arms again what was written in ranges alone, one
+ *       ioctl each, as one would who knows from events where to look; the file has pairs of 64-bit addresses.
  *
  * A round is an audit, a census and an audit. The census goes in pieces of at most CHUNK_MIB of mapped memory, 128
  * unless told; 0 means the whole address space at once. Making that plan, from /proc/PID/maps, is outside the time, and so is
@@ -81,8 +83,11 @@ enum {
 	PIECES_MAX = 65536,
 	REPETITIONS_DEFAULT = 9,
 	REPETITIONS_MAX = 10000,
+	RANGES_MAX = 1 << 20,
 	CHUNK_MIB_DEFAULT = 128,
 	SIZE_MIB_MAX = 1 << 20,
+	SPAN_MIB_MAX = 1 << 26,
+	PIECE_PAGES = 512,
 	LINE_MAX_BYTES = 256,
 };
 
@@ -96,6 +101,7 @@ static const int shares[] = { 0, 1, 10, 50, 100 };
 struct region {
 	unsigned char *base;
 	size_t pages;
+	size_t distance; /* bytes from one piece of PIECE_PAGES to the next */
 	uint64_t written; /* values stored so far: each store is a new one */
 };
 
@@ -151,19 +157,28 @@ static uint64_t number_of(const char *text, uint64_t most)
 
 /* ---- the region --------------------------------------------------------------------------------------------- */
 
-static struct region new_region(uint64_t size_mib)
+static void write_page(struct region *region, size_t page)
 {
-	struct region region = { .pages = size_mib * MIB / PAGE };
-	void *base = mmap(NULL, size_mib * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	size_t offset = page / PIECE_PAGES * region->distance + page % PIECE_PAGES * PAGE;
+
+	*(volatile uint64_t *)(region->base + offset) = ++region->written;
+}
+
+static struct region new_region(uint64_t size_mib, uint64_t span_mib)
+{
+	size_t pages = size_mib * MIB / PAGE, pieces = (pages + PIECE_PAGES - 1) / PIECE_PAGES;
+	struct region region = { .pages = pages,
+				 .distance = span_mib * MIB / pieces / PAGE * PAGE };
+	void *base = mmap(NULL, span_mib * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (base == MAP_FAILED)
 		die("mmap");
 	/* A huge page would count as 512, and split at its first write. EINVAL: this kernel has none. */
-	if (madvise(base, size_mib * MIB, MADV_NOHUGEPAGE) != 0 && errno != EINVAL)
+	if (madvise(base, span_mib * MIB, MADV_NOHUGEPAGE) != 0 && errno != EINVAL)
 		die("madvise");
 	region.base = base;
 	for (size_t page = 0; page < region.pages; page++)
-		*(volatile uint64_t *)(region.base + page * PAGE) = ++region.written;
+		write_page(&region, page);
 	return region;
 }
 
@@ -181,7 +196,7 @@ static size_t dirty(struct region *region, double share_percent, uint64_t seed)
 		uint64_t point = ((mix(state++) >> 32) * (region->pages - page)) >> 32;
 
 		if (point < wanted - done) {
-			*(volatile uint64_t *)(region->base + page * PAGE) = ++region->written;
+			write_page(region, page);
 			done++;
 		}
 	}
@@ -223,9 +238,9 @@ static void obey(struct region *region)
 	}
 }
 
-static int victim(uint64_t size_mib)
+static int victim(uint64_t size_mib, uint64_t span_mib)
 {
-	struct region region = new_region(size_mib);
+	struct region region = new_region(size_mib, span_mib);
 
 	dprintf(STDOUT_FILENO, "ready %d %p\n", getpid(), (void *)region.base);
 	obey(&region);
@@ -497,7 +512,7 @@ static struct target start_child(uint64_t size_mib)
 		close(commands[1]);
 		close(answers[0]);
 		close(answers[1]);
-		_exit(victim(size_mib));
+		_exit(victim(size_mib, size_mib));
 	}
 	close(commands[0]);
 	close(answers[1]);
@@ -517,7 +532,7 @@ static struct target start_child(uint64_t size_mib)
 
 static struct target start_self(uint64_t size_mib)
 {
-	struct target target = { .pid = getpid(), .uffd = open_uffd(), .own = new_region(size_mib) };
+	struct target target = { .pid = getpid(), .uffd = open_uffd(), .own = new_region(size_mib, size_mib) };
 
 	target.start = (uint64_t)(uintptr_t)target.own.base;
 	return target;
@@ -587,6 +602,33 @@ static int measure(bool self, uint64_t size_mib, uint64_t repetitions, uint64_t 
 	return 0;
 }
 
+/* Arms what was written in ranges, and says how long that took; reading the file is outside the time. */
+static void arm(struct scanner *scanner, const char *path)
+{
+	static uint64_t ranges[RANGES_MAX][2];
+	struct pm_scan_arg argument = {
+		.size = sizeof(argument),
+		.flags = PM_SCAN_WP_MATCHING,
+		.vec = (uint64_t)(uintptr_t)scanner->regions,
+		.vec_len = REGIONS_MAX,
+		.category_mask = PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN,
+		.return_mask = PAGE_IS_WRITTEN,
+	};
+	uint64_t found = 0, began;
+	FILE *file = fopen(path, "re");
+	size_t count;
+
+	if (file == NULL)
+		die(path);
+	count = fread(ranges, sizeof(ranges[0]), RANGES_MAX, file);
+	fclose(file);
+	began = now_ns();
+	for (size_t i = 0; i < count; i++)
+		found += scan(scanner, &argument, ranges[i][0], ranges[i][1]);
+	dprintf(STDOUT_FILENO, "{\"us\": %.1f, \"ranges\": %zu, \"regions\": %" PRIu64 "}\n",
+		(double)(now_ns() - began) / 1000, count, found);
+}
+
 static int attach(pid_t pid, uint64_t chunk_mib)
 {
 	static struct scanner scanner;
@@ -595,6 +637,10 @@ static int attach(pid_t pid, uint64_t chunk_mib)
 	open_scanner(&scanner, pid);
 	dprintf(STDOUT_FILENO, "ready\n");
 	while (read_line(line) && strcmp(line, "quit") != 0) {
+		if (strncmp(line, "arm ", 4) == 0) {
+			arm(&scanner, line + 4);
+			continue;
+		}
 		if (strcmp(line, "round") != 0) {
 			dprintf(STDOUT_FILENO, "error: unknown command\n");
 			continue;
@@ -613,16 +659,21 @@ int main(int count, char **arguments)
 {
 	bool self = count > 1 && strcmp(arguments[1], "--self") == 0;
 	int first = self ? 2 : 1;
-	uint64_t size_mib, repetitions = REPETITIONS_DEFAULT, chunk_mib = CHUNK_MIB_DEFAULT;
+	uint64_t size_mib, span_mib, repetitions = REPETITIONS_DEFAULT, chunk_mib = CHUNK_MIB_DEFAULT;
 
-	if (count == 3 && strcmp(arguments[1], "victim") == 0 && (size_mib = number_of(arguments[2], SIZE_MIB_MAX)) > 0)
-		return victim(size_mib);
+	if ((count == 3 || count == 4) && strcmp(arguments[1], "victim") == 0 &&
+	    (size_mib = number_of(arguments[2], SIZE_MIB_MAX)) > 0) {
+		span_mib = count == 4 ? number_of(arguments[3], SPAN_MIB_MAX) : size_mib;
+		if (span_mib < size_mib)
+			refuse("SPAN_MIB is less than SIZE_MIB");
+		return victim(size_mib, span_mib);
+	}
 	if ((count == 3 || count == 4) && strcmp(arguments[1], "attach") == 0)
 		return attach((pid_t)number_of(arguments[2], INT32_MAX),
 			      count == 4 ? number_of(arguments[3], SIZE_MIB_MAX) : CHUNK_MIB_DEFAULT);
 	if (count - first < 1 || count - first > 3) {
 		fputs("usage: scan [--self] SIZE_MIB [REPETITIONS [CHUNK_MIB]]\n"
-		      "       scan victim SIZE_MIB\n"
+		      "       scan victim SIZE_MIB [SPAN_MIB]\n"
 		      "       scan attach PID [CHUNK_MIB]\n",
 		      stderr);
 		return 2;
