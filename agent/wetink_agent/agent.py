@@ -153,6 +153,12 @@ class Agent:
             if tracked is not None and tracked.tracker.key[2] == incarnation:
                 tracked.tracker.resynchronise()
 
+    def give_up(self, key: Key, why: str) -> None:
+        """End an incarnation that the collector cannot take; see ``Commands``."""
+        tracked = self._tracked.get(key[:2])
+        if tracked is not None and tracked.tracker.key == key:
+            tracked.tracker.stop(types_pb2.END_REASON_FAILED, why)
+
     async def _carry_out_track(self, track: ingest_pb2.Track) -> ingest_pb2.AgentMessage | None:
         result = ingest_pb2.CommandResult(request_id=track.request_id)
         try:

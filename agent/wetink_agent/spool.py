@@ -39,6 +39,8 @@ class _Entry:
     started_sent: bool = False
     ended_sent: bool = False
     ended_a_while_ago: bool = False
+    # Its rounds from some point on are not here any more and never will be: all there is to say is its end.
+    is_given_up: bool = False
 
 
 class Spool:
@@ -61,9 +63,12 @@ class Spool:
         self._entries[key_of(started.target, started.incarnation)] = _Entry(started)
 
     def add(self, key: Key, harvested: Round) -> None:
-        """Take a round of a started incarnation; its number follows the last. Of a dropped one it is ignored."""
+        """Take a round of a started incarnation; its number follows the last.
+
+        Of one that was dropped or given up it is ignored.
+        """
         entry = self._entries.get(key)
-        if entry is None:
+        if entry is None or entry.is_given_up:
             return
         assert harvested.first == entry.last_round + 1, (harvested.first, entry.last_round)
         entry.rounds.append(harvested)
@@ -87,13 +92,19 @@ class Spool:
 
     def drop(self, key: Key) -> None:
         """Forget an incarnation, sent or not: another has taken its place."""
-        entry = self._entries.pop(key, None)
+        self.give_up(key)
+        self._entries.pop(key, None)
+
+    def give_up(self, key: Key) -> None:
+        """Forget the rounds of an incarnation that the collector can never take; its end is still sent."""
+        entry = self._entries.get(key)
         if entry is not None:
             self.size_bytes -= sum(waiting.size_bytes for waiting in entry.rounds)
             self.in_flight_bytes -= sum(waiting.size_bytes for waiting in entry.rounds[: entry.sent_count])
             # A sender may be in the middle of it: it finds nothing more.
             entry.rounds.clear()
             entry.sent_count = 0
+            entry.is_given_up = True
 
     def positions(self) -> list[types_pb2.TargetPosition]:
         """Give every incarnation in the spool with its last round: what Hello says."""
@@ -108,7 +119,8 @@ class Spool:
         """Begin a new stream where the collector's record ends; nothing counts as sent any more.
 
         Returns:
-            The incarnations that cannot go on, because rounds the collector lacks are here no longer. They are dropped.
+            The incarnations that live and cannot go on, because rounds the collector lacks are here no longer. They
+            are dropped. Those that have ended are given up: the collector is still told how they ended.
         """
         known = {key_of(position.target, position.incarnation): position.round for position in durable}
         broken = []
@@ -119,11 +131,13 @@ class Spool:
             has = known.get(key, 0)
             first_here = entry.rounds[0].first if entry.rounds else entry.last_round + 1
             # Of rounds it says it has beyond ours it would ignore what we have yet to harvest.
-            if not first_here <= has + 1 <= entry.last_round + 1:
+            if first_here <= has + 1 <= entry.last_round + 1:
+                self._forget_through(entry, has)
+            elif entry.ended is not None or entry.is_given_up:
+                self.give_up(key)
+            else:
                 broken.append(key)
                 self.drop(key)
-            else:
-                self._forget_through(entry, has)
         return broken
 
     def acknowledge(self, positions: Iterable[types_pb2.TargetPosition]) -> None:

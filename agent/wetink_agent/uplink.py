@@ -31,6 +31,12 @@ WELCOME_SECONDS_MAX: Final = 10.0
 ACK_SECONDS_MAX: Final = 15.0
 """How long batches may be out with no acknowledgement before the stream counts as dead (``protos/README.md``)."""
 
+CAREFUL_SECONDS: Final = 60.0
+CAREFUL_PAUSE_SECONDS: Final = 0.1
+"""For how long a stream makes a pause after each message, and how long that is, where the one before ended with nothing
+but INTERNAL. grpc.aio gives that in place of the collector's reason when a message was being written at that moment: a
+refused round would be sent for ever, and nobody would know why."""
+
 ANSWERS_MAX: Final = 4096
 """Answers to commands that wait to be sent; over it the oldest is dropped, and the collector's deadline passes."""
 
@@ -68,6 +74,10 @@ class Commands(Protocol):
         """Begin new incarnations for those whose record at the collector has a gap."""
         ...
 
+    def give_up(self, key: Key, why: str) -> None:
+        """End an incarnation with a round that the collector can never take."""
+        ...
+
 
 class Uplink:
     """One agent's connection, kept up until ``run`` is cancelled."""
@@ -99,6 +109,7 @@ class Uplink:
         self._refused: Key | None = None
         self._told = ""
         self._draining = False
+        self._is_careful = False
         self._closing = False
         self._is_open = False
         self._acknowledged_at = 0.0
@@ -255,6 +266,7 @@ class Uplink:
     async def _send(self, call: "_Call", welcome: ingest_pb2.Welcome) -> None:
         heartbeat_seconds = (welcome.heartbeat_interval_ms or 5000) / 1000
         said_at = time.monotonic()
+        careful_until = said_at + CAREFUL_SECONDS if self._is_careful else 0.0
         while not self._draining:
             self._changed.clear()
             # Answers that are here now speak of rounds that are in the spool: those go first.
@@ -262,6 +274,8 @@ class Uplink:
             for message in self._spool.unsent(welcome.in_flight_bytes_max):
                 await call.write(message)
                 said_at = time.monotonic()
+                if said_at < careful_until:
+                    await asyncio.sleep(CAREFUL_PAUSE_SECONDS)
             for answer in [self._answers.popleft() for _ in range(min(answers, len(self._answers)))]:
                 if self._spool.has_sent(_positions(answer)):
                     await call.write(answer)
@@ -291,6 +305,7 @@ class Uplink:
 
     def _note(self, error: grpc.aio.AioRpcError) -> None:
         """Say why the stream ended; act on the reasons the contract names."""
+        self._is_careful = error.code() is grpc.StatusCode.INTERNAL
         info = error_info(error)
         reason = info.reason if info else ""
         if reason == "DEPOSED":
@@ -301,25 +316,39 @@ class Uplink:
             raise Deposed(message) from error
         if info and reason in {"BATCH_CORRUPT", "ROUND_GAP"}:
             self._count_refusal(dict(info.metadata))
+        if info and reason == "ROUND_TOO_LARGE":
+            self._give_up(dict(info.metadata), error.details() or reason)
         self._tell(f"{error.code().name.lower()}: {error.details()}")
 
     def _count_refusal(self, metadata: dict[str, str]) -> None:
         """Begin anew where the same incarnation was refused twice with no acknowledgement between."""
-        try:
-            pid, start = metadata["target"].rpartition("/")[2].split("@")
-            key = int(pid), int(start), int(metadata["incarnation"])
-        except (KeyError, ValueError):
-            return
-        if self._refused == key:
+        key = _key_in(metadata)
+        if key is not None and self._refused == key:
             self._spool.drop(key)
             self._commands.resynchronise([key])
         self._refused = key
+
+    def _give_up(self, metadata: dict[str, str], why: str) -> None:
+        """End what would be refused again however often it is sent, so that the others' rounds get through."""
+        key = _key_in(metadata)
+        if key is not None:
+            self._spool.give_up(key)
+            self._commands.give_up(key, why)
 
     def _tell(self, why: str) -> None:
         """Log once for each change of reason, not once for each attempt."""
         if why != self._told:
             self._told = why
             log.warning("collector_unreachable", collector=self._address, why=why, consequence="rounds are kept here")
+
+
+def _key_in(metadata: dict[str, str]) -> Key | None:
+    """Give the incarnation that a refusal names, if it names one."""
+    try:
+        pid, start = metadata["target"].rpartition("/")[2].split("@")
+        return int(pid), int(start), int(metadata["incarnation"])
+    except (KeyError, ValueError):
+        return None
 
 
 def _positions(answer: ingest_pb2.AgentMessage) -> Sequence[types_pb2.TargetPosition]:

@@ -26,11 +26,14 @@ def started_of(pid: int = 7, incarnation: int = INCARNATION) -> ingest_pb2.Targe
     return ingest_pb2.TargetStarted(target=target_of(pid), incarnation=incarnation, time_ns=1, command="writer")
 
 
-def ended_of(pid: int = 7, incarnation: int = INCARNATION) -> ingest_pb2.TargetEnded:
+def ended_of(
+    pid: int = 7,
+    incarnation: int = INCARNATION,
+    *,
+    reason: types_pb2.EndReason.ValueType = types_pb2.END_REASON_EXITED,
+) -> ingest_pb2.TargetEnded:
     """Give the message that ends an incarnation."""
-    return ingest_pb2.TargetEnded(
-        target=target_of(pid), incarnation=incarnation, reason=types_pb2.END_REASON_EXITED, time_ns=2
-    )
+    return ingest_pb2.TargetEnded(target=target_of(pid), incarnation=incarnation, reason=reason, time_ns=2)
 
 
 def position_of(pid: int = 7, incarnation: int = INCARNATION, *, last: int) -> types_pb2.TargetPosition:

@@ -107,6 +107,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.truth: dict[Key, Fold] = {}
         self.last: dict[Key, int] = {}
         self.ended: set[Key] = set()
+        self.given_up: set[Key] = set()
         self.living: dict[int, Key] = {}
         self.collector = ModelCollector()
         self.clock = 0
@@ -235,6 +236,10 @@ class SpoolMachine(RuleBasedStateMachine):
             if self.living.get(key[0]) == key:
                 del self.living[key[0]]
                 self._begin(key[0], frozenset({key[0]}))
+        for key, entry in self.spool._entries.items():
+            if entry.is_given_up:
+                assert key in self.ended, "only what has ended may miss rounds"
+                self.given_up.add(key)
         for key in [key for key in self.collector.records if key not in said]:
             # Not in Hello: to the collector it has ended.
             self.collector.records[key].ended = True
@@ -266,6 +271,9 @@ class SpoolMachine(RuleBasedStateMachine):
             if key in self.ended and key not in {key_of(p.target, p.incarnation) for p in self.spool.positions()}:
                 continue  # tidied up after all of it had been durable, before the collector lost it
             record = self.collector.records[key]
+            if key in self.given_up:
+                assert record.ended
+                continue
             assert record.last == self.last[key]
             assert record.folds[record.last] == self.truth[key]
             assert record.ended == (key in self.ended)
@@ -286,6 +294,22 @@ def spool_of(*pids: int) -> Spool:
     for pid in pids:
         spool.start(started_of(pid))
     return spool
+
+
+def test_the_end_of_an_incarnation_is_told_even_where_its_rounds_are_lost() -> None:
+    """The collector came back without rounds of a process that is gone: it does not look alive for ever."""
+    spool = spool_of(7)
+    key = key_of(target_of(7), INCARNATION)
+    spool.add(key, make_round(1, [1]))
+    list(spool.unsent(1 << 20))
+    spool.acknowledge([position_of(7, last=1)])
+    spool.add(key, make_round(2, [2]))
+    spool.end(ended_of(7))
+
+    assert spool.resume([]) == []
+    assert [message.WhichOneof("message") for message in spool.unsent(1 << 20)] == ["target_started", "target_ended"]
+    assert spool.size_bytes == 0
+    assert spool.is_empty
 
 
 def test_an_incarnation_the_collector_has_more_rounds_of_cannot_go_on() -> None:

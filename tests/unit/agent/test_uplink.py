@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.fake_ingest import Peer, Script, fake_ingest, pages_of
 from tests.support.harvests import INCARNATION, ended_of, make_round, position_of, started_of, target_of
-from wetink.v1 import ingest_pb2
+from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent import uplink as uplink_module
 from wetink_agent.spool import Key, Spool, key_of
 from wetink_agent.uplink import Deposed, Uplink
@@ -28,6 +28,7 @@ class Commands:
 
     spool: Spool
     broken: list[Key] = field(default_factory=list)
+    given_up: list[tuple[Key, str]] = field(default_factory=list)
     wanted: list[ingest_pb2.Track] = field(default_factory=list)
     before_barrier: Callable[[], object] = lambda: None
 
@@ -49,6 +50,11 @@ class Commands:
         for pid, _, incarnation in broken:
             self.spool.drop((pid, 100 + pid, incarnation))
             begin(self.spool, pid, incarnation + 1, [1000 + incarnation])
+
+    def give_up(self, key: Key, why: str) -> None:
+        """End it, as its tracker would."""
+        self.given_up.append((key, why))
+        self.spool.end(ended_of(key[0], key[2], reason=types_pb2.END_REASON_FAILED))
 
 
 def begin(spool: Spool, pid: int = 7, incarnation: int = INCARNATION, written: list[int] | None = None) -> None:
@@ -346,6 +352,38 @@ def test_a_round_that_is_refused_twice_begins_a_new_incarnation() -> None:
 
     run(test)
     assert refused == [INCARNATION, INCARNATION]
+
+
+def test_a_round_no_collector_can_take_ends_its_target_and_lets_the_others_through() -> None:
+    """It is not sent again and again: its end is, with the reason, and what others have."""
+    over = asyncio.Event()
+    heard: list[str] = []
+
+    async def collector(peer: Peer) -> None:
+        await peer.welcome()
+        while (message := await peer.hear()) is not None:
+            if message.HasField("target_ended"):
+                heard.append(f"end of {message.target_ended.target.pid}")
+            if message.HasField("write_protect_batch"):
+                batch = message.write_protect_batch
+                heard.append(f"round of {batch.target.pid}")
+                if batch.target.pid == 7:
+                    await peer.refuse("ROUND_TOO_LARGE", batch)
+            if heard[-2:] in (["end of 7", "round of 8"], ["round of 8", "end of 7"]):
+                over.set()
+
+    async def test() -> None:
+        async with fake_ingest(collector) as address, agent(address) as here:
+            begin(here.spool, 8)
+            await wait_for(over)
+            here.add(2, 9)  # a harvest that was under way
+            await asyncio.sleep(0.2)
+            assert here.commands.given_up == [(KEY, "refused: ROUND_TOO_LARGE")]
+            assert here.commands.broken == []
+
+    run(test)
+    # Once more where the refusal came while the other's round was being written.
+    assert heard.count("round of 7") <= 2
 
 
 def test_another_targets_acknowledgement_is_no_excuse() -> None:
