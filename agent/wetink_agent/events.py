@@ -147,6 +147,23 @@ def named(events: Events, pid: int) -> Events:
     return replace(events, threads=tuple(threads), mappings=tuple(mappings))
 
 
+def translated(events: Events, pid: int) -> Events:
+    """Turn thread ids of a process's own pid namespace into those of ours; a thread that has ended becomes 0.
+
+    The kernel fills ``ptid`` of a ``uffd_msg`` for the faulting thread's namespace (``task_pid_vnr`` in
+    fs/userfaultfd.c), whoever reads it.
+    """
+    ids = {}
+    if len(events):
+        with contextlib.suppress(NoSuchProcess):
+            ids = procfs.thread_ids_inside(pid)
+    if not ids:
+        return events
+    inside, places = np.unique(events.thread_ids, return_inverse=True)
+    here = np.array([ids.get(tid, 0) for tid in inside.tolist()], dtype=np.uint32)
+    return replace(events, thread_ids=here[places])
+
+
 def monotonic_offset_ns() -> int:
     """Give what turns a time of CLOCK_MONOTONIC into one since the Unix epoch, now; clocks may be set later."""
     return time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)

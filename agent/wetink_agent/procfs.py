@@ -3,6 +3,7 @@
 Source: proc_pid_maps(5), proc_pid_stat(5), proc_pid_status(5), proc_pid_cgroup(5).
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -168,6 +169,21 @@ def thread_name(pid: int, tid: int) -> str:
     """
     name = _read(pid, f"task/{tid}/comm").decode(errors="replace").strip()
     return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def thread_ids_inside(pid: int) -> dict[int, int]:
+    """Give the threads of a process in a pid namespace of its own: the id of each there, and here. Else nothing.
+
+    Raises:
+        NoSuchProcess: It is gone.
+    """
+    if len(_status_field(pid, "NSpid").split()) < 2:  # noqa: PLR2004 - one for each namespace from ours down
+        return {}
+    ids = {}
+    for tid in threads(pid):
+        with contextlib.suppress(NoSuchProcess):
+            ids[int(_status_field(pid, "NSpid", task=f"task/{tid}/").split()[-1])] = tid
+    return ids
 
 
 def cgroup(pid: int) -> str:

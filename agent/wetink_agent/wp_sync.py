@@ -42,7 +42,7 @@ from wetink.v1 import types_pb2
 from wetink_agent import procfs, shared_memory
 from wetink_agent.backend import Harvest
 from wetink_agent.errors import Untrackable
-from wetink_agent.events import Events, joined
+from wetink_agent.events import Events, joined, named, translated
 from wetink_agent.resolver import MESSAGE, Log, Resolver
 from wetink_agent.runs import Runs, adjacent_runs, joined_runs
 from wetink_agent.shared_memory import Range
@@ -143,7 +143,7 @@ class WpSync(WpAsync):
             frozen=frozen and procfs.is_frozen(self._pid),
             mapped=mapped,
             unmapped=unmapped,
-            events=events,
+            events=named(translated(events, self._pid), self._pid),
         )
 
     def close(self) -> None:

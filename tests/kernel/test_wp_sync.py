@@ -291,6 +291,41 @@ def test_marks_that_a_lost_registration_leaves_behind_hide_nothing() -> None:
             assert within(tracker.harvest(), first, 20)[0] == {4}
 
 
+def test_threads_of_another_pid_namespace_have_our_ids_and_names() -> None:
+    """The kernel tells the ids that a container's threads have for themselves, which may be others' out here."""
+    with victim() as target:
+        target.do(
+            "checked(libc.unshare(0x20000000))\n"  # CLONE_NEWPID
+            "child = os.fork()\n"
+            "if child: os.waitpid(child, 0); os._exit(0)"
+        )
+        child = int(Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text(encoding="ascii"))
+        first = target.map(8)
+        target.do(
+            "global threading, gate, work\nimport threading\ngate = threading.Event()\n"
+            "def work():\n"
+            "    gate.wait(); gate.clear()\n"
+            f"    poke({first + 1} * PAGE, 9)\n"
+            "    gate.wait()\n"
+            "threading.Thread(target=work, daemon=True).start()"
+        )
+        with tracked(child) as tracker:
+            tracker.harvest()
+            target.write(first)
+            inside = target.number("os.getpid()")
+            target.do("gate.set()\nimport time; time.sleep(0.2)")
+            events = tracker.harvest().events
+
+        assert events is not None
+        assert inside == 1
+        by_page = dict(zip((events.addresses // PAGE).tolist(), events.thread_ids.tolist(), strict=True))
+        (other,) = {int(task.name) for task in Path(f"/proc/{child}/task").iterdir()} - {child}
+        assert by_page[first] == child
+        assert by_page[first + 1] == other
+        assert {child, other} <= dict(events.threads).keys()
+        assert any(start <= first * PAGE < end for start, end, _ in events.mappings)
+
+
 def test_a_killed_agent_leaves_the_target_running() -> None:
     """SIGKILL while writers wait for answers: they go on, and nothing of the userfaultfd is left."""
     agent = (

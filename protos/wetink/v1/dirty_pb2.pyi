@@ -21,15 +21,37 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Selection(_message.Message):
-    """Which targets a call means: those named, and those on a named host, and those in a named cgroup.
+    """Which targets a call means: those named, and those on a named host, and those in a named cgroup, and those with all
+    of some labels.
     An empty selection is refused where pages are asked for, and means all where lists are asked for.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TARGETS_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
     CGROUPS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`HOST/PID@START`, or `HOST/PID` for the youngest process with that pid. Each must exist."""
@@ -42,16 +64,21 @@ class Selection(_message.Message):
     def cgroups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Cgroup paths: every target that has not ended, in this cgroup or below it, on any host."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels: every target that has not ended and has all of these with these values, on any host. At most 32."""
+
     def __init__(
         self,
         *,
         targets: _abc.Iterable[_builtins.str] | None = ...,
         hosts: _abc.Iterable[_builtins.str] | None = ...,
         cgroups: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroups", b"cgroups", "hosts", b"hosts", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cgroups", b"cgroups", "hosts", b"hosts", "labels", b"labels", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -109,6 +136,26 @@ class TargetInfo(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
@@ -128,6 +175,7 @@ class TargetInfo(_message.Message):
     CAUTIOUS_PAGE_COUNT_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
     PACE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`HOST/PID@START`."""
     incarnation: _builtins.int
@@ -174,6 +222,10 @@ class TargetInfo(_message.Message):
         Absent before that.
         """
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in TargetStarted."""
+
     def __init__(
         self,
         *,
@@ -196,10 +248,11 @@ class TargetInfo(_message.Message):
         cautious_page_count: _builtins.int = ...,
         scope: _abc.Iterable[_types_pb2.AddressRange] | None = ...,
         pace: _types_pb2.Pace | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pace", b"pace", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time_ns", b"as_of_time_ns", "backend", b"backend", "backend_reason", b"backend_reason", "cautious_page_count", b"cautious_page_count", "cgroup", b"cgroup", "command", b"command", "end_message", b"end_message", "end_reason", b"end_reason", "incarnation", b"incarnation", "last_window_ns", b"last_window_ns", "last_written_page_count", b"last_written_page_count", "live", b"live", "name", b"name", "pace", b"pace", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "scope", b"scope", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time_ns", b"as_of_time_ns", "backend", b"backend", "backend_reason", b"backend_reason", "cautious_page_count", b"cautious_page_count", "cgroup", b"cgroup", "command", b"command", "end_message", b"end_message", "end_reason", b"end_reason", "incarnation", b"incarnation", "labels", b"labels", "last_window_ns", b"last_window_ns", "last_written_page_count", b"last_written_page_count", "live", b"live", "name", b"name", "pace", b"pace", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "scope", b"scope", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from wetink.v1 import types_pb2 as wetink_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16wetink/v1/ingest.proto\x12\twetink.v1\x1a\x15wetink/v1/types.proto\"\xf2\x02\n\x0c\x41gentMessage\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.wetink.v1.HelloH\x00\x12\x32\n\x0etarget_started\x18\x02 \x01(\x0b\x32\x18.wetink.v1.TargetStartedH\x00\x12;\n\x13write_protect_batch\x18\x03 \x01(\x0b\x32\x1c.wetink.v1.WriteProtectBatchH\x00\x12.\n\x0ctarget_ended\x18\x04 \x01(\x0b\x32\x16.wetink.v1.TargetEndedH\x00\x12\x34\n\x0f\x62\x61rrier_reached\x18\x05 \x01(\x0b\x32\x19.wetink.v1.BarrierReachedH\x00\x12\x32\n\x0e\x63ommand_result\x18\x06 \x01(\x0b\x32\x18.wetink.v1.CommandResultH\x00\x12)\n\theartbeat\x18\x07 \x01(\x0b\x32\x14.wetink.v1.HeartbeatH\x00\x42\t\n\x07message\"\xf7\x01\n\x10\x43ollectorMessage\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.wetink.v1.WelcomeH\x00\x12\x1d\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x0e.wetink.v1.AckH\x00\x12!\n\x05track\x18\x03 \x01(\x0b\x32\x10.wetink.v1.TrackH\x00\x12%\n\x07untrack\x18\x04 \x01(\x0b\x32\x12.wetink.v1.UntrackH\x00\x12%\n\x07\x62\x61rrier\x18\x05 \x01(\x0b\x32\x12.wetink.v1.BarrierH\x00\x12!\n\x05\x64rain\x18\x06 \x01(\x0b\x32\x10.wetink.v1.DrainH\x00\x42\t\n\x07message\"\xa0\x01\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x16\n\x0e\x61gent_instance\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12,\n\tpositions\x18\x06 \x03(\x0b\x32\x19.wetink.v1.TargetPosition\"\xc2\x01\n\x07Welcome\x12,\n\tpositions\x18\x01 \x03(\x0b\x32\x19.wetink.v1.TargetPosition\x12\x1b\n\x13in_flight_bytes_max\x18\x02 \x01(\x04\x12\x19\n\x11message_bytes_max\x18\x03 \x01(\x04\x12\x1d\n\x15heartbeat_interval_ms\x18\x04 \x01(\r\x12 \n\x06wanted\x18\x05 \x03(\x0b\x32\x10.wetink.v1.Track\x12\x10\n\x08store_id\x18\x06 \x01(\t\"\xf1\x01\n\rTargetStarted\x12!\n\x06target\x18\x01 \x01(\x0b\x32\x11.wetink.v1.Target\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07time_ns\x18\x03 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x04 \x01(\t\x12\x0e\n\x06\x63group\x18\x05 \x01(\t\x12\x11\n\tpage_size\x18\x06 \x01(\r\x12#\n\x07\x62\x61\x63kend\x18\x07 \x01(\x0e\x32\x12.wetink.v1.Backend\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x08 \x01(\t\x12&\n\x05scope\x18\t \x03(\x0b\x32\x17.wetink.v1.AddressRange\"\xb0\x04\n\x11WriteProtectBatch\x12!\n\x06target\x18\x01 \x01(\x0b\x32\x11.wetink.v1.Target\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_round\x18\x03 \x01(\x04\x12\x12\n\nlast_round\x18\x04 \x01(\x04\x12\x0c\n\x04part\x18\x05 \x01(\r\x12\x12\n\npart_count\x18\x06 \x01(\r\x12\x15\n\rfirst_time_ns\x18\x07 \x01(\x04\x12\x14\n\x0clast_time_ns\x18\x08 \x01(\x04\x12#\n\x07\x62\x61\x63kend\x18\t \x01(\x0e\x32\x12.wetink.v1.Backend\x12\x0e\n\x06\x66rozen\x18\n \x01(\x08\x12#\n\x07written\x18\x0b \x01(\x0b\x32\x12.wetink.v1.PageSet\x12$\n\x08vanished\x18\x0c \x01(\x0b\x32\x12.wetink.v1.PageSet\x12\'\n\x06\x65vents\x18\r \x01(\x0b\x32\x17.wetink.v1.EventColumns\x12\x1c\n\x14populated_page_count\x18\x0e \x01(\x04\x12\x1b\n\x13\x63\x61utious_page_count\x18\x0f \x01(\x04\x12\'\n\x06mapped\x18\x10 \x03(\x0b\x32\x17.wetink.v1.AddressRange\x12)\n\x08unmapped\x18\x11 \x03(\x0b\x32\x17.wetink.v1.AddressRange\x12\x14\n\x0cmappings_cut\x18\x12 \x01(\x08\x12\x1d\n\x04pace\x18\x13 \x01(\x0b\x32\x0f.wetink.v1.Pace\"\x8d\x01\n\x0bTargetEnded\x12!\n\x06target\x18\x01 \x01(\x0b\x32\x11.wetink.v1.Target\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12$\n\x06reason\x18\x03 \x01(\x0e\x32\x14.wetink.v1.EndReason\x12\x0f\n\x07time_ns\x18\x04 \x01(\x04\x12\x0f\n\x07message\x18\x05 \x01(\t\"R\n\x0e\x42\x61rrierReached\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12,\n\tpositions\x18\x02 \x03(\x0b\x32\x19.wetink.v1.TargetPosition\"o\n\rCommandResult\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12+\n\x08position\x18\x04 \x01(\x0b\x32\x19.wetink.v1.TargetPosition\"H\n\tHeartbeat\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x13\n\x0bspool_bytes\x18\x02 \x01(\x04\x12\x15\n\rrounds_united\x18\x03 \x01(\x04\"3\n\x03\x41\x63k\x12,\n\tpositions\x18\x01 \x03(\x0b\x32\x19.wetink.v1.TargetPosition\"B\n\x05Track\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x18\n\x10start_time_ticks\x18\x03 \x01(\x04\"@\n\x07Untrack\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12!\n\x06target\x18\x02 \x01(\x0b\x32\x11.wetink.v1.Target\"A\n\x07\x42\x61rrier\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\"\n\x07targets\x18\x02 \x03(\x0b\x32\x11.wetink.v1.Target\"\x07\n\x05\x44rain2S\n\rIngestService\x12\x42\n\x06Stream\x12\x17.wetink.v1.AgentMessage\x1a\x1b.wetink.v1.CollectorMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16wetink/v1/ingest.proto\x12\twetink.v1\x1a\x15wetink/v1/types.proto\"\xf2\x02\n\x0c\x41gentMessage\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.wetink.v1.HelloH\x00\x12\x32\n\x0etarget_started\x18\x02 \x01(\x0b\x32\x18.wetink.v1.TargetStartedH\x00\x12;\n\x13write_protect_batch\x18\x03 \x01(\x0b\x32\x1c.wetink.v1.WriteProtectBatchH\x00\x12.\n\x0ctarget_ended\x18\x04 \x01(\x0b\x32\x16.wetink.v1.TargetEndedH\x00\x12\x34\n\x0f\x62\x61rrier_reached\x18\x05 \x01(\x0b\x32\x19.wetink.v1.BarrierReachedH\x00\x12\x32\n\x0e\x63ommand_result\x18\x06 \x01(\x0b\x32\x18.wetink.v1.CommandResultH\x00\x12)\n\theartbeat\x18\x07 \x01(\x0b\x32\x14.wetink.v1.HeartbeatH\x00\x42\t\n\x07message\"\xf7\x01\n\x10\x43ollectorMessage\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.wetink.v1.WelcomeH\x00\x12\x1d\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x0e.wetink.v1.AckH\x00\x12!\n\x05track\x18\x03 \x01(\x0b\x32\x10.wetink.v1.TrackH\x00\x12%\n\x07untrack\x18\x04 \x01(\x0b\x32\x12.wetink.v1.UntrackH\x00\x12%\n\x07\x62\x61rrier\x18\x05 \x01(\x0b\x32\x12.wetink.v1.BarrierH\x00\x12!\n\x05\x64rain\x18\x06 \x01(\x0b\x32\x10.wetink.v1.DrainH\x00\x42\t\n\x07message\"\xa0\x01\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x16\n\x0e\x61gent_instance\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12,\n\tpositions\x18\x06 \x03(\x0b\x32\x19.wetink.v1.TargetPosition\"\xc2\x01\n\x07Welcome\x12,\n\tpositions\x18\x01 \x03(\x0b\x32\x19.wetink.v1.TargetPosition\x12\x1b\n\x13in_flight_bytes_max\x18\x02 \x01(\x04\x12\x19\n\x11message_bytes_max\x18\x03 \x01(\x04\x12\x1d\n\x15heartbeat_interval_ms\x18\x04 \x01(\r\x12 \n\x06wanted\x18\x05 \x03(\x0b\x32\x10.wetink.v1.Track\x12\x10\n\x08store_id\x18\x06 \x01(\t\"\xd6\x02\n\rTargetStarted\x12!\n\x06target\x18\x01 \x01(\x0b\x32\x11.wetink.v1.Target\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07time_ns\x18\x03 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x04 \x01(\t\x12\x0e\n\x06\x63group\x18\x05 \x01(\t\x12\x11\n\tpage_size\x18\x06 \x01(\r\x12#\n\x07\x62\x61\x63kend\x18\x07 \x01(\x0e\x32\x12.wetink.v1.Backend\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x08 \x01(\t\x12&\n\x05scope\x18\t \x03(\x0b\x32\x17.wetink.v1.AddressRange\x12\x34\n\x06labels\x18\n \x03(\x0b\x32$.wetink.v1.TargetStarted.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb0\x04\n\x11WriteProtectBatch\x12!\n\x06target\x18\x01 \x01(\x0b\x32\x11.wetink.v1.Target\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_round\x18\x03 \x01(\x04\x12\x12\n\nlast_round\x18\x04 \x01(\x04\x12\x0c\n\x04part\x18\x05 \x01(\r\x12\x12\n\npart_count\x18\x06 \x01(\r\x12\x15\n\rfirst_time_ns\x18\x07 \x01(\x04\x12\x14\n\x0clast_time_ns\x18\x08 \x01(\x04\x12#\n\x07\x62\x61\x63kend\x18\t \x01(\x0e\x32\x12.wetink.v1.Backend\x12\x0e\n\x06\x66rozen\x18\n \x01(\x08\x12#\n\x07written\x18\x0b \x01(\x0b\x32\x12.wetink.v1.PageSet\x12$\n\x08vanished\x18\x0c \x01(\x0b\x32\x12.wetink.v1.PageSet\x12\'\n\x06\x65vents\x18\r \x01(\x0b\x32\x17.wetink.v1.EventColumns\x12\x1c\n\x14populated_page_count\x18\x0e \x01(\x04\x12\x1b\n\x13\x63\x61utious_page_count\x18\x0f \x01(\x04\x12\'\n\x06mapped\x18\x10 \x03(\x0b\x32\x17.wetink.v1.AddressRange\x12)\n\x08unmapped\x18\x11 \x03(\x0b\x32\x17.wetink.v1.AddressRange\x12\x14\n\x0cmappings_cut\x18\x12 \x01(\x08\x12\x1d\n\x04pace\x18\x13 \x01(\x0b\x32\x0f.wetink.v1.Pace\"\x8d\x01\n\x0bTargetEnded\x12!\n\x06target\x18\x01 \x01(\x0b\x32\x11.wetink.v1.Target\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12$\n\x06reason\x18\x03 \x01(\x0e\x32\x14.wetink.v1.EndReason\x12\x0f\n\x07time_ns\x18\x04 \x01(\x04\x12\x0f\n\x07message\x18\x05 \x01(\t\"R\n\x0e\x42\x61rrierReached\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12,\n\tpositions\x18\x02 \x03(\x0b\x32\x19.wetink.v1.TargetPosition\"o\n\rCommandResult\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12+\n\x08position\x18\x04 \x01(\x0b\x32\x19.wetink.v1.TargetPosition\"H\n\tHeartbeat\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x13\n\x0bspool_bytes\x18\x02 \x01(\x04\x12\x15\n\rrounds_united\x18\x03 \x01(\x04\"3\n\x03\x41\x63k\x12,\n\tpositions\x18\x01 \x03(\x0b\x32\x19.wetink.v1.TargetPosition\"B\n\x05Track\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x18\n\x10start_time_ticks\x18\x03 \x01(\x04\"@\n\x07Untrack\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12!\n\x06target\x18\x02 \x01(\x0b\x32\x11.wetink.v1.Target\"A\n\x07\x42\x61rrier\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\"\n\x07targets\x18\x02 \x03(\x0b\x32\x11.wetink.v1.Target\"\x07\n\x05\x44rain2S\n\rIngestService\x12\x42\n\x06Stream\x12\x17.wetink.v1.AgentMessage\x1a\x1b.wetink.v1.CollectorMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wetink.v1.ingest_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TARGETSTARTED_LABELSENTRY']._loaded_options = None
+  _globals['_TARGETSTARTED_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_AGENTMESSAGE']._serialized_start=61
   _globals['_AGENTMESSAGE']._serialized_end=431
   _globals['_COLLECTORMESSAGE']._serialized_start=434
@@ -41,27 +43,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WELCOME']._serialized_start=847
   _globals['_WELCOME']._serialized_end=1041
   _globals['_TARGETSTARTED']._serialized_start=1044
-  _globals['_TARGETSTARTED']._serialized_end=1285
-  _globals['_WRITEPROTECTBATCH']._serialized_start=1288
-  _globals['_WRITEPROTECTBATCH']._serialized_end=1848
-  _globals['_TARGETENDED']._serialized_start=1851
-  _globals['_TARGETENDED']._serialized_end=1992
-  _globals['_BARRIERREACHED']._serialized_start=1994
-  _globals['_BARRIERREACHED']._serialized_end=2076
-  _globals['_COMMANDRESULT']._serialized_start=2078
-  _globals['_COMMANDRESULT']._serialized_end=2189
-  _globals['_HEARTBEAT']._serialized_start=2191
-  _globals['_HEARTBEAT']._serialized_end=2263
-  _globals['_ACK']._serialized_start=2265
-  _globals['_ACK']._serialized_end=2316
-  _globals['_TRACK']._serialized_start=2318
-  _globals['_TRACK']._serialized_end=2384
-  _globals['_UNTRACK']._serialized_start=2386
-  _globals['_UNTRACK']._serialized_end=2450
-  _globals['_BARRIER']._serialized_start=2452
-  _globals['_BARRIER']._serialized_end=2517
-  _globals['_DRAIN']._serialized_start=2519
-  _globals['_DRAIN']._serialized_end=2526
-  _globals['_INGESTSERVICE']._serialized_start=2528
-  _globals['_INGESTSERVICE']._serialized_end=2611
+  _globals['_TARGETSTARTED']._serialized_end=1386
+  _globals['_TARGETSTARTED_LABELSENTRY']._serialized_start=1341
+  _globals['_TARGETSTARTED_LABELSENTRY']._serialized_end=1386
+  _globals['_WRITEPROTECTBATCH']._serialized_start=1389
+  _globals['_WRITEPROTECTBATCH']._serialized_end=1949
+  _globals['_TARGETENDED']._serialized_start=1952
+  _globals['_TARGETENDED']._serialized_end=2093
+  _globals['_BARRIERREACHED']._serialized_start=2095
+  _globals['_BARRIERREACHED']._serialized_end=2177
+  _globals['_COMMANDRESULT']._serialized_start=2179
+  _globals['_COMMANDRESULT']._serialized_end=2290
+  _globals['_HEARTBEAT']._serialized_start=2292
+  _globals['_HEARTBEAT']._serialized_end=2364
+  _globals['_ACK']._serialized_start=2366
+  _globals['_ACK']._serialized_end=2417
+  _globals['_TRACK']._serialized_start=2419
+  _globals['_TRACK']._serialized_end=2485
+  _globals['_UNTRACK']._serialized_start=2487
+  _globals['_UNTRACK']._serialized_end=2551
+  _globals['_BARRIER']._serialized_start=2553
+  _globals['_BARRIER']._serialized_end=2618
+  _globals['_DRAIN']._serialized_start=2620
+  _globals['_DRAIN']._serialized_end=2627
+  _globals['_INGESTSERVICE']._serialized_start=2629
+  _globals['_INGESTSERVICE']._serialized_end=2712
 # @@protoc_insertion_point(module_scope)

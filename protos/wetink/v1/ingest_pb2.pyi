@@ -239,6 +239,26 @@ class TargetStarted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TARGET_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     TIME_NS_FIELD_NUMBER: _builtins.int
@@ -248,6 +268,7 @@ class TargetStarted(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     BACKEND_REASON_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """Grows from incarnation to incarnation of a target: microseconds since boot (CLOCK_BOOTTIME) when it began."""
     time_ns: _builtins.int
@@ -270,6 +291,13 @@ class TargetStarted(_message.Message):
     def scope(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AddressRange]:
         """The parts of the address space that are tracked. Empty means all of it."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the process belongs to, as the agent was told or found out: `pod`, `namespace`, `container`, `pod_uid`,
+        `container_id`, and any other an operator gave. At most 32. A key is 1 to 63 of [A-Za-z0-9._/-] from a letter or
+        digit on, a value at most 253 printable characters without a line break. Empty means that nothing is known.
+        """
+
     def __init__(
         self,
         *,
@@ -282,10 +310,11 @@ class TargetStarted(_message.Message):
         backend: _types_pb2.Backend.ValueType = ...,
         backend_reason: _builtins.str = ...,
         scope: _abc.Iterable[_types_pb2.AddressRange] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_reason", b"backend_reason", "cgroup", b"cgroup", "command", b"command", "incarnation", b"incarnation", "page_size", b"page_size", "scope", b"scope", "target", b"target", "time_ns", b"time_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_reason", b"backend_reason", "cgroup", b"cgroup", "command", b"command", "incarnation", b"incarnation", "labels", b"labels", "page_size", b"page_size", "scope", b"scope", "target", b"target", "time_ns", b"time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

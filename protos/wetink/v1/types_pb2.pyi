@@ -271,7 +271,9 @@ class EventColumns(_message.Message):
     uffd_flags: _builtins.bytes
     """UFFD_PAGEFAULT_FLAG_* bits, u64 each: uffd_msg.arg.pagefault.flags."""
     thread_id: _builtins.bytes
-    """Thread id of the writer in the agent's pid namespace, u32 each: uffd_msg.arg.pagefault.feat.ptid."""
+    """Thread id of the writer in the agent's pid namespace, u32 each: uffd_msg.arg.pagefault.feat.ptid. 0 where the
+    thread had ended before anybody could tell.
+    """
     time_ns: _builtins.bytes
     """When, in nanoseconds since the Unix epoch, u64 each."""
     instruction_pointer: _builtins.bytes
