@@ -137,7 +137,7 @@ def named(events: Events, pid: int) -> Events:
     for tid in np.unique(events.thread_ids)[:NAMES_MAX].tolist():
         with contextlib.suppress(NoSuchProcess):
             threads.append((tid, procfs.thread_name(pid, tid)[:THREAD_NAME_CHARACTERS_MAX]))
-    addresses = np.unique(events.addresses)
+    addresses = np.sort(events.addresses)  # numpy hashes to find what is unique, which takes thirty times as long
     mappings: list[tuple[int, int, str]] = []
     with contextlib.suppress(NoSuchProcess, PermissionError):
         for mapping in procfs.parse_maps(procfs.read_maps(pid)):
