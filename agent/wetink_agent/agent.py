@@ -23,7 +23,9 @@ from wetink_agent.backend import Backend, Harvest
 from wetink_agent.backends import Choice, open_backend
 from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TrackingError, Untrackable
 from wetink_agent.handshake import HandshakeServer, Offer
+from wetink_agent.labels import Labeller
 from wetink_agent.pace import Budget, Load, Pacer
+from wetink_agent.pods import PodList, PodSource
 from wetink_agent.spool import Key, Spool
 from wetink_agent.tracker import Tracker
 from wetink_agent.uplink import Uplink
@@ -62,6 +64,8 @@ class Settings:
     budget: Budget = field(default_factory=Budget)
     backend: Choice = field(default_factory=Choice)
     handshake: Path | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    pods: PodSource | None = None
 
 
 @dataclass(slots=True)
@@ -79,6 +83,7 @@ class Agent:
         self._boot_id = procfs.boot_id()
         self._spool = Spool()
         self._load = Load(settings.budget.agent_share)
+        self._labeller = Labeller(settings.labels, PodList(settings.pods) if settings.pods else None)
         self._pool = ThreadPoolExecutor(HARVEST_THREADS, thread_name_prefix="harvest")
         self._tracked: dict[tuple[int, int], _Tracked] = {}
         self._attaching: dict[tuple[int, int], asyncio.Task[Tracker]] = {}
@@ -243,6 +248,7 @@ class Agent:
         try:
             # The first round before success is told: it finds what only arming can find, another userfaultfd say.
             first = await loop.run_in_executor(self._pool, backend.harvest)
+            labels = await loop.run_in_executor(self._pool, self._labeller.labels_of, pid)
             # Once more: the pid may have been used again while we attached.
             _check_started(pid, start)
             started = ingest_pb2.TargetStarted(
@@ -255,6 +261,7 @@ class Agent:
                 backend=backend.kind,
                 backend_reason=self._settings.backend.reason,
                 scope=[types_pb2.AddressRange(start_address=a, size_bytes=b - a) for a, b in scope],
+                labels=labels,
             )
         except BaseException:
             backend.close()

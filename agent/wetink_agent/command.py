@@ -5,7 +5,7 @@ import re
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
@@ -15,14 +15,16 @@ import typer
 
 from wetink import logs
 from wetink.command_line import ConfigOption, ExitCode, Failure, run
-from wetink.names import NameMalformed, check_address, check_host_id
+from wetink.names import NameMalformed, check_address, check_host_id, parse_labels
 from wetink.v1 import types_pb2
 from wetink_agent import recorder
 from wetink_agent.agent import Agent, Settings
 from wetink_agent.backends import HAZARDS, BackendName, Choice, choose
 from wetink_agent.discovery import Selection
 from wetink_agent.errors import KernelLacks, NoSuchProcess, TrackingError
+from wetink_agent.labels import GIVEN_MAX
 from wetink_agent.pace import Budget
+from wetink_agent.pods import SERVICE_ACCOUNT, PodSource
 from wetink_agent.recording import Recording, RecordingUnusable
 from wetink_agent.replay import Pace, ReplayAgent
 from wetink_agent.uplink import Deposed
@@ -193,6 +195,33 @@ def agent(
             show_default=False,
         ),
     ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="WETINK_AGENT_LABEL",
+            metavar="KEY=VALUE",
+            help="Give this label to all targets, beside what their cgroups tell. May be given again.",
+        ),
+    ] = None,
+    pods: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WETINK_AGENT_PODS",
+            metavar="FILE|URL",
+            help="List of this host's pods as Kubernetes writes it in JSON: targets get the labels pod, namespace and "
+            "container.",
+            show_default=False,
+        ),
+    ] = None,
+    pods_token: Annotated[
+        Path, typer.Option(envvar="WETINK_AGENT_PODS_TOKEN", metavar="FILE", help="Bearer token for that URL.")
+    ] = SERVICE_ACCOUNT / "token",
+    pods_ca: Annotated[
+        Path,
+        typer.Option(
+            envvar="WETINK_AGENT_PODS_CA", metavar="FILE", help="Certificates that the URL's server is checked against."
+        ),
+    ] = SERVICE_ACCOUNT / "ca.crt",
     show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Write-protect the memory of processes and stream to a collector which pages are written.
@@ -228,6 +257,8 @@ def agent(
         if played is None
         else Choice(),
         handshake=handshake,
+        labels=_labels(label or ()),
+        pods=PodSource(pods, pods_token, pods_ca) if pods else None,
     )
     # Each target takes three descriptors.
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -428,6 +459,18 @@ def _pattern(text: str) -> re.Pattern[str]:
     except re.error as error:
         message = f"--command {text!r} is no regular expression: {error}"
         raise Failure(message, ExitCode.USAGE) from error
+
+
+def _labels(texts: Iterable[str]) -> Mapping[str, str]:
+    try:
+        labels = parse_labels(texts)
+    except NameMalformed as error:
+        message = f"{error} (--label)"
+        raise Failure(message, ExitCode.USAGE) from error
+    if len(labels) > GIVEN_MAX:
+        message = f"{len(labels)} labels are too many: give at most {GIVEN_MAX} with --label"
+        raise Failure(message, ExitCode.USAGE)
+    return labels
 
 
 def _address(text: str) -> str:

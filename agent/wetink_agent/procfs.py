@@ -188,13 +188,20 @@ def thread_ids_inside(pid: int) -> dict[int, int]:
 
 def cgroup(pid: int) -> str:
     """Give the cgroup path of a process: of the unified hierarchy unless that is the root, else the longest."""
-    unified, paths = "", [""]
+    paths = cgroup_paths(pid)
+    return paths[0] if paths[0] not in {"", "/"} else max(paths, key=len)
+
+
+def cgroup_paths(pid: int) -> list[str]:
+    """Give the cgroup path of a process in each hierarchy: first in the unified one, empty where there is none."""
+    unified, paths = "", []
     for line in _read(pid, "cgroup").decode(errors="replace").splitlines():
         number, _, path = line.split(":", 2)
         if number == "0":
             unified = path
-        paths.append(path)
-    return unified if unified not in {"", "/"} else max(paths, key=len)
+        else:
+            paths.append(path)
+    return [unified, *paths]
 
 
 def pids() -> list[int]:

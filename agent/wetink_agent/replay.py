@@ -195,6 +195,7 @@ class ReplayAgent(Agent):
         started.CopyFrom(recorded)
         started.target.host_id, started.target.boot_id = self._settings.host_id, self._boot_id
         started.target.pid, started.target.start_time_ticks = PID_FIRST + index, now_ticks + index
+        started.labels.update(self._settings.labels)
         started.backend = backend.kind
         started.backend_reason = (
             f"asked for: plays {self._score.recording.path.name}, recorded of process {recorded.target.pid} "

@@ -62,6 +62,10 @@ CgroupsOption = Annotated[
     list[str] | None,
     typer.Option("--cgroup", metavar="PATH", help="Every target in this cgroup or below it. May be repeated."),
 ]
+LabelsOption = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="Every target with all of these labels. May be repeated."),
+]
 TargetsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="TARGET", help="HOST/PID@START or HOST/PID.", show_default=False)
 ]
@@ -110,6 +114,7 @@ def targets(
     names: TargetsArgument = None,
     host: HostsOption = None,
     cgroup: CgroupsOption = None,
+    label: LabelsOption = None,
     *,
     json: JsonOption = False,
 ) -> None:
@@ -118,7 +123,7 @@ def targets(
     All of them, or those selected; also those that ended not long ago.
     """
     with _collector(context) as collector:
-        found = collector.targets(_selection(names, host, cgroup))
+        found = collector.targets(_selection(names, host, cgroup, label))
         _check_known(collector, set(host or ()) - {target.host_id for target in found})
     if _wants_json(context, json):
         _print_lines(json_lines.plain(found))
@@ -171,6 +176,7 @@ def barrier(
     names: TargetsArgument = None,
     host: HostsOption = None,
     cgroup: CgroupsOption = None,
+    label: LabelsOption = None,
     timeout: TimeoutOption = BARRIER_SECONDS,
     *,
     json: JsonOption = False,
@@ -180,7 +186,7 @@ def barrier(
     Prints how far each target has come, and a cursor that means "from now on". Exits with 3 if one was not reached.
     """
     with _collector(context) as collector:
-        result = collector.barrier(_needed_selection(names, host, cgroup), barrier_seconds=timeout)
+        result = collector.barrier(_needed_selection(names, host, cgroup, label), barrier_seconds=timeout)
     if _wants_json(context, json):
         _print_lines(json_lines.barrier(result))
     else:
@@ -196,6 +202,7 @@ def dirty(
     names: TargetsArgument = None,
     host: HostsOption = None,
     cgroup: CgroupsOption = None,
+    label: LabelsOption = None,
     since: SinceOption = "",
     timeout: TimeoutOption = BARRIER_SECONDS,
     *,
@@ -210,7 +217,7 @@ def dirty(
     """
     with _collector(context) as collector:
         answer = collector.dirty(
-            _needed_selection(names, host, cgroup), since, barrier=harvest, barrier_seconds=timeout
+            _needed_selection(names, host, cgroup, label), since, barrier=harvest, barrier_seconds=timeout
         )
     if _wants_json(context, json):
         _print_lines(json_lines.dirty(answer))
@@ -227,6 +234,7 @@ def watch(
     names: TargetsArgument = None,
     host: HostsOption = None,
     cgroup: CgroupsOption = None,
+    label: LabelsOption = None,
     since: SinceOption = "",
     interval: Annotated[
         float, typer.Option("--interval", metavar="SECONDS", min=0, help="The least time between two answers.")
@@ -242,7 +250,7 @@ def watch(
     complete, standard error says why, and again only when the reason changes.
     """
     with _collector(context) as collector:
-        selection = _selection(names, host, cgroup) or _all_hosts(collector)
+        selection = _selection(names, host, cgroup, label) or _all_hosts(collector)
         said: dict[str, str] = {}
         if _wants_json(context, json):
             for answer in islice(collector.watch(selection, since, interval_seconds_min=interval), count):
@@ -304,14 +312,20 @@ def _exit_code(error: "WetinkError") -> ExitCode:
     return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.FAILURE)
 
 
-def _selection(names: list[str] | None, hosts: list[str] | None, cgroups: list[str] | None) -> "Selection":
-    return wetink_client.Selection(targets=tuple(names or ()), hosts=tuple(hosts or ()), cgroups=tuple(cgroups or ()))
+def _selection(
+    names: list[str] | None, hosts: list[str] | None, cgroups: list[str] | None, labels: list[str] | None
+) -> "Selection":
+    return wetink_client.Selection(
+        tuple(names or ()), hosts=tuple(hosts or ()), cgroups=tuple(cgroups or ()), labels=tuple(labels or ())
+    )
 
 
-def _needed_selection(names: list[str] | None, hosts: list[str] | None, cgroups: list[str] | None) -> "Selection":
-    selection = _selection(names, hosts, cgroups)
+def _needed_selection(
+    names: list[str] | None, hosts: list[str] | None, cgroups: list[str] | None, labels: list[str] | None
+) -> "Selection":
+    selection = _selection(names, hosts, cgroups, labels)
     if not selection:
-        message = "no target is named: write HOST/PID, --host HOST or --cgroup PATH"
+        message = "no target is named: write HOST/PID, --host HOST, --cgroup PATH or --label KEY=VALUE"
         raise Failure(message, ExitCode.USAGE)
     return selection
 

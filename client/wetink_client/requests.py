@@ -123,7 +123,12 @@ def watch(
 
 def _message(selection: Selectable) -> dirty_pb2.Selection:
     chosen = Selection.of(selection)
-    return dirty_pb2.Selection(targets=chosen.targets, hosts=chosen.hosts, cgroups=chosen.cgroups)
+    return dirty_pb2.Selection(
+        targets=chosen.targets,
+        hosts=chosen.hosts,
+        cgroups=chosen.cgroups,
+        labels=names.parse_labels(chosen.labels),
+    )
 
 
 def _barrier_milliseconds(seconds: float) -> int:

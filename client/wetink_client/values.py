@@ -4,13 +4,13 @@ What a field means is said in ``dirty.proto``; names and units are the same. Wha
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
 
-from wetink.names import NameMalformed, check_host_id, parse_target
+from wetink.names import NameMalformed, check_host_id, parse_labels, parse_target
 from wetink.v1 import dirty_pb2, types_pb2
 from wetink_client.errors import BrokenAnswer, InvalidRequest
 
@@ -60,10 +60,11 @@ class Consistency(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which targets a call means: those named, and those on a named host, and those in a named cgroup.
+    """Which targets a call means: those named, on a named host, in a named cgroup, or with all of some labels.
 
-    Each target is ``HOST/PID@START``, or ``HOST/PID`` for the youngest process with that pid. Hosts and cgroups mean
-    every target there that has not ended. Names have their form, or the value does not come to be.
+    Each target is ``HOST/PID@START``, or ``HOST/PID`` for the youngest process with that pid; each label is
+    ``KEY=VALUE``. Hosts, cgroups and labels mean every target there that has not ended. Names have their form, or the
+    value does not come to be.
 
     Raises:
         InvalidRequest: A name cannot be one.
@@ -72,6 +73,7 @@ class Selection:
     targets: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     cgroups: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check each name, so that a mistake is told before anything is sent."""
@@ -80,12 +82,13 @@ class Selection:
                 parse_target(target)
             for host in self.hosts:
                 check_host_id(host)
+            parse_labels(self.labels)
         except NameMalformed as error:
             raise InvalidRequest(str(error), "SELECTION_MALFORMED") from error
 
     def __bool__(self) -> bool:
         """Whether it names anything."""
-        return bool(self.targets or self.hosts or self.cgroups)
+        return bool(self.targets or self.hosts or self.cgroups or self.labels)
 
     @classmethod
     def of(cls, selection: "Selectable") -> "Selection":
@@ -155,6 +158,8 @@ class TargetInfo:
     """``(start_address, length_bytes)`` of the parts that are tracked. Empty means all of the address space."""
     pace: Pace | None
     """As of the last round since the collector started; None before that, and where nothing is harvested."""
+    labels: Mapping[str, str] = field(hash=False)
+    """What the process belongs to, in the order of keys: ``pod``, ``namespace``, ``container`` where they are known."""
 
     @property
     def pages_per_second(self) -> float | None:
@@ -280,6 +285,7 @@ def target_of(message: dirty_pb2.TargetInfo) -> TargetInfo:
         pace=Pace(message.pace.interval_ms, message.pace.agent_share, message.pace.target_share)
         if message.HasField("pace")
         else None,
+        labels=dict(sorted(message.labels.items())),
     )
 
 

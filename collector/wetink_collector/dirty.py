@@ -335,6 +335,7 @@ class DirtyService(DirtyServiceServicer):
             backend=started.backend,
             backend_reason=started.backend_reason,
             scope=started.scope,
+            labels=started.labels,
             pace=record.pace,
         )
         if last:

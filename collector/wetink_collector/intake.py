@@ -9,7 +9,7 @@ from typing import Final
 
 from pyroaring import BitMap64
 
-from wetink.names import NameMalformed, check_host_id
+from wetink.names import NameMalformed, check_host_id, check_labels
 from wetink.pages import CorruptPageSet, decode
 from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetStarted, WriteProtectBatch
 from wetink.v1.types_pb2 import (
@@ -341,6 +341,11 @@ def _check_started(message: TargetStarted) -> None:
     ):
         text = f"TargetStarted of process {message.target.pid} has no page size, or a field that is too long"
         raise MessageMalformed(text)
+    try:
+        check_labels(message.labels)
+    except NameMalformed as error:
+        text = f"TargetStarted of process {message.target.pid}: {error}"
+        raise MessageMalformed(text) from error
 
 
 def _check_batch(message: WriteProtectBatch) -> None:

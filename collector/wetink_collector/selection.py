@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from wetink.names import NameMalformed, TargetName, check_host_id, parse_target
+from wetink.names import NameMalformed, TargetName, check_host_id, check_labels, parse_target
 from wetink.v1.dirty_pb2 import Selection
 from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.errors import SelectionMalformed, TargetUnknown
@@ -18,16 +18,17 @@ must fit in one message."""
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A selection that is well formed. Empty means all."""
+    """A selection that is well formed. Empty means all. Of ``labels`` a target has all or is not meant by them."""
 
     names: tuple[TargetName, ...]
     hosts: frozenset[str]
     cgroups: tuple[str, ...]
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def only_names(self) -> bool:
         """Whether no target can come to match later."""
-        return not self.hosts and not self.cgroups
+        return not (self.hosts or self.cgroups or self.labels)
 
     def names_target(self, target: TargetKey) -> bool:
         """Whether a target is meant by its name, and not only by where it runs."""
@@ -50,9 +51,10 @@ def parse(selection: Selection) -> Chosen:
     try:
         names = tuple(parse_target(text) for text in selection.targets)
         hosts = frozenset(check_host_id(text) for text in selection.hosts)
+        check_labels(selection.labels)
     except NameMalformed as error:
         raise SelectionMalformed(str(error)) from error
-    return Chosen(names, hosts, tuple(_cgroup(text) for text in selection.cgroups))
+    return Chosen(names, hosts, tuple(_cgroup(text) for text in selection.cgroups), tuple(selection.labels.items()))
 
 
 def parse_non_empty(selection: Selection) -> Chosen:
@@ -63,7 +65,7 @@ def parse_non_empty(selection: Selection) -> Chosen:
     """
     chosen = parse(selection)
     if chosen.only_names and not chosen.names:
-        message = "the selection is empty; name targets, hosts or cgroups"
+        message = "the selection is empty; name targets, hosts, cgroups or labels"
         raise SelectionMalformed(message)
     return chosen
 
@@ -82,8 +84,8 @@ def resolve(chosen: Chosen, catalog: Catalog, held: Iterable[TargetKey] = ()) ->
     Args:
         chosen: The selection, not empty.
         catalog: What there is.
-        held: Targets that the reader holds a copy of. Those of a selected host or cgroup are meant even when they have
-            ended: otherwise their last pages, and their end, would never be told.
+        held: Targets that the reader holds a copy of. Those of a selected host, cgroup or label are meant even when
+            they have ended: otherwise their last pages, and their end, would never be told.
 
     Raises:
         TargetUnknown: A target or host is not there.
@@ -114,15 +116,18 @@ def _named(name: TargetName, catalog: Catalog) -> TargetRecord:
 def _living(chosen: Chosen, catalog: Catalog) -> list[TargetRecord]:
     if chosen.only_names:
         return []
-    records = catalog.all() if chosen.cgroups else (record for host in chosen.hosts for record in catalog.on_host(host))
+    anywhere = chosen.cgroups or chosen.labels
+    records = catalog.all() if anywhere else (record for host in chosen.hosts for record in catalog.on_host(host))
     return [record for record in records if not record.ended and _matches(record, chosen)]
 
 
 def _matches(record: TargetRecord, chosen: Chosen) -> bool:
-    """Whether a target is on a selected host, or in a selected cgroup or below it."""
-    path = record.started.cgroup
-    return record.target.host_id in chosen.hosts or any(
-        path == cgroup or path.startswith(cgroup.rstrip("/") + "/") for cgroup in chosen.cgroups
+    """Whether a target is on a selected host, or in a selected cgroup or below it, or has all of the labels."""
+    path, labels = record.started.cgroup, record.started.labels
+    return (
+        record.target.host_id in chosen.hosts
+        or any(path == cgroup or path.startswith(cgroup.rstrip("/") + "/") for cgroup in chosen.cgroups)
+        or (bool(chosen.labels) and all(labels.get(key) == value for key, value in chosen.labels))
     )
 
 

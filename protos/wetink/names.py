@@ -122,5 +122,7 @@ def check_labels(labels: Mapping[str, str]) -> None:
             )
             raise NameMalformed(message)
         if len(value) > LABEL_VALUE_CHARACTERS_MAX or not value.isprintable():
-            message = f"label {key} has a value over {LABEL_VALUE_CHARACTERS_MAX} characters, or one that cannot be printed"
+            message = (
+                f"label {key} has a value over {LABEL_VALUE_CHARACTERS_MAX} characters, or one that cannot be printed"
+            )
             raise NameMalformed(message)

@@ -14,6 +14,7 @@ from tests.integration.collector.wire import (
     T0_NS,
     Agent,
     Reader,
+    answers,
     batch,
     position,
     refused,
@@ -224,6 +225,32 @@ def test_selections_by_name_host_and_cgroup(live: Agent, reader: Reader, host: s
     assert [name.removeprefix(host) for name in listed] == ["/1@100", "/2@100", "/3@100", "/4@100", "/4@200"]
 
 
+def test_selection_by_labels_means_what_has_all_of_them(live: Agent, reader: Reader, host: str) -> None:
+    """On any host, as long as it lives, beside what is named; and what a target's labels are is told."""
+    shop = {"namespace": host, "pod": "cart-0"}
+    live.deliver(target(1, host_id=host), [1], labels=shop)
+    live.deliver(target(2, host_id=host), [2], labels=shop | {"pod": "cart-1"})
+    live.deliver(target(3, host_id=host), [3], labels={"namespace": "other", "pod": "cart-0"})
+    live.deliver(target(4, host_id=host), [4])
+    live.deliver(target(5, host_id=host), [5], labels=shop)
+    live.say(end(target(5, host_id=host), END_REASON_EXITED))
+    live.acknowledged(target(5, host_id=host), 1)
+
+    def meant(*names: str, **labels: str) -> list[str]:
+        selection = pb.Selection(targets=names, labels=labels)
+        infos = reader.stub.ListTargets(pb.ListTargetsRequest(selection=selection), timeout=20).targets
+        (answer,) = answers(reader.stub.GetDirty(pb.GetDirtyRequest(selection=selection), timeout=20))
+        chosen = [info.name.removeprefix(host) for info in infos]
+        assert chosen == [status.name.removeprefix(host) for status in answer.summary.targets]
+        return chosen
+
+    assert meant(namespace=host) == ["/1@100", "/2@100"]
+    assert meant(namespace=host, pod="cart-0") == ["/1@100"]
+    assert meant(f"{host}/4", namespace=host, pod="cart-1") == ["/2@100", "/4@100"]
+    assert dict(reader.target(f"{host}/1").labels) == shop
+    assert not reader.target(f"{host}/4").labels
+
+
 def test_list_of_what_is_not_there_is_empty(reader: Reader) -> None:
     """A list is no place to learn that a name is wrong."""
     assert reader.targets("nowhere/1", hosts=["nowhere"], cgroups=["/nowhere"]) == []
@@ -239,9 +266,10 @@ def test_list_of_what_is_not_there_is_empty(reader: Reader) -> None:
         pb.Selection(hosts=[""]),
         pb.Selection(cgroups=["relative"]),
         pb.Selection(cgroups=[""]),
+        pb.Selection(labels={"no key at all": "1"}),
         pb.Selection(targets=["host/1"] * 4097),
     ],
-    ids=["slash", "pid", "start", "host", "no host", "cgroup", "no cgroup", "too many"],
+    ids=["slash", "pid", "start", "host", "no host", "cgroup", "no cgroup", "label", "too many"],
 )
 def test_selection_that_is_malformed(reader: Reader, selection: pb.Selection) -> None:
     """Every call with a selection says so."""

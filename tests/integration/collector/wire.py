@@ -1,7 +1,7 @@
 """An agent that says exactly what a test tells it to, right or wrong, on the plain stub; and the other side's stub."""
 
 import queue
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -36,7 +36,9 @@ def position(of: types_pb2.Target, round_: int = 0, *, incarnation: int = 1) -> 
     return types_pb2.TargetPosition(target=of, incarnation=incarnation, round=round_)
 
 
-def start(of: types_pb2.Target, *, incarnation: int = 1, cgroup: str = "/test") -> ingest_pb2.TargetStarted:
+def start(
+    of: types_pb2.Target, *, incarnation: int = 1, cgroup: str = "/test", labels: Mapping[str, str] | None = None
+) -> ingest_pb2.TargetStarted:
     """Give the start of an incarnation."""
     return ingest_pb2.TargetStarted(
         target=of,
@@ -47,6 +49,7 @@ def start(of: types_pb2.Target, *, incarnation: int = 1, cgroup: str = "/test") 
         page_size=4096,
         backend=types_pb2.BACKEND_REPLAY,
         backend_reason="there is no kernel",
+        labels=labels,
     )
 
 
@@ -150,9 +153,15 @@ class Agent:
                 if one.target == of and one.incarnation == incarnation and one.round >= round_:
                     return
 
-    def deliver(self, of: types_pb2.Target, *rounds: Iterable[int], cgroup: str = "/test") -> None:
+    def deliver(
+        self,
+        of: types_pb2.Target,
+        *rounds: Iterable[int],
+        cgroup: str = "/test",
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         """Start a target and deliver its first rounds, each a set of written pages, until they are durable."""
-        self.say(start(of, cgroup=cgroup))
+        self.say(start(of, cgroup=cgroup, labels=labels))
         for number, written in enumerate(rounds, 1):
             self.say(batch(of, number, written=written))
         if rounds:

@@ -62,13 +62,15 @@ def test_pid_has_bounds(pid: int) -> None:
 
 def test_request_says_what_was_asked() -> None:
     """Nothing is added and nothing is lost."""
-    selection = Selection(targets=("h/1",), hosts=("h",), cgroups=("/a",))
+    selection = Selection(targets=("h/1",), hosts=("h",), cgroups=("/a",), labels=("pod=p", "tier="))
 
     dirty = requests.dirty(selection, "cursor", barrier=True, barrier_seconds=2)
     watch = requests.watch(selection, None, pages=False, interval_seconds_min=0.25)
 
     assert (dirty.cursor, dirty.barrier) == ("cursor", True)
-    assert dirty.selection == dirty_pb2.Selection(targets=["h/1"], hosts=["h"], cgroups=["/a"])
+    assert dirty.selection == dirty_pb2.Selection(
+        targets=["h/1"], hosts=["h"], cgroups=["/a"], labels={"pod": "p", "tier": ""}
+    )
     assert (watch.cursor, watch.pages, watch.interval_min_ms) == ("", False, 250)
     assert requests.untrack("h/1@2").target == "h/1@2"
     assert (requests.track("h", 7).host_id, requests.track("h", 7).pid) == ("h", 7)

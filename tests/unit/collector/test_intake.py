@@ -355,6 +355,27 @@ def test_start_that_breaks_the_contract_is_refused(stream: Intake, fields: dict[
         stream.started(message)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [{"pod": "x" * 254}, {"x" * 64: ""}, {"": "x"}, {"pod": "two\nlines"}, {f"k{number}": "" for number in range(33)}],
+    ids=["value", "key", "no key", "lines", "number"],
+)
+def test_label_that_breaks_the_contract_is_refused(stream: Intake, labels: dict[str, str]) -> None:
+    """Labels are bounded, and none can speak to a terminal."""
+    message = TargetStarted(target=target(9).message(), incarnation=1, page_size=4096, labels=labels)
+
+    with pytest.raises(MessageMalformed):
+        stream.started(message)
+
+
+def test_labels_within_their_bounds_are_taken(stream: Intake) -> None:
+    """As many, and as long, as the contract allows."""
+    labels = {f"{number:02}".rjust(63, "k"): "x" * 253 for number in range(32)}
+    message = TargetStarted(target=target(9).message(), incarnation=1, page_size=4096, labels=labels)
+
+    assert stream.started(message) is not None
+
+
 def test_batch_of_an_older_incarnation_is_as_good_as_delivered(stream: Intake) -> None:
     """No reader can ask for it, so the agent may let go of it."""
     stream.started(started(NEWER).started)
