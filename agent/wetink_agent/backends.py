@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from wetink_agent import probe, soft_dirty, wp_sync
+from wetink_agent import probe, resolver_loop, soft_dirty, wp_sync
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Backend
 from wetink_agent.errors import KernelLacks, Untrackable
@@ -40,6 +40,9 @@ class Choice:
     accept_risk: bool = False
     """Whether targets are tracked that ``wp-sync`` can harm."""
 
+    seccomp_allows: bool = False
+    """See ``take_userfaultfd``."""
+
 
 def choose(asked: BackendName, *, events_ring_bytes: int = 0, accept_risk: bool = False) -> Choice:
     """Probe this kernel and pick.
@@ -60,6 +63,8 @@ def choose(asked: BackendName, *, events_ring_bytes: int = 0, accept_risk: bool 
             message += "; it can with --backend soft-dirty, which stops the target for a while in each round"
         raise KernelLacks(message)
     reason = _SEEN[name]
+    if name is BackendName.WP_SYNC:
+        reason += "; the compiled loop answers" if resolver_loop.library() else "; Python answers, no loop was compiled"
     if events_ring_bytes and name is BackendName.WP_ASYNC:
         reason += "; with the stream of events"
     return Choice(name, reason, events_ring_bytes, accept_risk)
@@ -83,7 +88,7 @@ def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ran
         if uffd is not None:
             os.close(uffd)  # it is not what finds the pages, but it says who offered them and which
         return SoftDirty(pid, scope)
-    tracker = WpAsync(pid, take_userfaultfd(pid) if uffd is None else uffd, scope)
+    tracker = WpAsync(pid, _userfaultfd(choice, pid) if uffd is None else uffd, scope)
     if not choice.events_ring_bytes:
         return tracker
     try:
@@ -93,6 +98,10 @@ def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ran
         raise
 
 
+def _userfaultfd(choice: Choice, pid: int) -> int:
+    return take_userfaultfd(pid, seccomp_allows=choice.seccomp_allows)
+
+
 def _open_wp_sync(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Range]) -> WpSync:
     risk = None if choice.accept_risk else why_risky(pid)
     if risk is not None:
@@ -100,7 +109,7 @@ def _open_wp_sync(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ra
             os.close(uffd)
         message = f"{risk}; use --backend wp-async, or --accept-risk if that may happen"
         raise Untrackable(message)
-    return WpSync(pid, take_userfaultfd(pid) if uffd is None else uffd, scope)
+    return WpSync(pid, _userfaultfd(choice, pid) if uffd is None else uffd, scope)
 
 
 _PROBES: Final[Mapping[BackendName, Callable[[], str | None]]] = {

@@ -124,7 +124,11 @@ class Resolver:
             null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             os.dup2(null, self._uffd, inheritable=False)
             os.close(null)
-            self._handed.put(None)
+            self._hand_nothing()
+
+    def _hand_nothing(self) -> None:
+        """Let go who waits for a log that will not come."""
+        self._handed.put(None)
 
     def _serve(self) -> None:
         poll = select.poll()

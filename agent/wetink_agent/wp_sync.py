@@ -44,6 +44,7 @@ from wetink_agent.backend import Harvest
 from wetink_agent.errors import Untrackable
 from wetink_agent.events import Events, joined, named, translated
 from wetink_agent.resolver import MESSAGE, Log, Resolver
+from wetink_agent.resolver_loop import open_resolver
 from wetink_agent.runs import Runs, adjacent_runs, joined_runs
 from wetink_agent.shared_memory import Range
 from wetink_agent.uapi import fs
@@ -106,7 +107,7 @@ class WpSync(WpAsync):
         self._refused_in = b""
         self._carried = _NO_EVENTS
         super().__init__(pid, uffd, scope)
-        self._resolver = Resolver(uffd, span_pages_max=max(1, span_bytes_max // PAGE_SIZE))
+        self._resolver = open_resolver(uffd, span_pages_max=max(1, span_bytes_max // PAGE_SIZE))
 
     def harvest(self) -> Harvest:
         """Do one round; see ``Backend.harvest``."""

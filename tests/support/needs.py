@@ -2,8 +2,9 @@
 
 A test names its needs with ``@pytest.mark.needs("kernel", "root")``; a fixture or a helper calls ``needs("redis")``.
 A missing need skips the test, with a sentence that says what is missing and how to get it. Needs that are listed in
-the environment variable ``WETINK_REQUIRE`` (separated by commas) fail the test instead: CI names all of them, so that
-nothing is left out there in silence.
+the environment variable ``WETINK_REQUIRE`` (separated by commas) fail the test instead: CI names all of them but
+``soft-dirty``, so that nothing is left out there in silence. What needs that runs in ``make test-kernels``, wherever CI
+itself may run.
 """
 
 import os
@@ -83,6 +84,15 @@ def _no_kernel() -> str | None:
     return why_not_wp_async()
 
 
+def _no_soft_dirty() -> str | None:
+    try:
+        from wetink_agent.soft_dirty import why_not_soft_dirty  # noqa: PLC0415 (as above)
+    except ModuleNotFoundError as error:
+        return f"the agent's soft-dirty backend cannot be imported: {error}"
+    lacking = why_not_soft_dirty()
+    return None if lacking is None else f"{lacking}; make test-kernels boots a kernel that has it"
+
+
 def _no_root() -> str | None:
     if os.geteuid() == 0:
         return None
@@ -106,6 +116,16 @@ def _no_cc() -> str | None:
     return "`cc` cannot build a program with the kernel's headers; apt-get install gcc libc6-dev linux-libc-dev"
 
 
+def _no_loop() -> str | None:
+    try:
+        from wetink_agent.resolver_loop import library  # noqa: PLC0415 (as above)
+    except ModuleNotFoundError as error:
+        return f"the agent's resolver cannot be imported: {error}"
+    if library() is not None:
+        return None
+    return "the compiled loop of wp-sync was not built; apt-get install gcc libc6-dev linux-libc-dev, and sync again"
+
+
 def _no_redis() -> str | None:
     absent = [name for name in ("redis-server", "redis-cli", "redis-benchmark") if shutil.which(name) is None]
     if not absent:
@@ -115,8 +135,10 @@ def _no_redis() -> str | None:
 
 PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
     "kernel": _no_kernel,  # UFFD_FEATURE_WP_ASYNC and PAGEMAP_SCAN, asked of the running kernel
+    "soft-dirty": _no_soft_dirty,  # CONFIG_MEM_SOFT_DIRTY, seen at a page of our own
     "root": _no_root,  # ptrace of others, their pagemap, pidfd_getfd
     "cc": _no_cc,  # a C compiler, the C library's headers, the kernel's headers
+    "loop": _no_loop,  # the agent's loop in C, built with the package
     "redis": _no_redis,  # redis-server and its load generator
 }
 """Each need by name. A probe says what is missing, or gives None."""
