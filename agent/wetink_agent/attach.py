@@ -64,22 +64,24 @@ _WALL: Final = 0x40000000
 _Result = TypeVar("_Result")
 
 
-def take_userfaultfd(pid: int) -> int:
+def take_userfaultfd(pid: int, *, seccomp_allows: bool = False) -> int:
     """Give a new userfaultfd over the memory of a process, of which no copy is left in the process.
 
     Full mode where the process may have it, else UFFD_USER_MODE_ONLY: with WP_ASYNC both see the kernel's writes too.
 
     Args:
         pid: A process in this pid namespace.
+        seccomp_allows: Somebody says that a seccomp filter of the process lets userfaultfd, rt_sigprocmask and close
+            through, or refuses them with an error: where it cannot be suspended it is then left in force.
 
     Raises:
         NoSuchProcess: It is not there, or exits meanwhile.
-        NotPermitted: The kernel forbids it.
-        Untrackable: It is a kernel thread, is traced by somebody else, is no x86-64 process, has a seccomp filter that
-            cannot be suspended, or no thread of it stops in time.
+        NotPermitted: The kernel forbids it, also to suspend its seccomp filter.
+        Untrackable: It is a kernel thread, is traced by somebody else, is no x86-64 process, or no thread of it stops
+            in time.
     """
     # A thread of its own: when it ends, for whatever reason, the kernel detaches from everything it traces.
-    return _in_own_thread(lambda: _take(pid))
+    return _in_own_thread(lambda: _take(pid, seccomp_allows=seccomp_allows))
 
 
 def _in_own_thread(work: Callable[[], _Result]) -> _Result:
@@ -100,15 +102,17 @@ def _in_own_thread(work: Callable[[], _Result]) -> _Result:
     return results[0]
 
 
-def _take(pid: int) -> int:
+def _take(pid: int, *, seccomp_allows: bool) -> int:
     _refuse_the_unfit(pid)
     tid = procfs.living_thread(pid)
     suspend_seccomp = procfs.has_seccomp(pid, tid)
+    # Strict mode kills for whatever is not read, write or exit, whoever says otherwise.
+    seccomp_allows = seccomp_allows and not procfs.has_strict_seccomp(pid, tid)
     try:
         # Of a leader that has exited the descriptors are gone: then of the thread (PIDFD_THREAD, Linux 6.9).
         pidfd = os.pidfd_open(tid, 0 if tid == pid else os.O_EXCL)
         try:
-            with _Borrowed(pid, tid, suspend_seccomp=suspend_seccomp) as thread:
+            with _Borrowed(pid, tid, suspend_seccomp=suspend_seccomp, seccomp_allows=seccomp_allows) as thread:
                 return thread.make_userfaultfd(lambda number: syscalls.pidfd_getfd(pidfd, number))
         finally:
             os.close(pidfd)
@@ -142,11 +146,13 @@ def _explain(error: OSError, pid: int) -> TrackingError:
 class _Borrowed:
     """One thread of the target, seized. Use as a context manager; leaving it detaches."""
 
-    def __init__(self, pid: int, tid: int, *, suspend_seccomp: bool) -> None:
+    def __init__(self, pid: int, tid: int, *, suspend_seccomp: bool, seccomp_allows: bool) -> None:
         """Seize the thread and stop it."""
         self._pid = pid
         self._tid = tid
         self._suspend_seccomp = suspend_seccomp
+        self._seccomp_allows = seccomp_allows
+        self._is_filtered = False
         self._memory = -1
         self._vdso = (0, 0)
         self._room = 0
@@ -157,13 +163,19 @@ class _Borrowed:
         try:
             self._ptrace(pt.PTRACE_SEIZE, options, "PTRACE_SEIZE")
         except OSError as error:
-            if self._suspend_seccomp and error.errno in {errno.EPERM, errno.EINVAL}:
+            if not self._suspend_seccomp or error.errno not in {errno.EPERM, errno.EINVAL}:
+                raise
+            # Seized alone, nothing happens to it; where that is not permitted either, it is not about the filter. The
+            # end of this thread of ours lets go again.
+            self._ptrace(pt.PTRACE_SEIZE, pt.PTRACE_O_TRACESYSGOOD, "PTRACE_SEIZE")
+            if not self._seccomp_allows:
                 message = (
                     f"process {self._pid} has a seccomp filter that might kill it for a foreign system call: give the "
-                    "agent CAP_SYS_ADMIN, so that it can suspend the filter, or let the process use the handshake"
+                    "agent CAP_SYS_ADMIN and no seccomp filter of its own, so that it can suspend the filter, say "
+                    "--seccomp-allows if the filter allows userfaultfd, or let the process use the handshake"
                 )
                 raise NotPermitted(message) from error
-            raise
+            self._is_filtered = True
         try:
             # While the target still runs: only what must be done in the stop is done in the stop.
             # For reading alone: to open it for writing takes CAP_DAC_OVERRIDE where it is another user's.
@@ -213,6 +225,12 @@ class _Borrowed:
             if number == -errno.EPERM:
                 self._lend(own, os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY)
                 number = self._finish_call()
+            if number == -errno.EPERM and self._is_filtered:
+                message = (
+                    f"process {self._pid} has a seccomp filter that does not allow userfaultfd: run it with one that "
+                    "does, or give the agent CAP_SYS_ADMIN and no seccomp filter of its own"
+                )
+                raise NotPermitted(message)
             if number < 0:
                 raise OSError(-number, f"{os.strerror(-number)} (userfaultfd)")
             try:

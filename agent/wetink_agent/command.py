@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
@@ -195,6 +196,15 @@ def agent(
             show_default=False,
         ),
     ] = None,
+    seccomp_allows: Annotated[
+        bool,
+        typer.Option(
+            "--seccomp-allows",
+            envvar="WETINK_AGENT_SECCOMP_ALLOWS",
+            help="Targets' seccomp filters allow userfaultfd, rt_sigprocmask and close, or refuse them with an error: "
+            "they need not be suspended, which takes CAP_SYS_ADMIN.",
+        ),
+    ] = False,
     label: Annotated[
         list[str] | None,
         typer.Option(
@@ -253,7 +263,9 @@ def agent(
             commands=tuple(_pattern(text) for text in command or ()), cgroups=tuple(cgroup or ()), tree=tree
         ),
         budget=_budget(interval, interval_min, interval_max, agent_share, target_share),
-        backend=_backend(backend, events_ring if events else "", accept_risk=accept_risk)
+        backend=replace(
+            _backend(backend, events_ring if events else "", accept_risk=accept_risk), seccomp_allows=seccomp_allows
+        )
         if played is None
         else Choice(),
         handshake=handshake,

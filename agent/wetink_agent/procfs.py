@@ -22,6 +22,7 @@ _PF_KTHREAD: Final = 0x00200000
 _STATE_STOPPED: Final = frozenset("Tt")
 _STATE_GONE: Final = frozenset("ZX")
 _SECCOMP_MODE_DISABLED: Final = "0"
+_SECCOMP_MODE_STRICT: Final = "1"
 
 _MAPPING: Final = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([ps]) ([0-9a-f]+) ([0-9a-f:]+) ([0-9]+)[ ]*(.*)$", re.MULTILINE
@@ -127,6 +128,11 @@ def tracer_of(pid: int) -> int:
 def has_seccomp(pid: int, tid: int) -> bool:
     """Whether seccomp, strict or with a filter, watches the system calls of a thread."""
     return _status_field(pid, "Seccomp", task=f"task/{tid}/") not in {"", _SECCOMP_MODE_DISABLED}
+
+
+def has_strict_seccomp(pid: int, tid: int) -> bool:
+    """Whether seccomp kills a thread for all but read, write, exit and sigreturn."""
+    return _status_field(pid, "Seccomp", task=f"task/{tid}/") == _SECCOMP_MODE_STRICT
 
 
 def has_deliverable_signal(pid: int, tid: int) -> bool:

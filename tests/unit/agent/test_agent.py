@@ -16,7 +16,7 @@ def test_who_stops_waiting_for_an_attach_does_not_stop_it_for_others(monkeypatch
     """A command whose stream ended meanwhile takes nothing from discovery, which waits for the same process."""
     gate = threading.Event()
 
-    def slow(pid: int) -> int:
+    def slow(pid: int, *, seccomp_allows: bool) -> int:  # noqa: ARG001 - as the real one takes it
         gate.wait(20)
         message = f"process {pid} is not for tracking"
         raise Untrackable(message)
@@ -49,7 +49,7 @@ def test_who_stops_waiting_for_an_attach_does_not_stop_it_for_others(monkeypatch
 def test_a_command_that_fails_in_the_system_is_answered_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Out of descriptors, say: the orchestrator hears it, and does not wait for its deadline."""
 
-    def broken(_pid: int) -> int:
+    def broken(_pid: int, *, seccomp_allows: bool) -> int:  # noqa: ARG001 - as the real one takes it
         raise OSError(24, "Too many open files", str(tmp_path))
 
     monkeypatch.setattr(backends, "take_userfaultfd", broken)
