@@ -23,6 +23,7 @@ from wetink_agent.backend import Backend, Harvest
 from wetink_agent.backends import Choice, open_backend
 from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TrackingError, Untrackable
 from wetink_agent.handshake import HandshakeServer, Offer
+from wetink_agent.health import Health, served
 from wetink_agent.labels import Labeller
 from wetink_agent.pace import Budget, Load, Pacer
 from wetink_agent.pods import PodList, PodSource
@@ -66,6 +67,7 @@ class Settings:
     handshake: Path | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     pods: PodSource | None = None
+    health: str | None = None
 
 
 @dataclass(slots=True)
@@ -90,6 +92,7 @@ class Agent:
         self._named: set[tuple[int, int]] = set()
         self._wanted: set[tuple[int, int]] = set()
         self._look = asyncio.Event()
+        self._looked = asyncio.Event()
         self._refused_until: dict[tuple[int, int], float] = {}
         self._uplink = Uplink(
             settings.collector,
@@ -111,6 +114,10 @@ class Agent:
             TrackingError: A process named by pid cannot be tracked. Raised before anything else happens.
             Deposed: Another agent serves this host.
         """
+        async with served(self._settings.health) as health:
+            await self._run(stop, health)
+
+    async def _run(self, stop: asyncio.Event, health: Health) -> None:
         tasks: list[asyncio.Task[object]] = []
         try:
             for pid in self._settings.pids:
@@ -120,10 +127,11 @@ class Agent:
             if self._settings.handshake is not None:
                 server = HandshakeServer(self._settings.handshake, self._accept)
                 tasks.append(asyncio.create_task(server.run()))
+            telling = asyncio.create_task(self._tell_when_looked(health))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-            for task in (tasks[1], *self._attaching.values()):
+            for task in (tasks[1], telling, *self._attaching.values()):
                 task.cancel()
             await self._end_targets()
             await self._uplink.flush(FLUSH_SECONDS)
@@ -331,9 +339,14 @@ class Agent:
                         log.warning("target_refused", pid=pid, why=str(error))
                     self._refused_until[pid, start] = time.monotonic() + RETRY_SECONDS
             self._look.clear()
+            self._looked.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DISCOVERY_SECONDS):
                     await self._look.wait()
+
+    async def _tell_when_looked(self, health: Health) -> None:
+        await self._looked.wait()
+        await health.set_serving(serving=True)
 
     async def _selected(self) -> list[tuple[int, int]]:
         identities = self._named | self._wanted

@@ -232,6 +232,15 @@ def agent(
             envvar="WETINK_AGENT_PODS_CA", metavar="FILE", help="Certificates that the URL's server is checked against."
         ),
     ] = SERVICE_ACCOUNT / "ca.crt",
+    health: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WETINK_AGENT_HEALTH",
+            metavar="ADDR",
+            help="Answer gRPC health probes on HOST:PORT or unix:PATH, in the clear: it tells nothing of any memory.",
+            show_default=False,
+        ),
+    ] = None,
     show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Write-protect the memory of processes and stream to a collector which pages are written.
@@ -271,6 +280,7 @@ def agent(
         handshake=handshake,
         labels=_labels(label or ()),
         pods=PodSource(pods, pods_token, pods_ca) if pods else None,
+        health=_address(health, "--health") if health else None,
     )
     # Each target takes three descriptors.
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -485,11 +495,11 @@ def _labels(texts: Iterable[str]) -> Mapping[str, str]:
     return labels
 
 
-def _address(text: str) -> str:
+def _address(text: str, option: str = "--collector") -> str:
     try:
         return check_address(text)
     except NameMalformed as error:
-        message = f"{error} (--collector)"
+        message = f"{error} ({option})"
         raise Failure(message, ExitCode.USAGE) from error
 
 
