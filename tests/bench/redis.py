@@ -98,7 +98,12 @@ def _tracked(name: str, server: "_Server", collector: CollectorProcess) -> Itera
         running_agent(collector.address, "--pid", str(server.pid), *OPTIONS[name], interval=INTERVAL),
         Collector(collector.address) as client,
     ):
-        client.dirty(f"{HOST}/{server.pid}", barrier=True)
+        name = f"{HOST}/{server.pid}"
+        until = time.monotonic() + START_SECONDS_MAX
+        while not any(target.name.startswith(name) and target.live for target in client.targets()):
+            assert time.monotonic() < until, f"{name} is not tracked"
+            time.sleep(0.05)
+        client.dirty(name, barrier=True)
         yield
 
 

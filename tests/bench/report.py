@@ -99,9 +99,8 @@ def head(run: Run) -> Iterator[str]:
     yield from _prose(
         f"Made by `python -m tests.bench.report docs/backends.jsonl docs` from the lines that `{COMMAND}` printed "
         f"on {machine['date']}: {machine['processor']}, {machine['value']:.0f} cores, {machine['memory_gib']} GiB, "
-        f"Linux {machine['kernel']}, in a virtual machine that others used too (load {machine['load_of_a_minute']} "
-        "when it began). All figures are medians. Single ones move by a factor of two from run to run; ratios "
-        "much less."
+        f"Linux {machine['kernel']}, with a load of {machine['load_of_a_minute']} when it began. All figures are "
+        "medians. On a shared machine single ones move by a factor of two from run to run; ratios much less."
     )
     for why in run.skipped():
         yield ""
@@ -133,8 +132,8 @@ def _by_share(run: Run) -> Iterator[str]:
     yield "## A round over 1 GiB, by the share of its pages that were written"
     yield ""
     yield from _prose(
-        "Milliseconds for the GiB, from the first look at the mappings to the page sets in memory; pages written "
-        "at random places, of 4 KiB each."
+        "Milliseconds of processor time for the GiB, from the first look at the mappings to the page sets in "
+        "memory; pages written at random places, of 4 KiB each."
     )
     yield ""
     backends = run.different("round", "backend")
@@ -152,8 +151,8 @@ def _by_size(run: Run) -> Iterator[str]:
     yield "## A round, by the size of the target"
     yield ""
     yield from _prose(
-        "Milliseconds. The page map is `/proc/PID/pagemap`, read as soft-dirty needs it, with no process stopped, "
-        "no bit cleared and nothing reported: the least that a round of soft-dirty can cost."
+        "Milliseconds of processor time. The page map is `/proc/PID/pagemap`, read as soft-dirty needs it, with no "
+        "process stopped, no bit cleared and nothing reported: the least that a round of soft-dirty can cost."
     )
     for name in run.different("round", "backend"):
         shares = run.different("round", "share_percent", backend=name, size_mib=16)
@@ -324,7 +323,7 @@ def _costs_by_size(run: Run) -> plot.Panel:
     return plot.Panel(
         "A round, by size of the target and pages written",
         "memory of the target",
-        "ms; events with what the ring adds to the writes",
+        "ms of processor time; events with what the ring adds to the writes",
         [(size, _size(size)) for size in sizes],
         [(10.0**power, f"{10.0**power:g}") for power in range(-2, 5)],
         lines,
