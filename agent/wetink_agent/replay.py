@@ -181,6 +181,7 @@ class ReplayAgent(Agent):
     async def _discover(self) -> None:
         """Play the recording to every target, until all have ended."""
         now_ticks = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+        self._looked.set()
         count = self._pace.target_count
         async with asyncio.TaskGroup() as group:
             for index in range(count):

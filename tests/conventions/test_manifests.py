@@ -1,0 +1,128 @@
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+
+from tests.conventions.tools import ROOT
+from tests.support.kustomize import K8S, containers, pods, rendered
+
+RENDERED = ("base", "seccomp", "example", "overlays/daemonset", "overlays/sidecar")
+COMPONENTS = ("service-monitor", "suspend-seccomp", "events")
+FOREIGN = frozenset({"monitoring.coreos.com/v1"})  # of an operator: no schema of Kubernetes has it
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def capabilities_of(row: str) -> set[str]:
+    """Give the capabilities that the README's table names for a kind of targets."""
+    (line,) = re.findall(rf"^\| {re.escape(row)} \|(.*)$", README, re.MULTILINE)
+    return set(re.findall(r"`CAP_([A-Z_]+)`", line))
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_manifest_is_valid(name: str) -> None:
+    """Kubernetes' own schemas have no complaint, about unknown fields either."""
+    manifests = rendered(name)
+
+    assert manifests
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("name", ["base", "overlays/daemonset", "overlays/sidecar"])
+def test_manifest_is_valid_with_every_component_that_fits(name: str, tmp_path: Path) -> None:
+    """Components change what is there, or add; what comes out is valid too."""
+    fitting = COMPONENTS if name == "overlays/daemonset" else COMPONENTS[:1]
+    manifests = rendered(name, *fitting, into=tmp_path)
+
+    assert any(manifest["kind"] == "ServiceMonitor" for manifest in manifests)
+    for manifest in manifests:
+        if manifest["apiVersion"] not in FOREIGN:
+            kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_no_container_has_more_than_it_needs(name: str) -> None:
+    """No privilege, no way to one, nothing to write to but its volumes, a profile, a limit of memory."""
+    for where, container in containers(rendered(name)).items():
+        security = container["securityContext"]
+        assert security["privileged"] is False, where
+        assert security["allowPrivilegeEscalation"] is False, where
+        assert security["readOnlyRootFilesystem"] is True, where
+        assert security["capabilities"]["drop"] == ["ALL"], where
+        assert security["seccompProfile"]["type"] in {"RuntimeDefault", "Localhost"}, where
+        assert "memory" in container["resources"]["limits"], where
+
+
+def test_only_the_agent_adds_capabilities_and_only_what_writes_for_root_is_root() -> None:
+    """The collector and the example are nobody in particular."""
+    found = containers([*rendered("overlays/daemonset"), *rendered("example")])
+    added = {where for where, container in found.items() if container["securityContext"]["capabilities"].get("add")}
+    root = {where for where, container in found.items() if not container["securityContext"].get("runAsNonRoot")}
+
+    assert added == {"wetink-agent/agent", "cart/wetink-agent"}
+    assert root == added | {"wetink-seccomp/profiles"}
+
+
+@pytest.mark.parametrize(
+    "components,row,more",
+    [
+        ((), "under a seccomp filter that allows `userfaultfd`", set()),
+        (("suspend-seccomp",), "under a seccomp filter", set()),
+        (("events",), "with `--events`", set()),
+        (("suspend-seccomp", "events"), "under a seccomp filter", {"PERFMON"}),
+    ],
+)
+def test_agent_of_a_node_has_what_the_readme_says(
+    components: tuple[str, ...], row: str, more: set[str], tmp_path: Path
+) -> None:
+    """Each capability by its name, and the options and the profile that go with them."""
+    agent = containers(rendered("overlays/daemonset", *components, into=tmp_path))["wetink-agent/agent"]
+    security = agent["securityContext"]
+
+    assert set(security["capabilities"]["add"]) == capabilities_of(row) | more
+    suspends = "suspend-seccomp" in components
+    assert security["seccompProfile"]["type"] == ("Unconfined" if suspends else "Localhost")
+    assert "--seccomp-allows" in agent["args"]
+    assert ("--events" in agent["args"]) == ("events" in components)
+
+
+def test_sidecar_has_what_the_readme_says() -> None:
+    """A native sidecar in a shared pid namespace, before the program, with two capabilities; the program has none."""
+    ((_, pod),) = pods(rendered("example"))
+    agent, program = containers(rendered("example")).values()
+
+    assert pod["shareProcessNamespace"] is True
+    assert "hostPID" not in pod
+    assert pod["initContainers"][0]["restartPolicy"] == "Always"
+    assert "startupProbe" in pod["initContainers"][0]
+    assert set(agent["securityContext"]["capabilities"]["add"]) == capabilities_of(
+        "under a seccomp filter that allows `userfaultfd`"
+    )
+    assert "--seccomp-allows" in agent["args"]
+    assert agent["securityContext"]["seccompProfile"]["localhostProfile"] == "wetink/agent.json"
+    assert program["securityContext"]["seccompProfile"]["localhostProfile"] == "wetink/target.json"
+
+
+def test_sidecar_keeps_what_the_workload_has(tmp_path: Path) -> None:
+    """Its own init containers, volumes and labels stay; a workload without the label is left as it is."""
+    workload = (K8S / "example" / "workload.yaml").read_text(encoding="utf-8")
+    own = workload.replace(
+        "      containers:",
+        "      volumes: [{name: own, emptyDir: {}}]\n"
+        "      initContainers: [{name: own, image: own}]\n"
+        "      containers:",
+    )
+    plain = workload.replace("name: cart", "name: plain").replace('  labels:\n    wetink/sidecar: "true"\n', "")
+    (tmp_path / "own.yaml").write_text(f"{own}---\n{plain}", encoding="utf-8")
+    (tmp_path / "made").mkdir()
+    base = tmp_path / "base"
+    base.mkdir()
+    (tmp_path / "own.yaml").rename(base / "own.yaml")
+    (base / "kustomization.yaml").write_text("resources: [own.yaml]\n", encoding="utf-8")
+    found = dict(pods(rendered(str(base), "sidecar", into=tmp_path / "made")))
+
+    assert {one["name"] for one in found["cart"]["initContainers"]} == {"own", "wetink-agent"}
+    assert {one["name"] for one in found["cart"]["volumes"]} == {"own", "wetink-tls"}
+    assert "initContainers" not in found["plain"]
+    assert "shareProcessNamespace" not in found["plain"]
