@@ -23,13 +23,17 @@ SMOOTHING: Final = 0.5
 """Weight of the newest round in what a round is taken to cost the agent."""
 
 FIRST_WRITE_SECONDS: Final[Mapping[types_pb2.Backend.ValueType, float]] = {
-    types_pb2.BACKEND_WP_ASYNC: 1.5e-6,
+    types_pb2.BACKEND_WP_ASYNC: 0.7e-6,
     types_pb2.BACKEND_WP_SYNC: 15e-6,
     types_pb2.BACKEND_SOFT_DIRTY: 1.0e-6,
 }
-"""What the first write to a page in a round costs a target's thread. Source: our benchmarks (``make bench``)."""
+"""What the first write to a page in a round costs a target's thread. An estimate: machines differ by a factor of two.
 
-EVENT_SECONDS: Final = 1.0e-6
+Source: our benchmark (docs/backends.md). With ``wp-sync`` it is 4 µs where the agent answers on the same core, and 70 µs
+where a sleeping virtual core has to be woken. With soft-dirty it is a guess: the fault is as with ``wp-async``.
+"""
+
+EVENT_SECONDS: Final = 0.2e-6
 """What the stream of events adds to it with ``wp-async``. Source: likewise."""
 
 _CPU_WINDOW_SECONDS: Final = 5.0
