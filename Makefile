@@ -14,7 +14,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench proto format
+.PHONY: help demo test test-kernels check bench proto format
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,8 +25,7 @@ demo: $(STAMP) ## move a running process's memory by its dirty pages alone, and 
 test: $(STAMP) ## run all tests; what the machine lacks is skipped by name
 	$(BIN)/pytest $(ARGS)
 
-# Emulated, so it takes the better part of an hour; ARGS='--only soft-dirty -- -k random' for some of it.
-.PHONY: test-kernels
+# Emulated, so it takes about half an hour; ARGS='--only soft-dirty -- -k random' for some of it.
 test-kernels: $(STAMP) ## run the kernel tests on other kernels, emulated; a line for each
 	@$(BIN)/python -m tests.kernel.vm.kernels $(ARGS)
 

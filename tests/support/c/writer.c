@@ -8,7 +8,9 @@
  * It may be stopped and continued at any point. Children end with their parent; those that write the parent's memory
  * do so one short burst at a time, each asked for by the parent. Nothing here checks anything: the tester compares.
  *
- * Environment: TMPDIR, where files are made; WRITER_KEEP_FILE=1 keeps them instead of unlinking them at once.
+ * Environment: TMPDIR, where files are made; WRITER_KEEP_FILE=1 keeps them instead of unlinking them at once;
+ * WRITER_MIXED_PAUSE_FACTOR multiplies the pauses of "mixed", for a machine so slow that the bursts of its 47 threads
+ * would take all of it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -67,6 +69,7 @@ typedef void pattern_function(struct task *task);
 
 static uint64_t seed = 1;
 static size_t shrink = 1; /* divides working sets, and multiplies pauses */
+static size_t pause_factor = 1;
 static bool alone = true; /* whether the pattern has the process for itself */
 static atomic_int unready = 1;
 static atomic_uint_fast64_t task_count;
@@ -156,7 +159,7 @@ static void pause_briefly(struct task *task)
 		sched_yield();
 		break;
 	default:
-		sleep_ns((long)(below(task, PAUSE_NS_MAX) * shrink));
+		sleep_ns((long)(below(task, PAUSE_NS_MAX) * shrink * pause_factor));
 	}
 }
 
@@ -1498,8 +1501,12 @@ static void *run_pattern(void *argument)
 
 static void mixed(struct task *task)
 {
+	const char *factor = getenv("WRITER_MIXED_PAUSE_FACTOR");
+
 	alone = false;
 	shrink = MIXED_SHRINK;
+	if (factor != NULL)
+		pause_factor = strtoull(factor, NULL, 0);
 	for (int i = 0; i < PATTERNS; i++)
 		atomic_fetch_add(&unready, patterns[i].in_mixed);
 	for (int i = 0; i < PATTERNS; i++)
