@@ -57,12 +57,13 @@ def choose(asked: BackendName, *, events_ring_bytes: int = 0, accept_risk: bool 
     """
     name = BackendName.WP_ASYNC if asked is BackendName.AUTO else asked
     lacking = _PROBES[name]()
-    if lacking is not None:
+    unknown = lacking is not None and name is BackendName.WP_ASYNC and probe.is_forbidden_by_own_filter()
+    if lacking is not None and not unknown:
         message = f"this kernel cannot track with {name}: {lacking}"
         if asked is BackendName.AUTO and _PROBES[BackendName.SOFT_DIRTY]() is None:
             message += "; it can with --backend soft-dirty, which stops the target for a while in each round"
         raise KernelLacks(message)
-    reason = _SEEN[name]
+    reason = _UNSEEN if unknown else _SEEN[name]
     if name is BackendName.WP_SYNC:
         reason += "; the compiled loop answers" if resolver_loop.library() else "; Python answers, no loop was compiled"
     if events_ring_bytes and name is BackendName.WP_ASYNC:
@@ -130,3 +131,5 @@ _SEEN: Final = {
     BackendName.WP_SYNC: "asked for, and a probe found the features it needs",
     BackendName.SOFT_DIRTY: "a probe saw the soft-dirty bit set by a write and cleared by clear_refs",
 }
+
+_UNSEEN: Final = "the agent's own seccomp filter forbids the probe, so it shows at each target whether the kernel can"

@@ -6,6 +6,7 @@ import os
 import numpy as np
 
 from wetink import syscalls
+from wetink_agent import procfs
 from wetink_agent.uapi import fs
 from wetink_agent.uapi import userfaultfd as uf
 
@@ -26,6 +27,21 @@ def why_not_wp_async() -> str | None:
         return _try(uffd)
     finally:
         os.close(uffd)
+
+
+def is_forbidden_by_own_filter() -> bool:
+    """Whether a seccomp filter of the agent's own keeps it from the probe: of the kernel that says nothing.
+
+    Container runtimes put such filters over every container. What is tracked is a target's own userfaultfd, and whether
+    the target may make one is known when it does.
+    """
+    if not procfs.has_seccomp(os.getpid(), os.getpid()):
+        return False
+    try:
+        os.close(syscalls.userfaultfd(os.O_CLOEXEC | os.O_NONBLOCK | uf.UFFD_USER_MODE_ONLY))
+    except PermissionError:
+        return True
+    return False
 
 
 def _try(uffd: int) -> str | None:

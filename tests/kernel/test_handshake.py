@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.programs import Program
+from tests.support.seccomp import NR_USERFAULTFD, UNDER_A_FILTER
 from tests.support.victim import PAGE, victim
 from wetink import syscalls
 from wetink_agent.handshake import ANSWER_SECONDS_MAX
@@ -119,14 +120,19 @@ def fresh_userfaultfd() -> int:
 
 
 @contextmanager
-def offering(source: str) -> Iterator[Program]:
-    """Run a program that says ready, does what the source says, and says what it got."""
+def offering(source: str, *, under: Sequence[str] = ()) -> Iterator[Program]:
+    """Run a program that says ready, does what the source says, and says what it got.
+
+    Args:
+        source: Python that makes a ``result``.
+        under: A command that becomes the program.
+    """
     head = "import sys\nfrom wetink_agent.offer import offer_memory\nprint('ready', flush=True)\n"
     tail = "print(result, flush=True)\nimport time\ntime.sleep(60)\n"
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
-            [sys.executable, "-c", head + source + tail], bufsize=0, stdout=subprocess.PIPE, stderr=errors
+            [*under, sys.executable, "-c", head + source + tail], bufsize=0, stdout=subprocess.PIPE, stderr=errors
         ) as process,
     ):
         try:
@@ -159,6 +165,20 @@ def test_a_python_program_offers_its_memory(tmp_path: Path) -> None:
             links = [str(path.readlink()) for path in Path(f"/proc/{program.pid}/fd").iterdir()]
             assert not [link for link in links if "userfaultfd" in link]
         assert here.settled_descriptors(before) == before
+
+
+@pytest.mark.skipif(not Path("/dev/userfaultfd").exists(), reason="there is no /dev/userfaultfd (Linux 6.1)")
+def test_a_program_under_a_filter_offers_its_memory_by_the_device(tmp_path: Path) -> None:
+    """In a container whose seccomp filter forbids the system call, /dev/userfaultfd gives what it would."""
+    under = [sys.executable, "-c", UNDER_A_FILTER, str(NR_USERFAULTFD)]
+    with (
+        agent(tmp_path / "agent") as here,
+        offering(f"result = offer_memory({str(here.path)!r})\n", under=under) as program,
+    ):
+        assert program.read_line().startswith(f"here/{program.pid}@")
+        assert armed_pages(program.pid) > 10
+        links = [str(path.readlink()) for path in Path(f"/proc/{program.pid}/fd").iterdir()]
+        assert not [link for link in links if "userfaultfd" in link]
 
 
 def test_a_program_offers_a_part_of_its_memory(tmp_path: Path) -> None:

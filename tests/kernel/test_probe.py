@@ -2,13 +2,16 @@
 
 import errno
 import os
+import subprocess
+import sys
 from ctypes import Structure
 from pathlib import Path
 
 import pytest
 
+from tests.support.seccomp import NR_USERFAULTFD, UNDER_A_FILTER
 from wetink import syscalls
-from wetink_agent.probe import why_not_wp_async
+from wetink_agent.probe import is_forbidden_by_own_filter, why_not_wp_async
 from wetink_agent.uapi import fs
 from wetink_agent.uapi import userfaultfd as uf
 
@@ -74,6 +77,20 @@ def test_a_kernel_that_forbids_userfaultfd_is_told_from_one_that_lacks_it(monkey
     monkeypatch.setattr(syscalls, "userfaultfd", forbidden)
 
     assert why_not_wp_async() == "userfaultfd(2) fails here: Operation not permitted"
+
+
+def test_a_filter_of_the_agents_own_is_told_from_the_kernel() -> None:
+    """A process under a filter that forbids userfaultfd knows that it is its filter; this one has none."""
+    source = "from wetink_agent.probe import is_forbidden_by_own_filter\nprint(is_forbidden_by_own_filter())"
+    said = subprocess.run(
+        [sys.executable, "-c", UNDER_A_FILTER, str(NR_USERFAULTFD), sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert said.stdout == "True\n"
+    assert not is_forbidden_by_own_filter()
 
 
 def test_a_kernel_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from tests.support import programs
 from tests.support.agent import HOST
 from tests.support.collector import running_collector
 from tests.support.reader import Reader
+from tests.support.seccomp import NR_KEYCTL, NR_USERFAULTFD, UNDER_A_FILTER
 from tests.support.service import PATIENCE_SECONDS, Service
 from wetink_client import Collector
 from wetink_client.shadow import ShadowCopy
@@ -40,21 +41,6 @@ CHECKS_ITS_RIGHTS: Final = (
     "main()\n"
 )
 README: Final = Path(__file__).resolve().parents[3] / "README.md"
-
-NR_USERFAULTFD: Final = 323
-NR_KEYCTL: Final = 250
-# Puts itself under a filter that refuses one system call with EPERM, as container runtimes do, then becomes the target.
-UNDER_A_FILTER: Final = (
-    "import ctypes, os, struct, sys\n"
-    "libc = ctypes.CDLL(None, use_errno=True)\n"
-    "refused = 0x15, 0, 1, int(sys.argv[1]), 6, 0, 0, 0x50001\n"
-    "code = struct.pack('HBBI' * 4, 0x20, 0, 0, 0, *refused, 6, 0, 0, 0x7fff0000)\n"
-    "buffer = ctypes.create_string_buffer(code)\n"
-    "holder = ctypes.create_string_buffer(struct.pack('HxxxxxxQ', 4, ctypes.addressof(buffer)))\n"
-    "assert libc.prctl(38, 1, 0, 0, 0) == 0\n"
-    "assert libc.prctl(22, 2, ctypes.c_void_p(ctypes.addressof(holder)), 0, 0) == 0\n"
-    "os.execv(sys.argv[2], sys.argv[2:])\n"
-)
 
 
 @dataclass(frozen=True)

@@ -49,3 +49,13 @@ def test_what_was_asked_for_is_not_replaced(lacks: dict[str, str | None]) -> Non
 
     with pytest.raises(KernelLacks, match="cannot track with soft-dirty: it has no bit"):
         choose(BackendName.SOFT_DIRTY)
+
+
+def test_a_filter_of_the_agents_own_says_nothing_of_the_kernel(
+    lacks: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container, where no probe can run, the targets' own userfaultfds are what counts."""
+    lacks["wp-async"] = "userfaultfd(2) fails here: Operation not permitted"
+    monkeypatch.setattr(probe, "is_forbidden_by_own_filter", lambda: True)
+
+    assert choose(BackendName.AUTO).reason.startswith("the agent's own seccomp filter forbids the probe")
