@@ -31,6 +31,8 @@ TARGET_SHARE: Final = Histogram(
 )
 GAPS: Final = Counter("wetink_gaps", "Rounds that were missing, by the layer that found out.", ["layer"])
 RESYNCS: Final = Counter("wetink_resyncs", "Incarnations that ended with a gap, by reason.", ["reason"])
+for _layer in ("ingest", "store"):
+    GAPS.labels(_layer)  # there from the start: of a series that begins with its first gap no increase is seen
 STREAMS: Final = Gauge("wetink_streams", "Agents' streams that are open.")
 STREAMS_REFUSED: Final = Counter("wetink_streams_refused", "Agents' streams that were ended with an error.", ["reason"])
 UNACKED_BYTES: Final = Gauge("wetink_unacked_bytes", "Bytes of page sets taken and not yet durable.")
