@@ -133,12 +133,22 @@ def _no_redis() -> str | None:
     return f"there is no {', '.join(absent)}; apt-get install redis-server redis-tools"
 
 
+def _no_systemd_analyze() -> str | None:
+    return None if shutil.which("systemd-analyze") else "there is no systemd-analyze; apt-get install systemd"
+
+
+def _no_promtool() -> str | None:
+    return None if shutil.which("promtool") else "there is no promtool; apt-get install prometheus"
+
+
 PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
     "kernel": _no_kernel,  # UFFD_FEATURE_WP_ASYNC and PAGEMAP_SCAN, asked of the running kernel
     "soft-dirty": _no_soft_dirty,  # CONFIG_MEM_SOFT_DIRTY, seen at a page of our own
     "root": _no_root,  # ptrace of others, their pagemap, pidfd_getfd
     "cc": _no_cc,  # a C compiler, the C library's headers, the kernel's headers
     "loop": _no_loop,  # the agent's loop in C, built with the package
+    "promtool": _no_promtool,  # what tests the alert rules
+    "systemd-analyze": _no_systemd_analyze,  # what checks the units
     "redis": _no_redis,  # redis-server and its load generator
 }
 """Each need by name. A probe says what is missing, or gives None."""
