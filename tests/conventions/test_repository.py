@@ -43,4 +43,4 @@ def test_make_says_what_each_target_does() -> None:
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
 
     assert phony
-    assert set(phony[1].split()) == set(re.findall(r"^([a-z]+):.*## \S", makefile, re.MULTILINE))
+    assert set(phony[1].split()) == set(re.findall(r"^([a-z-]+):.*## \S", makefile, re.MULTILINE))
