@@ -1,0 +1,129 @@
+"""Connections that never came to a call, since TLS refused them: only gRPC's own log, on standard error, tells of them.
+
+So standard error is read on its way out while the collector runs. What gRPC says there becomes lines of the collector's
+log, the failed handshakes as audit lines; everything else passes unchanged. Of who it was gRPC says nothing.
+"""
+
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+FAILURES_AT_ONCE: Final = 100
+FAILURES_PER_SECOND: Final = 5.0
+"""Bounds on what is told of failures, which anybody who can connect may cause as often as they like; at this rate a day
+of them takes 100 MB of log. Those left out are counted in the next."""
+
+LINE_BYTES_MAX: Final = 64 << 10
+"""A longer line is passed on in pieces."""
+
+JOIN_SECONDS: Final = 2.0
+"""How long the last lines may take to be written."""
+
+_FAILED: Final = re.compile(r"Handshake failed with error .*OPENSSL_internal:(?P<reason>[A-Z0-9_]+): (?P<text>.*)$")
+_OF_GRPC: Final = re.compile(r"[IWEF][0-9]{4} [0-9:.]+ +[0-9]+ (?P<text>\S+:[0-9]+\] .*)$")
+
+_SENTENCES: Final[Mapping[str, str]] = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer showed no certificate",
+    "HTTP_REQUEST": "the peer spoke HTTP in the clear",
+    "WRONG_VERSION_NUMBER": "the peer spoke something other than TLS",
+}
+"""What the commonest reasons of BoringSSL mean. Of others its own words are given."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeFailed:
+    """A connection that TLS refused.
+
+    Attributes:
+        reason: BoringSSL's name for it, such as ``CERTIFICATE_VERIFY_FAILED``.
+        why: A sentence.
+        left_out_count: How many came before it and were not told.
+    """
+
+    reason: str
+    why: str
+    left_out_count: int = 0
+
+
+class Failures:
+    """Makes failures of what gRPC writes, no more than can be told."""
+
+    def __init__(self, now: float) -> None:
+        """Begin with nothing told.
+
+        Args:
+            now: As ``time.monotonic`` gives it.
+        """
+        self._allowance = float(FAILURES_AT_ONCE)
+        self._filled_at = now
+        self._left_out_count = 0
+
+    def read(self, line: str, now: float) -> HandshakeFailed | None:
+        """Give the failure that a line tells of; None where it tells of none, or where there were too many."""
+        match = _FAILED.search(line)
+        if match is None:
+            return None
+        refilled = self._allowance + (now - self._filled_at) * FAILURES_PER_SECOND
+        self._allowance, self._filled_at = min(refilled, FAILURES_AT_ONCE), now
+        if self._allowance < 1:
+            self._left_out_count += 1
+            return None
+        self._allowance -= 1
+        left_out_count, self._left_out_count = self._left_out_count, 0
+        reason = match["reason"]
+        why = _SENTENCES.get(reason) or f"the peer's certificate or handshake is not valid: {match['text']}"
+        return HandshakeFailed(reason, why, left_out_count)
+
+
+@contextmanager
+def heard(on_failure: Callable[[HandshakeFailed], None], on_line: Callable[[str], None]) -> Iterator[None]:
+    """Read standard error on its way out, while the body runs.
+
+    Args:
+        on_failure: Called from another thread. It must not write to standard error itself: nobody would read on.
+        on_line: Likewise, with what else gRPC says.
+    """
+    sys.stderr.flush()
+    outside = os.dup(2)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+    thread = threading.Thread(
+        target=_pass_on, args=(reading, outside, on_failure, on_line), name="standard error", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        # The last way into the pipe: its reader comes to the end.
+        os.dup2(outside, 2)
+        thread.join(JOIN_SECONDS)
+        os.close(outside)
+
+
+def _pass_on(
+    reading: int, outside: int, on_failure: Callable[[HandshakeFailed], None], on_line: Callable[[str], None]
+) -> None:
+    failures = Failures(time.monotonic())
+    with open(reading, "rb") as lines:
+        while line := lines.readline(LINE_BYTES_MAX):
+            text = line.decode("utf-8", "replace").rstrip("\n")
+            of_grpc = _OF_GRPC.fullmatch(text)
+            if of_grpc is None:
+                _write(outside, line)
+            elif failure := failures.read(text, time.monotonic()):
+                on_failure(failure)
+            elif not _FAILED.search(text):
+                on_line(of_grpc["text"])
+
+
+def _write(descriptor: int, rest: bytes) -> None:
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
