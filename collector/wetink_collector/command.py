@@ -10,6 +10,7 @@ import typer
 
 from wetink import logs
 from wetink.command_line import ConfigOption, ExitCode, Failure, run
+from wetink_collector import tracing
 from wetink_collector.address import Address, AddressUnusable, TcpAddress, parse_address
 from wetink_collector.server import Settings, serve
 from wetink_collector.store.interface import StoreUnusable
@@ -51,6 +52,15 @@ def collector(
             show_default=False,
         ),
     ] = None,
+    traces: Annotated[
+        str | None,
+        typer.Option(
+            envvar=["WETINK_COLLECTOR_TRACES", "OTEL_EXPORTER_OTLP_ENDPOINT"],
+            metavar="URL",
+            help="Send OpenTelemetry spans of commits and calls to this OTLP receiver, by HTTP.",
+            show_default=False,
+        ),
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option(
@@ -77,8 +87,9 @@ def collector(
         _metrics_address(metrics, insecure=insecure),
     )
     try:
-        asyncio.run(_serve(settings))
-    except (StoreUnusable, AddressUnusable) as error:
+        with tracing.sent_to(traces):
+            asyncio.run(_serve(settings))
+    except (StoreUnusable, AddressUnusable, tracing.TracingUnusable) as error:
         raise Failure(str(error)) from error
 
 

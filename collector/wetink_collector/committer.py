@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from wetink_collector import metrics
+from wetink_collector import metrics, tracing
 from wetink_collector.catalog import Catalog
 from wetink_collector.errors import StoreUnavailable
 from wetink_collector.store.interface import Change, Contents, RecordDamaged, Store, StoreFailed
@@ -163,7 +163,9 @@ class Committer:
     def _commit(self, group: list[_Item]) -> bool:
         began = time.perf_counter()
         try:
-            self._store.commit([change for item in group for change in item.changes])
+            changes = [change for item in group for change in item.changes]
+            with tracing.of_commit(change_count=len(changes), size_bytes=sum(item.size_bytes for item in group)):
+                self._store.commit(changes)
         except Exception as error:  # noqa: BLE001 (whatever it was, nothing of the group may be acknowledged)
             self._tell(self._on_settled, group, _sentence(error))
             return False

@@ -18,7 +18,7 @@ from wetink.v1 import dirty_pb2 as pb
 from wetink.v1.dirty_pb2_grpc import DirtyServiceServicer
 from wetink.v1.ingest_pb2 import CommandResult
 from wetink.v1.types_pb2 import END_REASON_EXITED, END_REASON_UNSPECIFIED
-from wetink_collector import barrier, metrics
+from wetink_collector import barrier, metrics, tracing
 from wetink_collector.agents import DRAINING_SENTENCE, Agents
 from wetink_collector.answer import Answerer, Ending, check_cursor, check_remembered, consistency, status, without_pages
 from wetink_collector.catalog import Catalog, HostRecord, TargetRecord
@@ -359,21 +359,27 @@ class _Told:
 
 @asynccontextmanager
 async def _edge(method: str, context: _Context) -> AsyncIterator[None]:
-    """End a call with the status of what was raised, and count it."""
+    """End a call with the status of what was raised, count it, and make its span."""
     began = time.perf_counter()
     code = "OK"
-    try:
-        yield
-    except Refusal as refusal:
-        code = STATUS_OF[type(refusal)][0].name
-        await abort(context, refusal)
-    except BaseException:
-        code = "CANCELLED"
-        raise
-    finally:
-        metrics.CALLS.labels(method, code).inc()
-        if method not in _LASTING:
-            metrics.ANSWER_SECONDS.labels(method).observe(time.perf_counter() - began)
+    with tracing.of_call(_SERVICE, method, _texts(context)) if method not in _LASTING else tracing.no_span() as span:
+        try:
+            yield
+        except Refusal as refusal:
+            code = STATUS_OF[type(refusal)][0].name
+            await abort(context, refusal)
+        except BaseException:
+            code = "CANCELLED"
+            raise
+        finally:
+            span.set_status(code)
+            metrics.CALLS.labels(method, code).inc()
+            if method not in _LASTING:
+                metrics.ANSWER_SECONDS.labels(method).observe(time.perf_counter() - began)
+
+
+def _texts(context: _Context) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 @asynccontextmanager
@@ -418,6 +424,7 @@ def _has_begun(record: TargetRecord, incarnation: int) -> bool:
     return record.incarnation.incarnation >= incarnation
 
 
+_SERVICE: Final = pb.DESCRIPTOR.services_by_name["DirtyService"].full_name
 _LASTING: Final = ("Watch", "StreamEvents")
 _REFUSAL_OF: Final[Mapping[int, type[Refusal]]] = {
     code_pb2.NOT_FOUND: ProcessUnknown,

@@ -25,7 +25,8 @@ def series() -> set[str]:
         name
         for metric in vars(metrics).values()
         if isinstance(metric, MetricWrapperBase)
-        for name in stored(metric.describe()[0].name, metric.describe()[0].type)
+        for described in metric.describe()
+        for name in stored(described.name, described.type)
     }
 
 

@@ -50,7 +50,7 @@ def pods(manifests: Sequence[Manifest]) -> Iterator[tuple[str, Manifest]]:
 
 def containers(manifests: Sequence[Manifest]) -> dict[str, Manifest]:
     """Give each container by its workload's name and its own, with what its pod says of security beneath."""
-    found = {}
+    found: dict[str, Manifest] = {}
     for workload, pod in pods(manifests):
         for container in (*pod.get("initContainers", ()), *pod["containers"]):
             security = {**pod.get("securityContext", {}), **container.get("securityContext", {})}
