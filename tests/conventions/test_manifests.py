@@ -82,7 +82,7 @@ def test_agent_of_a_node_has_what_the_readme_says(
 
     assert set(security["capabilities"]["add"]) == capabilities_of(row) | more
     suspends = "suspend-seccomp" in components
-    assert security["seccompProfile"]["type"] == ("Unconfined" if suspends else "Localhost")
+    assert security["seccompProfile"]["type"] == ("Unconfined" if suspends else "RuntimeDefault")
     assert "--seccomp-allows" in agent["args"]
     assert ("--events" in agent["args"]) == ("events" in components)
 
@@ -100,7 +100,7 @@ def test_sidecar_has_what_the_readme_says() -> None:
         "under a seccomp filter that allows `userfaultfd`"
     )
     assert "--seccomp-allows" in agent["args"]
-    assert agent["securityContext"]["seccompProfile"]["localhostProfile"] == "wetink/agent.json"
+    assert agent["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
     assert program["securityContext"]["seccompProfile"]["localhostProfile"] == "wetink/target.json"
 
 

@@ -1,7 +1,8 @@
-"""The seccomp profiles of ``deploy/k8s`` let the agent and its targets do what they do, as the kernel filters them.
+"""The seccomp profile of ``deploy/k8s`` lets targets be tracked, as the kernel filters them.
 
 No container runtime is needed: a filter is made of the profile's names. Conditions on arguments are left out, so that
-what a condition would refuse is not tried here.
+what a condition would refuse is not tried here. The agent's filter here is that of targets, without ``userfaultfd`` and
+with ``pidfd_getfd``: so far the profiles of runtimes agree for a container with CAP_SYS_PTRACE.
 """
 
 import json
@@ -42,24 +43,27 @@ UNDER: Final = (
     "assert libc.prctl(22, 2, ctypes.c_void_p(ctypes.addressof(holder)), 0, 0) == 0, ctypes.get_errno()\n"
     "os.execvp(sys.argv[2], sys.argv[2:])\n"
 )
-REFUSED: Final = {"bpf", "init_module", "kexec_load", "mount", "reboot", "setns", "unshare", "keyctl", "io_uring_setup"}
+REFUSED: Final = {"bpf", "init_module", "kexec_load", "mount", "reboot", "setns", "unshare", "keyctl", "pidfd_getfd"}
 
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
 
-def allowed(profile: str) -> set[str]:
-    """Give the calls that a profile allows, whatever their arguments."""
-    rules = json.loads((K8S / "seccomp" / f"{profile}.json").read_text(encoding="utf-8"))["syscalls"]
-    return {name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
+def allowed() -> frozenset[str]:
+    """Give the calls that the profile allows, whatever their arguments."""
+    rules = json.loads((K8S / "seccomp" / "target.json").read_text(encoding="utf-8"))["syscalls"]
+    return frozenset(name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"])
 
 
-def filter_of(profile: str) -> bytes:
-    """Make the filter of a profile."""
+OF_THE_AGENT: Final = allowed() - {"userfaultfd"} | {"pidfd_getfd"}
+
+
+def filter_of(calls: frozenset[str]) -> bytes:
+    """Make the filter that allows some calls."""
     header = next(path for path in HEADERS if path.exists()).read_text(encoding="ascii")
     numbers = {name: int(number) for name, number in re.findall(r"#define __NR_(\w+) (\d+)", header)}
     code = [(_LOAD, 0, 0, 0)]
-    for name in sorted(allowed(profile) & numbers.keys()):
+    for name in sorted(calls & numbers.keys()):
         code += [(_JUMP_IF_EQUAL, 0, 1, numbers[name]), (_RETURN, 0, 0, _ALLOW)]
     # As the profile has it: clone3 is not there at all, so that the C library falls back to clone.
     code += [(_JUMP_IF_EQUAL, 0, 1, numbers["clone3"]), (_RETURN, 0, 0, _ERRNO | 38)]
@@ -68,19 +72,19 @@ def filter_of(profile: str) -> bytes:
 
 
 @contextmanager
-def compiled(profile: str) -> Iterator[str]:
-    """Write the filter of a profile where another user can read it."""
+def compiled(calls: frozenset[str]) -> Iterator[str]:
+    """Write a filter where another user can read it."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         path = Path(directory, "filter")
-        path.write_bytes(filter_of(profile))
+        path.write_bytes(filter_of(calls))
         yield str(path)
 
 
 @contextmanager
-def target(profile: str) -> Iterator[int]:
-    """Run a writer of another user under a profile; its pid."""
-    with compiled(profile) as path:
+def target() -> Iterator[int]:
+    """Run a writer of another user under the profile; its pid."""
+    with compiled(allowed()) as path:
         program = Path(path).with_name("writer")
         program.write_bytes(programs.build("writer").read_bytes())
         program.chmod(0o755)
@@ -96,12 +100,12 @@ def target(profile: str) -> Iterator[int]:
 
 
 @contextmanager
-def agent(profile: str, *arguments: str) -> Iterator[Service]:
-    """Run an agent as the manifests do: as root with two capabilities, under a profile."""
+def agent(calls: frozenset[str], *arguments: str) -> Iterator[Service]:
+    """Run an agent as the manifests do: as root with two capabilities, under a filter."""
     wanted = "-all,+sys_ptrace,+dac_read_search"
     rights = ["--no-new-privs", f"--bounding-set={wanted}", f"--inh-caps={wanted}"]
     run = [sys.executable, "-c", "from wetink_agent.command import main; main()", "--host-id", HOST, *arguments]
-    with compiled(profile) as path:
+    with compiled(calls) as path:
         command = ["setpriv", *rights, sys.executable, "-c", UNDER, path, *run]
         service = Service(subprocess.Popen(command, stderr=subprocess.PIPE, text=True), "agent")
         try:
@@ -114,9 +118,9 @@ def test_agent_tracks_under_its_profile_a_target_under_its_own() -> None:
     """With the two capabilities of the manifests, every byte of the program is identical in the end."""
     with (
         running_collector() as collector,
-        target("target") as pid,
+        target() as pid,
         agent(
-            "agent", "--collector", collector.address, "--interval", "50ms", "--pid", str(pid), "--seccomp-allows"
+            OF_THE_AGENT, "--collector", collector.address, "--interval", "50ms", "--pid", str(pid), "--seccomp-allows"
         ) as tracking,
         Collector(collector.address) as client,
         ShadowCopy(pid) as copy,
@@ -134,11 +138,13 @@ def test_agent_tracks_under_its_profile_a_target_under_its_own() -> None:
     assert page_count > 500
 
 
-def test_agent_under_the_profile_of_targets_says_what_it_lacks() -> None:
-    """Its own profile allows more for a reason: without, it cannot take the descriptor, and the process lives on."""
+def test_agent_that_may_not_take_descriptors_says_so() -> None:
+    """A filter without pidfd_getfd is no reason to harm anybody: one sentence, and the process lives on."""
     with (
-        target("target") as pid,
-        agent("target", "--collector", "127.0.0.1:1", "--pid", str(pid), "--seccomp-allows") as refused,
+        target() as pid,
+        agent(
+            OF_THE_AGENT - {"pidfd_getfd"}, "--collector", "127.0.0.1:1", "--pid", str(pid), "--seccomp-allows"
+        ) as refused,
     ):
         assert refused.process.wait(PATIENCE_SECONDS) == 1
         refused.close()
@@ -147,13 +153,7 @@ def test_agent_under_the_profile_of_targets_says_what_it_lacks() -> None:
     assert f"process {pid}" in refused.log
 
 
-@pytest.mark.parametrize("profile", ["agent", "target"])
-def test_profile_refuses_what_no_container_needs(profile: str) -> None:
-    """Nothing that changes the host, or makes a namespace."""
-    assert "userfaultfd" in allowed(profile)
-    assert not allowed(profile) & REFUSED
-
-
-def test_profile_of_the_agent_allows_little_more_than_that_of_targets() -> None:
-    """What it takes to track, by name."""
-    assert allowed("agent") - allowed("target") == {"perf_event_open", "pidfd_getfd"}
+def test_profile_refuses_what_no_container_needs() -> None:
+    """Nothing that changes the host, makes a namespace, or reaches into another process by a descriptor."""
+    assert "userfaultfd" in allowed()
+    assert not allowed() & REFUSED
