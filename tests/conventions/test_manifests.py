@@ -1,4 +1,5 @@
 import re
+from inspect import signature
 from pathlib import Path
 
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -6,6 +7,8 @@ import pytest
 
 from tests.conventions.tools import ROOT
 from tests.support.kustomize import K8S, containers, pods, rendered
+from wetink_agent.command import agent as agent_command
+from wetink_collector.command import collector as collector_command
 
 RENDERED = ("base", "seccomp", "example", "overlays/daemonset", "overlays/sidecar")
 COMPONENTS = ("service-monitor", "suspend-seccomp", "events")
@@ -126,3 +129,27 @@ def test_sidecar_keeps_what_the_workload_has(tmp_path: Path) -> None:
     assert {one["name"] for one in found["cart"]["volumes"]} == {"own", "wetink-tls"}
     assert "initContainers" not in found["plain"]
     assert "shareProcessNamespace" not in found["plain"]
+
+
+def test_every_option_of_a_manifest_is_one_of_its_command() -> None:
+    """A container that ends with "no such option" is found here, and not on a node."""
+    parameters = {
+        "wetink-agent": signature(agent_command).parameters,
+        "wetink-collector": signature(collector_command).parameters,
+    }
+    found = containers([*rendered("overlays/daemonset"), *rendered("example")])
+    told = [(where, container) for where, container in found.items() if container["image"].startswith("wetink-")]
+
+    assert {where for where, container in told if "args" in container} == {
+        "wetink-collector/collector",
+        "wetink-agent/agent",
+        "cart/wetink-agent",
+    }
+    for where, container in told:
+        known = parameters[container["image"].partition(":")[0]]
+        prefix = container["image"].partition(":")[0].upper().replace("-", "_") + "_"
+        options = {argument.removeprefix("--").partition("=")[0] for argument in container.get("args", ())}
+        variables = {one["name"] for one in container.get("env", ()) if one["name"].startswith(prefix)}
+        names = {option.replace("-", "_") for option in options}
+        names |= {variable.removeprefix(prefix).lower() for variable in variables}
+        assert names <= known.keys(), where
