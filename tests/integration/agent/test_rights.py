@@ -81,13 +81,24 @@ def name(row: Row) -> str:
 
 
 @contextmanager
-def agent_with(capabilities: Sequence[str], address: str, *options: str) -> Iterator[Service]:
-    """Start an agent of a user of its own with some capabilities, no other, and no way to more."""
+def agent_with(
+    capabilities: Sequence[str], address: str, *options: str, refused_call: int | None = None
+) -> Iterator[Service]:
+    """Start an agent of a user of its own with some capabilities, no other, and no way to more.
+
+    Args:
+        capabilities: As setpriv(1) names them.
+        address: Of the collector.
+        options: Of the command.
+        refused_call: What a seccomp filter of the agent's own refuses; None for no filter.
+    """
     ids = [f"--reuid={AGENTS_USER}", f"--regid={AGENTS_USER}", "--clear-groups", "--no-new-privs"]
     wanted = ",".join(("-all", *(f"+{capability}" for capability in capabilities)))
     rights = [f"--inh-caps={wanted}", f"--ambient-caps={wanted}", f"--bounding-set={wanted}"]
     code = CHECKS_ITS_RIGHTS.format(mask=sum(1 << BITS[capability] for capability in capabilities))
     agent = [sys.executable, "-c", code, "--collector", address, "--host-id", HOST, "--interval", "50ms"]
+    if refused_call is not None:
+        agent = [sys.executable, "-c", UNDER_A_FILTER, str(refused_call), *agent]
     service = Service(
         subprocess.Popen(["setpriv", *ids, *rights, *agent, *options], stderr=subprocess.PIPE, text=True), "agent"
     )
@@ -182,6 +193,20 @@ def test_filter_that_does_not_allow_userfaultfd_after_all_is_told() -> None:
 
     assert "does not allow userfaultfd" in agent.log
     assert "CAP_SYS_ADMIN" in agent.log
+
+
+def test_agent_under_a_filter_cannot_suspend_one_and_says_so() -> None:
+    """With every capability of the row: whoever adds CAP_SYS_ADMIN in vain reads what else it takes."""
+    (row,) = (row for row in ROWS if "sys_admin" in row.capabilities)
+    with (
+        target_of(row) as pid,
+        agent_with(row.capabilities, "127.0.0.1:1", "--pid", str(pid), refused_call=NR_KEYCTL) as agent,
+    ):
+        assert agent.process.wait(PATIENCE_SECONDS) == 1
+        agent.close()
+        os.kill(pid, 0)
+
+    assert "no seccomp filter of its own" in agent.log
 
 
 def test_table_of_the_readme_is_these_rows() -> None:
