@@ -1,6 +1,7 @@
 """System calls that Python's ``os`` does not have: thin, typed, and raising ``OSError`` with the call's name.
 
-Besides the agent's ``uapi`` and its compiled loop this is the only module that uses ctypes. Every call gives up the interpreter lock.
+Besides the agent's ``uapi`` and its compiled loop this is the only module that uses ctypes. Every call gives up the
+interpreter lock.
 """
 
 import ctypes
