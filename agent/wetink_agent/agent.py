@@ -17,6 +17,7 @@ import structlog
 
 from wetink.names import name_of
 from wetink.pages import PAGE_SIZE
+from wetink.tls import Security
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent import discovery, procfs
 from wetink_agent.backend import Backend, Harvest
@@ -66,6 +67,7 @@ class Settings:
     backend: Choice = field(default_factory=Choice)
     handshake: Path | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    security: Security = field(default_factory=Security)
     pods: PodSource | None = None
     health: str | None = None
 
@@ -105,6 +107,7 @@ class Agent:
             ),
             spool=self._spool,
             commands=self,
+            security=settings.security,
         )
 
     async def run(self, stop: asyncio.Event) -> None:

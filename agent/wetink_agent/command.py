@@ -17,6 +17,7 @@ import typer
 from wetink import logs
 from wetink.command_line import ConfigOption, ExitCode, Failure, run
 from wetink.names import NameMalformed, check_address, check_host_id, parse_labels
+from wetink.tls import Security, SecurityUnusable
 from wetink.v1 import types_pb2
 from wetink_agent import recorder
 from wetink_agent.agent import Agent, Settings
@@ -93,6 +94,38 @@ def agent(
         str,
         typer.Option(envvar="WETINK_AGENT_COLLECTOR", metavar="ADDR", help="The collector: HOST:PORT or unix:PATH."),
     ] = "127.0.0.1:7419",
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="WETINK_AGENT_TLS_CA",
+            metavar="FILE",
+            help="Speak TLS, and check the collector's certificate against these. They, the next two and the token are "
+            "read again at each connect.",
+            show_default=False,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="WETINK_AGENT_TLS_CERT",
+            metavar="FILE",
+            help="This agent's certificate, which names its host.",
+            show_default=False,
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(envvar="WETINK_AGENT_TLS_KEY", metavar="FILE", help="The private key to it.", show_default=False),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="WETINK_AGENT_TOKEN_FILE",
+            metavar="FILE",
+            help="Bearer token of this agent; over TCP it needs --tls-ca.",
+            show_default=False,
+        ),
+    ] = None,
     pid: Annotated[
         list[int] | None,
         typer.Option(envvar="WETINK_AGENT_PID", metavar="N", help="Track this process. May be given again."),
@@ -279,6 +312,7 @@ def agent(
         else Choice(),
         handshake=handshake,
         labels=_labels(label or ()),
+        security=_security(Security(tls_ca, tls_cert, tls_key, token_file), _address(collector)),
         pods=PodSource(pods, pods_token, pods_ca) if pods else None,
         health=_address(health, "--health") if health else None,
     )
@@ -493,6 +527,19 @@ def _labels(texts: Iterable[str]) -> Mapping[str, str]:
         message = f"{len(labels)} labels are too many: give at most {GIVEN_MAX} with --label"
         raise Failure(message, ExitCode.USAGE)
     return labels
+
+
+def _security(security: Security, collector: str) -> Security:
+    """Accept certificates and token, as they are now.
+
+    Raises:
+        Failure: One cannot be used, or is missing beside another.
+    """
+    try:
+        security.credentials(collector)
+    except SecurityUnusable as error:
+        raise Failure(str(error), ExitCode.USAGE) from error
+    return security
 
 
 def _address(text: str, option: str = "--collector") -> str:

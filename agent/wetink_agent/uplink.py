@@ -17,6 +17,7 @@ import structlog
 
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.status import error_info
+from wetink.tls import Security, SecurityUnusable
 from wetink.v1 import ingest_pb2, ingest_pb2_grpc, types_pb2
 from wetink_agent.spool import Key, Spool, key_of
 
@@ -89,6 +90,7 @@ class Uplink:
         *,
         spool: Spool,
         commands: Commands,
+        security: Security | None = None,
     ) -> None:
         """Prepare.
 
@@ -97,11 +99,13 @@ class Uplink:
             hello: Said at each connect, with the spool's positions.
             spool: What to send.
             commands: Carries out what the collector asks.
+            security: Certificates and token, read again at each connect; None speaks in the clear.
         """
         self._address = address
         self._hello = hello
         self._spool = spool
         self._commands = commands
+        self._security = security or Security()
         self._changed = asyncio.Event()
         self._progress = asyncio.Event()
         self._answers: deque[ingest_pb2.AgentMessage] = deque(maxlen=ANSWERS_MAX)
@@ -132,7 +136,7 @@ class Uplink:
                 await self._connect()
             except grpc.aio.AioRpcError as error:
                 self._note(error)
-            except (TimeoutError, ConnectionError) as error:
+            except (TimeoutError, ConnectionError, SecurityUnusable) as error:
                 self._tell(str(error) or "no answer in time")
             if self._acknowledged:
                 bound = BACKOFF_SECONDS_FIRST
@@ -153,7 +157,7 @@ class Uplink:
 
     async def _connect(self) -> None:
         """Serve one stream until it ends."""
-        async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+        async with self._channel() as channel:
             call = ingest_pb2_grpc.IngestServiceStub(channel).Stream()
             try:
                 welcome = await self._greet(call)
@@ -168,6 +172,12 @@ class Uplink:
                 for task in self._tasks:
                     task.cancel()
                 call.cancel()
+
+    def _channel(self) -> grpc.aio.Channel:
+        credentials = self._security.credentials(self._address)
+        if credentials is None:
+            return grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self._address, credentials, options=CHANNEL_OPTIONS)
 
     async def _greet(self, call: "_Call") -> ingest_pb2.Welcome:
         hello = ingest_pb2.Hello()

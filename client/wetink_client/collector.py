@@ -7,14 +7,17 @@ and ``errors``, for both alike.
 from __future__ import annotations
 
 import time
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import grpc
 
+from wetink.tls import Security
 from wetink.v1 import dirty_pb2
 from wetink.v1.dirty_pb2_grpc import DirtyServiceStub
 from wetink_client import requests
+from wetink_client.connection import Connection
 from wetink_client.errors import CollectorUnavailable, from_call
 from wetink_client.requests import (
     AGENT_SECONDS_MAX,
@@ -37,11 +40,15 @@ from wetink_client.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    import os
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
     from types import TracebackType
 
+    from wetink.v1.dirty_pb2_grpc import DirtyServiceAsyncStub
     from wetink_client.answers import Assembly, DirtySet, OneAnswer
     from wetink_client.events import EventBatch, EventReader
+
+    _File = str | os.PathLike[str]
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -56,15 +63,32 @@ class Collector:
     nobody answers, ``InvalidRequest`` for what can never be right, and what else each method names.
     """
 
-    def __init__(self, address: str) -> None:
-        """Take the collector's address.
+    def __init__(
+        self,
+        address: str,
+        *,
+        tls_ca: _File | None = None,
+        tls_cert: _File | None = None,
+        tls_key: _File | None = None,
+        token_file: _File | None = None,
+    ) -> None:
+        """Take the collector's address, and what it is to be proven with; without any of these it speaks in the clear.
+
+        The files are looked at before each call: once they were written again, it and later ones go over a new
+        connection. Calls that are under way stay on theirs.
 
         Args:
             address: ``HOST:PORT`` or ``unix:PATH``.
+            tls_ca: PEM certificates that the collector's is checked against: speak TLS.
+            tls_cert: PEM certificate that says who we are.
+            tls_key: Private key to it, in PEM and without a password.
+            token_file: Has a bearer token that says who we are. Over TCP it needs ``tls_ca``.
+
+        Raises:
+            InvalidRequest: A file cannot be used, or is missing beside another.
         """
         self.address = requests.check_address(address)
-        self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
-        self._stub = DirtyServiceStub(self._channel)
+        self._connection = Connection(address, _security(tls_ca, tls_cert, tls_key, token_file), _dial)
 
     def __enter__(self) -> Self:
         """Give the client itself."""
@@ -78,11 +102,12 @@ class Collector:
 
     def close(self) -> None:
         """Close the connection, and with it every call that is under way."""
-        self._channel.close()
+        for channel in self._connection.all():
+            channel.close()
 
     def hosts(self) -> tuple[Host, ...]:
         """List the hosts that have, or had, an agent, in the order of their ids."""
-        pages = self._walk(self._stub.ListHosts, requests.hosts())
+        pages = self._walk(lambda stub: stub.ListHosts, requests.hosts())
         return tuple(host_of(host) for page in pages for host in page.hosts)
 
     def targets(self, selection: Selectable | None = None) -> tuple[TargetInfo, ...]:
@@ -91,7 +116,7 @@ class Collector:
         Args:
             selection: None or an empty one means all.
         """
-        pages = self._walk(self._stub.ListTargets, requests.targets(selection))
+        pages = self._walk(lambda stub: stub.ListTargets, requests.targets(selection))
         return tuple(target_of(target) for page in pages for target in page.targets)
 
     def track(self, host: str, pid: int) -> TargetInfo:
@@ -108,7 +133,7 @@ class Collector:
             AgentUnavailable: The host's agent is not connected or does not answer.
             Refused: The agent's sentence says why.
         """
-        response = self._ask(self._stub.Track, requests.track(host, pid), AGENT_SECONDS_MAX)
+        response = self._ask(lambda stub: stub.Track, requests.track(host, pid), AGENT_SECONDS_MAX)
         return target_of(response.target)
 
     def untrack(self, target: str) -> TargetInfo:
@@ -118,7 +143,7 @@ class Collector:
             NotFound: No such target.
             AgentUnavailable: The host's agent is not connected or does not answer.
         """
-        response = self._ask(self._stub.Untrack, requests.untrack(target), AGENT_SECONDS_MAX)
+        response = self._ask(lambda stub: stub.Untrack, requests.untrack(target), AGENT_SECONDS_MAX)
         return target_of(response.target)
 
     def barrier(self, selection: Selectable, *, barrier_seconds: float = BARRIER_SECONDS) -> BarrierResult:
@@ -134,7 +159,7 @@ class Collector:
             NotFound: A named target is not known.
         """
         request = requests.barrier(selection, barrier_seconds=barrier_seconds)
-        return barrier_of(self._ask(self._stub.Barrier, request, barrier_seconds + MARGIN_SECONDS))
+        return barrier_of(self._ask(lambda stub: stub.Barrier, request, barrier_seconds + MARGIN_SECONDS))
 
     def dirty(
         self,
@@ -166,7 +191,7 @@ class Collector:
         request = requests.dirty(selection, since, barrier=barrier, barrier_seconds=barrier_seconds)
         deadline_seconds = transfer_seconds + (barrier_seconds if barrier else 0)
         answer = _one_answer()
-        for part in self._listen(self._stub.GetDirty, request, deadline_seconds):
+        for part in self._listen(lambda stub: stub.GetDirty, request, deadline_seconds):
             answer.take(part)
         return answer.finish()
 
@@ -192,7 +217,7 @@ class Collector:
         """
         request = requests.watch(selection, since, pages=True, interval_seconds_min=interval_seconds_min)
         assembly = _assembly()
-        for part in self._listen(self._stub.Watch, request, None):
+        for part in self._listen(lambda stub: stub.Watch, request, None):
             answer = assembly.take(part)
             if answer is not None:
                 yield answer
@@ -203,7 +228,7 @@ class Collector:
     ) -> Generator[DirtyCounts]:
         """Ask again and again how much is dirty, without the pages. Apart from that as ``watch``."""
         request = requests.watch(selection, since, pages=False, interval_seconds_min=interval_seconds_min)
-        for part in self._listen(self._stub.Watch, request, None):
+        for part in self._listen(lambda stub: stub.Watch, request, None):
             yield watched_counts_of(part)
         raise _watch_ended(self.address)
 
@@ -222,11 +247,13 @@ class Collector:
         """
         request = dirty_pb2.StreamEventsRequest(target=target, follow=follow)
         reader = _event_reader()
-        for message in self._listen(self._stub.StreamEvents, request, None if follow else TRANSFER_SECONDS_MAX):
+        for message in self._listen(lambda stub: stub.StreamEvents, request, None if follow else TRANSFER_SECONDS_MAX):
             yield reader.read(message)
 
     def _walk(
-        self, method: grpc.UnaryUnaryMultiCallable[_ListRequest, _ListResponse], request: _ListRequest
+        self,
+        method: Callable[[DirtyServiceStub], grpc.UnaryUnaryMultiCallable[_ListRequest, _ListResponse]],
+        request: _ListRequest,
     ) -> Generator[_ListResponse]:
         """Give a list page by page, under one deadline."""
         until = time.monotonic() + LIST_SECONDS_MAX
@@ -239,43 +266,57 @@ class Collector:
 
     def _ask(
         self,
-        method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
+        method: Callable[[DirtyServiceStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]],
         request: _Request,
         deadline_seconds: float,
     ) -> _Response:
-        try:
-            return method(request, timeout=deadline_seconds)
-        except grpc.RpcError as error:
-            raise from_call(error, self.address) from error
+        with self._stub() as stub:
+            try:
+                return method(stub)(request, timeout=deadline_seconds)
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
 
     def _listen(
         self,
-        method: grpc.UnaryStreamMultiCallable[_Request, _Response],
+        method: Callable[[DirtyServiceStub], grpc.UnaryStreamMultiCallable[_Request, _Response]],
         request: _Request,
         deadline_seconds: float | None,
     ) -> Generator[_Response]:
-        stream = method(request, timeout=deadline_seconds)
+        with self._stub() as stub:
+            stream = method(stub)(request, timeout=deadline_seconds)
+            try:
+                yield from stream
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
+            finally:
+                # A reader may stop in the middle; the collector should hear of it now.
+                stream.cancel()
+
+    @contextmanager
+    def _stub(self) -> Iterator[DirtyServiceStub]:
+        line = self._connection.take()
         try:
-            yield from stream
-        except grpc.RpcError as error:
-            raise from_call(error, self.address) from error
+            yield line.stub
         finally:
-            # A reader may stop in the middle; the collector should hear of it now.
-            stream.cancel()
+            for channel in self._connection.give_back(line):
+                channel.close()
 
 
 class AsyncCollector:
     """The same for asyncio: each method does what ``Collector``'s of the same name does. Make it inside the loop."""
 
-    def __init__(self, address: str) -> None:
-        """Take the collector's address.
-
-        Args:
-            address: ``HOST:PORT`` or ``unix:PATH``.
-        """
+    def __init__(
+        self,
+        address: str,
+        *,
+        tls_ca: _File | None = None,
+        tls_cert: _File | None = None,
+        tls_key: _File | None = None,
+        token_file: _File | None = None,
+    ) -> None:
+        """As ``Collector`` takes them."""
         self.address = requests.check_address(address)
-        self._channel = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
-        self._stub = DirtyServiceStub(self._channel)
+        self._connection = Connection(address, _security(tls_ca, tls_cert, tls_key, token_file), _dial_async)
 
     async def __aenter__(self) -> Self:
         """Give the client itself."""
@@ -289,32 +330,33 @@ class AsyncCollector:
 
     async def close(self) -> None:
         """Close the connection, and with it every call that is under way."""
-        await self._channel.close()
+        for channel in self._connection.all():
+            await channel.close()
 
     async def hosts(self) -> tuple[Host, ...]:
         """As ``Collector.hosts``."""
-        pages = self._walk(self._stub.ListHosts, requests.hosts())
+        pages = self._walk(lambda stub: stub.ListHosts, requests.hosts())
         return tuple([host_of(host) async for page in pages for host in page.hosts])
 
     async def targets(self, selection: Selectable | None = None) -> tuple[TargetInfo, ...]:
         """As ``Collector.targets``."""
-        pages = self._walk(self._stub.ListTargets, requests.targets(selection))
+        pages = self._walk(lambda stub: stub.ListTargets, requests.targets(selection))
         return tuple([target_of(target) async for page in pages for target in page.targets])
 
     async def track(self, host: str, pid: int) -> TargetInfo:
         """As ``Collector.track``."""
-        response = await self._ask(self._stub.Track, requests.track(host, pid), AGENT_SECONDS_MAX)
+        response = await self._ask(lambda stub: stub.Track, requests.track(host, pid), AGENT_SECONDS_MAX)
         return target_of(response.target)
 
     async def untrack(self, target: str) -> TargetInfo:
         """As ``Collector.untrack``."""
-        response = await self._ask(self._stub.Untrack, requests.untrack(target), AGENT_SECONDS_MAX)
+        response = await self._ask(lambda stub: stub.Untrack, requests.untrack(target), AGENT_SECONDS_MAX)
         return target_of(response.target)
 
     async def barrier(self, selection: Selectable, *, barrier_seconds: float = BARRIER_SECONDS) -> BarrierResult:
         """As ``Collector.barrier``."""
         request = requests.barrier(selection, barrier_seconds=barrier_seconds)
-        return barrier_of(await self._ask(self._stub.Barrier, request, barrier_seconds + MARGIN_SECONDS))
+        return barrier_of(await self._ask(lambda stub: stub.Barrier, request, barrier_seconds + MARGIN_SECONDS))
 
     async def dirty(
         self,
@@ -329,7 +371,7 @@ class AsyncCollector:
         request = requests.dirty(selection, since, barrier=barrier, barrier_seconds=barrier_seconds)
         deadline_seconds = transfer_seconds + (barrier_seconds if barrier else 0)
         answer = _one_answer()
-        async for part in self._listen(self._stub.GetDirty, request, deadline_seconds):
+        async for part in self._listen(lambda stub: stub.GetDirty, request, deadline_seconds):
             answer.take(part)
         return answer.finish()
 
@@ -339,7 +381,7 @@ class AsyncCollector:
         """As ``Collector.watch``."""
         request = requests.watch(selection, since, pages=True, interval_seconds_min=interval_seconds_min)
         assembly = _assembly()
-        async with aclosing(self._listen(self._stub.Watch, request, None)) as parts:
+        async with aclosing(self._listen(lambda stub: stub.Watch, request, None)) as parts:
             async for part in parts:
                 answer = assembly.take(part)
                 if answer is not None:
@@ -351,7 +393,7 @@ class AsyncCollector:
     ) -> AsyncGenerator[DirtyCounts]:
         """As ``Collector.watch_counts``."""
         request = requests.watch(selection, since, pages=False, interval_seconds_min=interval_seconds_min)
-        async with aclosing(self._listen(self._stub.Watch, request, None)) as parts:
+        async with aclosing(self._listen(lambda stub: stub.Watch, request, None)) as parts:
             async for part in parts:
                 yield watched_counts_of(part)
         raise _watch_ended(self.address)
@@ -361,12 +403,14 @@ class AsyncCollector:
         request = dirty_pb2.StreamEventsRequest(target=target, follow=follow)
         reader = _event_reader()
         deadline_seconds = None if follow else TRANSFER_SECONDS_MAX
-        async with aclosing(self._listen(self._stub.StreamEvents, request, deadline_seconds)) as messages:
+        async with aclosing(self._listen(lambda stub: stub.StreamEvents, request, deadline_seconds)) as messages:
             async for message in messages:
                 yield reader.read(message)
 
     async def _walk(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[_ListRequest, _ListResponse], request: _ListRequest
+        self,
+        method: Callable[[DirtyServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_ListRequest, _ListResponse]],
+        request: _ListRequest,
     ) -> AsyncGenerator[_ListResponse]:
         until = time.monotonic() + LIST_SECONDS_MAX
         while True:
@@ -378,29 +422,66 @@ class AsyncCollector:
 
     async def _ask(
         self,
-        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
+        method: Callable[[DirtyServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
         request: _Request,
         deadline_seconds: float,
     ) -> _Response:
-        try:
-            return await method(request, timeout=deadline_seconds)
-        except grpc.RpcError as error:
-            raise from_call(error, self.address) from error
+        async with self._stub() as stub:
+            try:
+                return await method(stub)(request, timeout=deadline_seconds)
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
 
     async def _listen(
         self,
-        method: grpc.aio.UnaryStreamMultiCallable[_Request, _Response],
+        method: Callable[[DirtyServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[_Request, _Response]],
         request: _Request,
         deadline_seconds: float | None,
     ) -> AsyncGenerator[_Response]:
-        stream = method(request, timeout=deadline_seconds)
+        async with self._stub() as stub:
+            stream = method(stub)(request, timeout=deadline_seconds)
+            try:
+                async for part in stream:
+                    yield part
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
+            finally:
+                stream.cancel()
+
+    @asynccontextmanager
+    async def _stub(self) -> AsyncIterator[DirtyServiceAsyncStub]:
+        line = self._connection.take()
         try:
-            async for part in stream:
-                yield part
-        except grpc.RpcError as error:
-            raise from_call(error, self.address) from error
+            yield line.stub
         finally:
-            stream.cancel()
+            for channel in self._connection.give_back(line):
+                await channel.close()
+
+
+def _security(
+    tls_ca: _File | None, tls_cert: _File | None, tls_key: _File | None, token_file: _File | None
+) -> Security:
+    return Security(*(Path(file) if file is not None else None for file in (tls_ca, tls_cert, tls_key, token_file)))
+
+
+def _dial(address: str, credentials: grpc.ChannelCredentials | None) -> tuple[grpc.Channel, DirtyServiceStub]:
+    channel = (
+        grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
+        if credentials
+        else grpc.insecure_channel(address, CHANNEL_OPTIONS)
+    )
+    return channel, DirtyServiceStub(channel)
+
+
+def _dial_async(
+    address: str, credentials: grpc.ChannelCredentials | None
+) -> tuple[grpc.aio.Channel, DirtyServiceAsyncStub]:
+    channel = (
+        grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
+        if credentials
+        else grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+    )
+    return channel, DirtyServiceStub(channel)
 
 
 # numpy comes with page sets and takes 0.2 s to import: who only lists should not wait for it.

@@ -109,9 +109,19 @@ def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
     """Say what gRPC itself reports, which does not name the collector and may take several lines."""
     cause = " ".join(details.split())
     if code is grpc.StatusCode.UNAVAILABLE:
-        # The cause stands last, after the names of all that was tried.
-        cause = cause.rpartition(": ")[2].strip(" ]")
-        return f"collector {address} cannot be reached ({cause or 'no reason given'}): is it running there?"
+        # The cause stands last, after the names of all that was tried; after a handshake there is an OK behind it.
+        short = cause.removesuffix(": OK").rpartition(": ")[2].strip(" ]")
+        remedy = next((remedy for part, remedy in _REMEDY_OF.items() if part in cause), "is it running there?")
+        return f"collector {address} cannot be reached ({short or 'no reason given'}): {remedy}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"collector {address} did not answer in time"
     return f"collector {address} failed with {code.name}: {cause or 'no reason given'}"
+
+
+_REMEDY_OF: Final[Mapping[str, str]] = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not of an authority in --tls-ca, or not valid now",
+    "Hostname Verification Check failed": "its certificate is of another name than this address",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS there, as --tls-ca asks for",
+    "Socket closed": "is it running there, and does it want TLS (--tls-ca), or another --tls-cert?",
+}
+"""What to do about a connection, by what gRPC or BoringSSL says of it."""

@@ -12,12 +12,14 @@ from grpc.aio import EOF, ServicerContext
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.v1.ingest_pb2 import Hello, Track, Welcome
 from wetink_collector import metrics
+from wetink_collector.caller import CALLER
 from wetink_collector.catalog import Catalog
 from wetink_collector.committer import STORE_SENTENCE, Committer
 from wetink_collector.errors import (
     AgentSilent,
     Deposed,
     Draining,
+    HostForbidden,
     MessageMalformed,
     Refusal,
     RoundGap,
@@ -68,6 +70,7 @@ class Agents:
             Refusal: As ``IngestService.Stream`` documents them.
         """
         hello = await _hello(context)
+        _check_host(hello.host_id)
         session = Session(hello, context, committer, self._catalog)
         metrics.STREAMS.inc()
         try:
@@ -198,3 +201,17 @@ async def _hello(context: ServicerContext[Any, Any]) -> Hello:
     check_hello(message.hello)
     hello: Hello = message.hello
     return hello
+
+
+def _check_host(host_id: str) -> None:
+    """Keep an agent to its own host.
+
+    Raises:
+        HostForbidden: Its certificate or token names another one.
+    """
+    own = CALLER.get().host_id
+    if own not in (None, host_id):
+        message = (
+            f"the agent of host {own} may not write for host {host_id}: give it --host-id {own}, or its own identity"
+        )
+        raise HostForbidden(message)

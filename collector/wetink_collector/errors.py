@@ -102,6 +102,22 @@ class Draining(Refusal):
     """The collector is going down."""
 
 
+class IdentityUnknown(Refusal):
+    """Neither a certificate nor a token says who calls."""
+
+
+class TokenInClear(Refusal):
+    """A bearer token came where others could read it."""
+
+
+class RoleLacking(Refusal):
+    """The caller is known, and may not call the method."""
+
+
+class HostForbidden(Refusal):
+    """An agent wants to write for another host than its own."""
+
+
 class StoreUnavailable(Refusal):
     """The collector cannot write now."""
 
@@ -127,6 +143,10 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
     RoundTooLarge: (StatusCode.RESOURCE_EXHAUSTED, "ROUND_TOO_LARGE"),
     MessageTooLarge: (StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
     Deposed: (StatusCode.ABORTED, "DEPOSED"),
+    IdentityUnknown: (StatusCode.UNAUTHENTICATED, "IDENTITY_UNKNOWN"),
+    TokenInClear: (StatusCode.UNAUTHENTICATED, "TOKEN_IN_CLEAR"),
+    RoleLacking: (StatusCode.PERMISSION_DENIED, "ROLE_LACKING"),
+    HostForbidden: (StatusCode.PERMISSION_DENIED, "HOST_FORBIDDEN"),
     Draining: (StatusCode.UNAVAILABLE, "COLLECTOR_DRAINING"),  # reconnect with back-off
     StoreUnavailable: (StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),  # reconnect with back-off
 }

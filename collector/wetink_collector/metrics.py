@@ -35,6 +35,7 @@ for _layer in ("ingest", "store"):
     GAPS.labels(_layer)  # there from the start: of a series that begins with its first gap no increase is seen
 STREAMS: Final = Gauge("wetink_streams", "Agents' streams that are open.")
 STREAMS_REFUSED: Final = Counter("wetink_streams_refused", "Agents' streams that were ended with an error.", ["reason"])
+REFUSED: Final = Counter("wetink_calls_refused", "Calls that the caller may not make, by reason.", ["reason"])
 UNACKED_BYTES: Final = Gauge("wetink_unacked_bytes", "Bytes of page sets taken and not yet durable.")
 COMMIT_SECONDS: Final = Histogram(
     "wetink_store_commit_duration_seconds", "Time of one group commit, with its fsync.", buckets=_SECONDS

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -23,10 +23,12 @@ from wetink.v1.dirty_pb2_grpc import add_DirtyServiceServicer_to_server
 from wetink.v1.ingest_pb2 import TargetStarted
 from wetink.v1.ingest_pb2_grpc import add_IngestServiceServicer_to_server
 from wetink.v1.types_pb2 import END_REASON_LOST
-from wetink_collector import metrics
-from wetink_collector.address import Address, AddressUnusable, TcpAddress
+from wetink_collector import handshakes, metrics
+from wetink_collector.access import Gate
+from wetink_collector.address import Address, AddressUnusable, TcpAddress, UnixAddress
 from wetink_collector.agents import Agents
 from wetink_collector.answer import Answerer
+from wetink_collector.caller import Tokens
 from wetink_collector.catalog import Catalog
 from wetink_collector.committer import Committer
 from wetink_collector.data_directory import held
@@ -43,6 +45,8 @@ from wetink_collector.store.interface import (
 )
 from wetink_collector.store.memory import MemoryStore
 from wetink_collector.store.sqlite import SqliteStore
+from wetink_collector.tls import ServerTls, TlsFiles
+from wetink_collector.unix_peers import Allowed, UnixPeers
 
 SERVICES: Final = (
     ingest_pb2.DESCRIPTOR.services_by_name["IngestService"].full_name,
@@ -54,6 +58,15 @@ MESSAGE_HEADROOM_BYTES: Final = 4096
 
 CALLS_MAX: Final = 4096
 """Bound on open calls and streams together: each may hold the page sets of one target."""
+
+CONNECTIONS_MAX: Final = 4096
+"""Bound on open connections: each of 4096 hosts has one, and more than that wait until another goes."""
+
+CALLS_OF_CONNECTION_MAX: Final = 1024
+"""Bound on the calls that one connection has open; its peer waits with more."""
+
+PROBES_MAX: Final = 256
+"""Bound on connections to the port for health, and on calls there."""
 
 READERS: Final = 2
 """Threads that read and merge pages for answers. Merging holds the interpreter's lock, so more would gain nothing."""
@@ -68,6 +81,10 @@ TIDY_SECONDS: Final = 5.0
 """How often silent streams are looked for, and targets that ended long ago are forgotten."""
 
 OPTIONS: Final = (
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+    ("grpc.max_concurrent_streams", CALLS_OF_CONNECTION_MAX),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # a peer that connects and says nothing is gone after this
+    ("grpc.max_connection_idle_ms", 600_000),  # nobody keeps one of the connections for nothing; clients reconnect
     ("grpc.so_reuseport", 0),  # a second collector on the port is told so, and does not take half of the streams
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + MESSAGE_HEADROOM_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX + MESSAGE_HEADROOM_BYTES),
@@ -85,11 +102,15 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a collector is to run. Without ``data`` it keeps everything in memory."""
+    """How a collector is to run. Without ``data`` it keeps everything in memory; ``health`` is for probes alone."""
 
     listen: Address
     data: Path | None
     metrics: TcpAddress | None
+    tls: TlsFiles | None = None
+    tokens: Path | None = None
+    health: Address | None = None
+    unix_allow: Sequence[Allowed] = ()
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -98,16 +119,43 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     Raises:
         StoreUnusable: The data directory cannot be used.
         AddressUnusable: An address cannot be listened on.
+        SecurityUnusable: Certificates or tokens cannot be used.
     """
     settings.listen.check_free()
-    with _metrics_served(settings.metrics) as metrics_address, _store(settings.data) as store, _threads() as threads:
+    if settings.health:
+        settings.health.check_free()
+    tls = ServerTls(settings.tls) if settings.tls else None
+    tokens = Tokens(settings.tokens) if settings.tokens else None
+    peers = _unix_peers(settings)
+    gate = Gate(
+        certificates=settings.tls is not None and settings.tls.client_ca is not None, tokens=tokens, peers=peers
+    )
+    with (
+        _handshakes_audited(tls),
+        _metrics_served(settings.metrics) as metrics_address,
+        _store(settings.data) as store,
+        _threads() as threads,
+    ):
         catalog = Catalog(store.store_id, store.contents())
         committer = Committer(store, catalog)
         collector = _Collector(catalog, committer)
         async with committer.running(collector):
             answerer = Answerer(store, catalog, threads, collector.drop)
             dirty = DirtyService(catalog, collector.agents, committer, answerer)
-            async with _listening(settings, collector, dirty, metrics_address):
+            async with (
+                _health_served(settings.health, collector) as health_address,
+                _listening(peers.address if peers else settings.listen, collector, dirty, gate, tls) as address,
+                peers.serving() if peers else nullcontext(),
+            ):
+                log.info(
+                    "listening",
+                    address=str(settings.listen if peers else address),
+                    data=str(settings.data or "in memory, for as long as this process lives"),
+                    metrics=str(metrics_address) if metrics_address else None,
+                    health=str(health_address) if health_address else None,
+                    tls=tls is not None,
+                    identified_by=_identified_by(settings),
+                )
                 await stop.wait()
                 log.info("draining")
                 await collector.health.enter_graceful_shutdown()
@@ -208,38 +256,77 @@ class _Collector:
 
 @asynccontextmanager
 async def _listening(
-    settings: Settings, collector: _Collector, dirty: DirtyService, metrics_address: TcpAddress | None
-) -> AsyncIterator[None]:
-    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
+    where: Address, collector: _Collector, dirty: DirtyService, gate: Gate, tls: ServerTls | None
+) -> AsyncIterator[Address]:
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CALLS_MAX, interceptors=[gate])
     add_IngestServiceServicer_to_server(IngestService(collector.agents, collector.committer), server)
     add_DirtyServiceServicer_to_server(dirty, server)
     add_HealthServicer_to_server(collector.health, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    address = _bind(server, settings.listen)
+    address = _bind(server, where, tls)
     await server.start()
     await collector.set_serving(serving=True)
-    log.info(
-        "listening",
-        address=str(address),
-        data="in memory, for as long as this process lives" if settings.data is None else str(settings.data),
-        metrics=str(metrics_address) if metrics_address else None,
-    )
     tidying = asyncio.create_task(collector.tidy())
     try:
-        yield
+        yield address
     finally:
         tidying.cancel()
         await server.stop(GRACE_SECONDS)
 
 
-def _bind(server: grpc.aio.Server, address: Address) -> Address:
+@asynccontextmanager
+async def _health_served(address: Address | None, collector: _Collector) -> AsyncIterator[Address | None]:
+    """Serve health alone, in the clear: who probes has no certificate, and learns only whether the collector serves."""
+    if address is None:
+        yield None
+        return
+    options = (*OPTIONS, ("grpc.max_allowed_incoming_connections", PROBES_MAX))
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=PROBES_MAX)
+    add_HealthServicer_to_server(collector.health, server)
+    bound = _bind(server, address, None)
+    await server.start()
+    try:
+        yield bound
+    finally:
+        await server.stop(None)
+
+
+def _unix_peers(settings: Settings) -> UnixPeers | None:
+    if not settings.unix_allow:
+        return None
+    assert isinstance(settings.listen, UnixAddress)
+    peers = UnixPeers(settings.listen, settings.unix_allow)
+    peers.prepare()
+    return peers
+
+
+def _identified_by(settings: Settings) -> str:
+    """Say what tells peers apart, for the log."""
+    found = [
+        *(["certificates"] if settings.tls and settings.tls.client_ca else []),
+        *(["tokens"] if settings.tokens else []),
+        *(["users of the socket"] if settings.unix_allow else []),
+    ]
+    return " or ".join(found) or "nothing: whoever can connect may do everything"
+
+
+def _bind(server: grpc.aio.Server, address: Address, tls: ServerTls | None) -> Address:
     """Listen, and give the address with the port that was found."""
     try:
-        port = server.add_insecure_port(str(address))
+        if tls:
+            port = server.add_secure_port(str(address), tls.credentials())
+        else:
+            port = server.add_insecure_port(str(address))
     except RuntimeError as error:
         message = f"cannot listen on {address}: {error}"
         raise AddressUnusable(message) from error
     return replace(address, port=port) if isinstance(address, TcpAddress) else address
+
+
+@contextmanager
+def _handshakes_audited(tls: ServerTls | None) -> Iterator[None]:
+    with handshakes.audited() if tls else nullcontext():
+        yield
 
 
 @contextmanager

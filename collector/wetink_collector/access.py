@@ -1,0 +1,276 @@
+"""Who may call what: one table, one interceptor, and a line in the log for what was changed and what was refused.
+
+A method that is not in the table is refused, whoever calls it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import grpc
+import structlog
+from grpc.aio import ServicerContext
+
+from wetink_collector import metrics
+from wetink_collector.caller import CALLER, EVERYBODY, Caller, Role, Tokens, of_certificate
+from wetink_collector.errors import STATUS_OF, IdentityUnknown, Refusal, RoleLacking, TokenInClear, abort
+from wetink_collector.unix_peers import UnixPeers
+
+if TYPE_CHECKING:
+    from wetink.v1 import dirty_pb2 as pb
+
+ANYBODY: Final = None
+"""For methods that tell nothing of targets: who calls them need not be known."""
+
+_AGENTS: Final = frozenset((Role.AGENT,))
+_READERS: Final = frozenset((Role.READER, Role.ADMIN))
+_ADMINS: Final = frozenset((Role.ADMIN,))
+
+ROLES_OF: Final[Mapping[str, frozenset[Role] | None]] = {
+    "/wetink.v1.IngestService/Stream": _AGENTS,
+    "/wetink.v1.DirtyService/ListHosts": _READERS,
+    "/wetink.v1.DirtyService/ListTargets": _READERS,
+    "/wetink.v1.DirtyService/Track": _ADMINS,
+    "/wetink.v1.DirtyService/Untrack": _ADMINS,
+    "/wetink.v1.DirtyService/Barrier": _READERS,
+    "/wetink.v1.DirtyService/GetDirty": _READERS,
+    "/wetink.v1.DirtyService/Watch": _READERS,
+    "/wetink.v1.DirtyService/StreamEvents": _READERS,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": frozenset(Role),
+    "/grpc.health.v1.Health/Check": ANYBODY,  # a probe has no certificate of its own
+    "/grpc.health.v1.Health/List": ANYBODY,
+    "/grpc.health.v1.Health/Watch": ANYBODY,
+}
+"""The roles that may call a method."""
+
+AUDITED_CHARACTERS_MAX: Final = 256
+"""Bound on what a peer's words take in a line of the audit log."""
+
+_DENIED: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+_BEARER: Final = "bearer "
+
+_Context: TypeAlias = ServicerContext[Any, Any]
+_Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+log = structlog.get_logger()
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Lets a call through when the table says so, and keeps who makes it in ``CALLER``."""
+
+    def __init__(
+        self, *, certificates: bool = False, tokens: Tokens | None = None, peers: UnixPeers | None = None
+    ) -> None:
+        """Say what identifies a peer. Where nothing does, everybody is everything.
+
+        Args:
+            certificates: Whether the port asks for clients' certificates and verifies them.
+            tokens: The bearer tokens that are known.
+            peers: Who is at the other end of the Unix socket, as the kernel says.
+        """
+        self._certificates = certificates
+        self._tokens = tokens
+        self._peers = peers
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        """Put the check around a method."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None  # there is no such method: UNIMPLEMENTED
+        guarded = _Guarded(self, handler_call_details.method, tuple(handler_call_details.invocation_metadata or ()))
+        return guarded.wrap(handler)
+
+    def identify(self, method: str, metadata: _Metadata, context: _Context) -> Caller:
+        """Give who calls.
+
+        Raises:
+            TokenInClear, IdentityUnknown: That cannot be told, or must not be told like that.
+        """
+        if method in ROLES_OF and ROLES_OF[method] is ANYBODY:
+            return EVERYBODY
+        proofs, tokens = context.auth_context(), _tokens_in(metadata)
+        if (
+            tokens
+            and b"ssl" not in proofs.get("transport_security_type", ())
+            and not context.peer().startswith("unix:")
+        ):
+            message = (
+                "a token came over TCP without TLS, where everybody on the way could read it: "
+                "replace it, and connect with TLS or to unix:PATH"
+            )
+            raise TokenInClear(message)
+        if not self._certificates and self._tokens is None and self._peers is None:
+            return EVERYBODY
+        caller = of_certificate(proofs) if self._certificates else None
+        if caller is None and self._tokens is not None and len(tokens) == 1:
+            caller = self._tokens.caller(tokens[0])
+        # Who sends a token means that one, and hears that it is not known.
+        if caller is None and self._peers is not None and not tokens:
+            caller = self._peers.caller(context.peer())
+        if caller is None:
+            raise IdentityUnknown(self._unknown(tokens))
+        return caller
+
+    def name_of(self, peer: str) -> str:
+        """Give a peer for the audit: at a Unix socket its user and process, elsewhere its address."""
+        known = self._peers.peer(peer) if self._peers else None
+        return str(known or peer)
+
+    def _unknown(self, tokens: Sequence[str]) -> str:
+        if self._peers is not None and not tokens:
+            return "this user may do nothing here: its operator names those who may with --unix-allow"
+        if self._tokens is None and self._certificates:
+            return (
+                "the certificate names no role: it needs the URI spiffe://DOMAIN/wetink/ROLE/NAME, or the common name "
+                "ROLE:NAME, where ROLE is agent, reader or admin"
+            )
+        if self._tokens is None:
+            return "this collector takes no tokens: leave --token-file out"
+        if not tokens:
+            return "this collector wants to know who calls: give a token with --token-file"
+        return "the token is not one of those that this collector knows: ask its operator for another"
+
+
+def check_role(method: str, caller: Caller) -> None:
+    """Accept a caller of a method.
+
+    Raises:
+        RoleLacking: The table does not let them, or does not know the method.
+    """
+    if method not in ROLES_OF:
+        message = f"{_short(method)} is not in the collector's table of roles, so nobody may call it"
+        raise RoleLacking(message)
+    roles = ROLES_OF[method]
+    if roles is not ANYBODY and roles.isdisjoint(caller.roles):
+        message = f"{caller.role} {caller.name} may not call {_short(method)}: it is for {' and '.join(sorted(roles))}"
+        raise RoleLacking(message)
+
+
+class _Guarded:
+    """One call of a method, with the check before it and the audit after it."""
+
+    def __init__(self, gate: Gate, method: str, metadata: _Metadata) -> None:
+        self._gate = gate
+        self._method = method
+        self._metadata = metadata
+
+    def wrap(self, handler: Any) -> _Handler:  # noqa: ANN401 (types-grpcio knows no attribute of a handler)
+        """Give the same method, guarded."""
+        make, inner = next(
+            (make, getattr(handler, name)) for name, make in _MAKERS.items() if getattr(handler, name) is not None
+        )
+        # grpc tells by the function's kind whether its answers are yielded or written.
+        guarded = self._yielding(inner) if inspect.isasyncgenfunction(inner) else self._returning(inner)
+        wrapped: _Handler = make(
+            guarded, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+        )
+        return wrapped
+
+    def _returning(self, inner: Callable[[Any, _Context], Awaitable[Any]]) -> Callable[[Any, _Context], Awaitable[Any]]:
+        async def call(request: Any, context: _Context) -> Any:  # noqa: ANN401 (of any method)
+            async with self._admitted(request, context):
+                return await inner(request, context)
+
+        return call
+
+    def _yielding(self, inner: Callable[[Any, _Context], Any]) -> Callable[[Any, _Context], AsyncIterator[Any]]:
+        async def call(request: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: ANN401 (as above)
+            async with self._admitted(request, context), aclosing(inner(request, context)) as parts:
+                async for part in parts:
+                    yield part
+
+        return call
+
+    @asynccontextmanager
+    async def _admitted(self, request: object, context: _Context) -> AsyncIterator[None]:
+        caller = None
+        try:
+            caller = self._gate.identify(self._method, self._metadata, context)
+            check_role(self._method, caller)
+        except Refusal as refusal:
+            code, reason = STATUS_OF[type(refusal)]
+            metrics.REFUSED.labels(reason).inc()
+            self._audit(caller, request, context, code.name, str(refusal))
+            await abort(context, refusal)
+        # Each call is a task of its own, so that nothing has to put the caller back.
+        CALLER.set(caller)
+        result = grpc.StatusCode.CANCELLED
+        try:
+            yield
+            result = grpc.StatusCode.OK
+        except Exception:
+            result = _code(context)
+            raise
+        finally:
+            if self._method in _TARGET_IN or result in _DENIED:
+                self._audit(caller, request, context, result.name, _words(context))
+
+    def _audit(self, caller: Caller | None, request: object, context: _Context, result: str, why: str) -> None:
+        names_target = _TARGET_IN.get(self._method)
+        write = log.info if result == "OK" else log.warning
+        write(
+            "audit",
+            caller=caller.name if caller else None,
+            role=caller.role if caller else None,
+            peer=self._gate.name_of(context.peer()),
+            method=_short(self._method),
+            target=names_target(request)[:AUDITED_CHARACTERS_MAX] if names_target else None,
+            result=result,
+            why=why[:AUDITED_CHARACTERS_MAX] or None,
+        )
+
+
+def _tokens_in(metadata: _Metadata) -> Sequence[str]:
+    """Give the bearer tokens that came with a call; of anything else after ``authorization`` an empty one."""
+    values = [value if isinstance(value, str) else "" for key, value in metadata if key == "authorization"]
+    return [value[len(_BEARER) :].strip() if value.lower().startswith(_BEARER) else "" for value in values]
+
+
+def _short(method: str) -> str:
+    return method.rpartition("/")[2]
+
+
+def _code(context: _Context) -> grpc.StatusCode:
+    """Give the status that a call was ended with; anything else is a failure of ours."""
+    code: object = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((known for known in grpc.StatusCode if known.value[0] == code and code), grpc.StatusCode.UNKNOWN)
+
+
+def _words(context: _Context) -> str:
+    details: object = context.details()
+    return details if isinstance(details, str) else ""
+
+
+def _selected(selection: pb.Selection) -> str:
+    labels = (f"{key}={value}" for key, value in sorted(selection.labels.items()))
+    return _joined((*selection.targets, *selection.hosts, *selection.cgroups, *labels))
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ",".join(names)
+
+
+_TARGET_IN: Final[Mapping[str, Callable[[Any], str]]] = {
+    "/wetink.v1.DirtyService/Track": lambda request: f"{request.host_id}/{request.pid}",
+    "/wetink.v1.DirtyService/Untrack": lambda request: str(request.target),
+    "/wetink.v1.DirtyService/Barrier": lambda request: _selected(request.selection),
+}
+"""The methods that change something or hold a target up, audited also where they succeed, and what they name."""
+
+_MAKERS: Final[Mapping[str, Callable[..., Any]]] = {
+    "unary_unary": grpc.unary_unary_rpc_method_handler,
+    "unary_stream": grpc.unary_stream_rpc_method_handler,
+    "stream_unary": grpc.stream_unary_rpc_method_handler,
+    "stream_stream": grpc.stream_stream_rpc_method_handler,
+}
+"""For each kind of method, by the attribute that holds its function."""
