@@ -22,6 +22,10 @@ help: ## say what there is
 demo: $(STAMP) ## move a running process's memory by its dirty pages alone, and compare every byte (needs root)
 	@$(BIN)/python -m wetink_client.demo $(ARGS)
 
+.PHONY: compose-demo
+compose-demo: ## start collector, agent and a workload in containers, and ask what is dirty (needs a Docker engine)
+	@deploy/compose-demo
+
 test: $(STAMP) ## run all tests; what the machine lacks is skipped by name
 	$(BIN)/pytest $(ARGS)
 
