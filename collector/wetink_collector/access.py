@@ -17,10 +17,10 @@ from grpc.aio import ServicerContext
 from wetink_collector import metrics
 from wetink_collector.caller import CALLER, EVERYBODY, Caller, Role, Tokens, of_certificate
 from wetink_collector.errors import STATUS_OF, IdentityUnknown, Refusal, RoleLacking, TokenInClear, abort
-from wetink_collector.unix_peers import UnixPeers
 
 if TYPE_CHECKING:
     from wetink.v1 import dirty_pb2 as pb
+    from wetink_collector.unix_peers import UnixPeers
 
 ANYBODY: Final = None
 """For methods that tell nothing of targets: who calls them need not be known."""

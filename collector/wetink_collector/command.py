@@ -119,8 +119,8 @@ def collector(
         typer.Option(
             envvar="WETINK_COLLECTOR_UNIX_ALLOW",
             metavar="USER:ROLE",
-            help="At unix:PATH let this user in as reader, admin or agent:HOST, as the kernel knows it; by name or number, "
-            "or @GROUP:ROLE. May be given again.",
+            help="At unix:PATH let this user in, by name or number, as reader, admin or agent:HOST; a group as "
+            "@GROUP:ROLE. The kernel says who connects. May be given again.",
         ),
     ] = None,
     insecure: Annotated[
@@ -213,7 +213,7 @@ wetink-agent --collector COLLECTOR:7419 --host-id {hosts[0]} --tls-ca {at}/ca.pe
   --tls-cert {at}/agent-{hosts[0]}.pem --tls-key {at}/agent-{hosts[0]}.key
 wetink --collector COLLECTOR:7419 --tls-ca {at}/ca.pem --tls-cert {at}/reader.pem --tls-key {at}/reader.key targets
 
-Each host needs ca.pem and its own two files, and nothing else. Keep ca.key off all of them: who has it can be anybody."""
+Each host needs ca.pem and its own two files, and nothing else. Keep ca.key off all of them: it makes anybody."""
     )
 
 

@@ -4,15 +4,20 @@ So standard error is read on its way out while the collector runs. What gRPC say
 log, the failed handshakes as audit lines; everything else passes unchanged. Of who it was gRPC says nothing.
 """
 
+import asyncio
 import os
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
+
+import structlog
+
+from wetink_collector import metrics
 
 FAILURES_AT_ONCE: Final = 100
 FAILURES_PER_SECOND: Final = 5.0
@@ -34,6 +39,9 @@ _SENTENCES: Final[Mapping[str, str]] = {
     "WRONG_VERSION_NUMBER": "the peer spoke something other than TLS",
 }
 """What the commonest reasons of BoringSSL mean. Of others its own words are given."""
+
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,18 @@ class Failures:
 
 
 @contextmanager
+def audited() -> Iterator[None]:
+    """Write an audit line for each handshake that fails while the body runs. Enter it inside the event loop."""
+    loop = asyncio.get_running_loop()
+    # Lines are written by the loop: the thread that reads them would wait for itself.
+    with heard(
+        lambda failure: _soon(loop, lambda: _audit(failure)),
+        lambda line: _soon(loop, lambda: log.info("grpc", line=line)),
+    ):
+        yield
+
+
+@contextmanager
 def heard(on_failure: Callable[[HandshakeFailed], None], on_line: Callable[[str], None]) -> Iterator[None]:
     """Read standard error on its way out, while the body runs.
 
@@ -127,3 +147,25 @@ def _pass_on(
 def _write(descriptor: int, rest: bytes) -> None:
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def _soon(loop: asyncio.AbstractEventLoop, write: Callable[[], None]) -> None:
+    # Where the loop has ended, nobody waits for the line any more.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(write)
+
+
+def _audit(failure: HandshakeFailed) -> None:
+    metrics.REFUSED.labels("HANDSHAKE_FAILED").inc()
+    log.warning(
+        "audit",
+        caller=None,
+        role=None,
+        peer=None,
+        method="connect",
+        target=None,
+        result="UNAVAILABLE",
+        reason=failure.reason,
+        why=failure.why,
+        left_out_count=failure.left_out_count,
+    )

@@ -78,7 +78,7 @@ def collector(signer: Issued, names: Sequence[str], *, good_for: dt.timedelta = 
         good_for: From now on; less than nothing makes one that has expired.
     """
     san = [_alternative(name) for name in dict.fromkeys(names)]
-    return _sign(signer, "collector", san, ExtendedKeyUsageOID.SERVER_AUTH, good_for)
+    return sign(signer, "collector", san, ExtendedKeyUsageOID.SERVER_AUTH, good_for)
 
 
 def peer(signer: Issued, role: str, name: str, *, good_for: dt.timedelta = dt.timedelta(days=DAYS)) -> Issued:
@@ -91,7 +91,36 @@ def peer(signer: Issued, role: str, name: str, *, good_for: dt.timedelta = dt.ti
         good_for: As of ``collector``.
     """
     san = [x509.UniformResourceIdentifier(f"spiffe://{TRUST_DOMAIN}/wetink/{role}/{name}")]
-    return _sign(signer, f"{role}:{name}", san, ExtendedKeyUsageOID.CLIENT_AUTH, good_for)
+    return sign(signer, f"{role}:{name}", san, ExtendedKeyUsageOID.CLIENT_AUTH, good_for)
+
+
+def sign(
+    signer: Issued,
+    name: str,
+    san: Sequence[x509.GeneralName],
+    purpose: x509.ObjectIdentifier,
+    good_for: dt.timedelta,
+) -> Issued:
+    """Sign a certificate that signs no others.
+
+    Args:
+        signer: The authority.
+        name: The common name; one of more than 64 characters is left out.
+        san: The alternative names.
+        purpose: The one extended key usage.
+        good_for: From now on; less than nothing makes one that has expired.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    (issuer,) = signer.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    builder = _builder(name, str(issuer.value), key, good_for)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_usage(signs=False), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+    # Without a common name the alternative names are all there is to go by.
+    builder = builder.add_extension(x509.SubjectAlternativeName(san), critical=len(name) > COMMON_NAME_CHARACTERS_MAX)
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.key.public_key())
+    builder = builder.add_extension(identifier, critical=False)
+    return Issued(builder.sign(signer.key, hashes.SHA256()), key)
 
 
 def initialise(directory: Path, hosts: Sequence[str], names: Sequence[str]) -> list[Path]:
@@ -106,7 +135,7 @@ def initialise(directory: Path, hosts: Sequence[str], names: Sequence[str]) -> l
         What was written. Private keys are for their owner alone.
 
     Raises:
-        PkiRefused: A file is there already, or cannot be written. No file is ever overwritten.
+        PkiRefused: A name is none, or a file is there already or cannot be written. No file is ever overwritten.
     """
     signer = authority()
     issued = {
@@ -141,26 +170,6 @@ def _write(path: Path, content: bytes, mode: int) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
         os.fchmod(file.fileno(), mode)
         file.write(content)
-
-
-def _sign(
-    signer: Issued,
-    name: str,
-    san: Sequence[x509.GeneralName],
-    purpose: x509.ObjectIdentifier,
-    good_for: dt.timedelta,
-) -> Issued:
-    key = ec.generate_private_key(ec.SECP256R1())
-    (issuer,) = signer.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    builder = _builder(name, str(issuer.value), key, good_for)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_usage(signs=False), critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-    # Without a common name the alternative names are all there is to go by.
-    builder = builder.add_extension(x509.SubjectAlternativeName(san), critical=len(name) > COMMON_NAME_CHARACTERS_MAX)
-    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.key.public_key())
-    builder = builder.add_extension(identifier, critical=False)
-    return Issued(builder.sign(signer.key, hashes.SHA256()), key)
 
 
 def _builder(
@@ -202,4 +211,9 @@ def _alternative(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(name)
+    except ValueError as error:
+        message = f"{name[:300]!r} is neither a DNS name nor an IP address: give a name in its ASCII form"
+        raise PkiRefused(message) from error
