@@ -39,7 +39,8 @@ FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="wetink-agent" \
       org.opencontainers.image.description="Tracks which memory pages of processes are written, and streams it to a collector" \
       org.opencontainers.image.licenses="Apache-2.0"
-RUN install -d -m 0700 /run/wetink-agent
+# Its health socket; for an agent of any user.
+RUN install -d -m 1777 /run/wetink-agent
 COPY --from=environment /opt/wetink /opt/wetink
 ENV PATH=/opt/wetink/bin:$PATH \
     PYTHONUNBUFFERED=1 \
