@@ -6,12 +6,12 @@ one field each and are written by hand: the client has no need of the package fo
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import grpc
 
 from wetink.tls import Security, SecurityUnusable
-from wetink_client.errors import InvalidRequest, from_call
+from wetink_client.errors import InvalidRequest, NotFound, from_call
 from wetink_client.requests import check_address
 
 HEALTH_SECONDS_MAX: Final = 4.0
@@ -52,5 +52,10 @@ def check(address: str, service: str, files: Mapping[str, Path | None]) -> bool:
         try:
             answer = ask(b"\x0a" + bytes((len(name),)) + name, timeout=HEALTH_SECONDS_MAX)
         except grpc.RpcError as error:
+            if service and cast("grpc.Call", error).code() is grpc.StatusCode.NOT_FOUND:
+                message = (
+                    f"{address} has no service {service}: the collector's are wetink.v1.DirtyService and IngestService"
+                )
+                raise NotFound(message) from error
             raise from_call(error, address) from error
     return answer == SERVING
