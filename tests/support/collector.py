@@ -20,6 +20,7 @@ class CollectorProcess(Service):
     Attributes:
         address: Where it listens, with the real port.
         metrics_address: Where it serves metrics, with the real port; None without ``--metrics``.
+        health_address: Where it serves health in the clear, with the real port; None without ``--health``.
         data: Its data directory; None where it keeps everything in memory.
     """
 
@@ -30,10 +31,11 @@ class CollectorProcess(Service):
         listening = self.wait_for_log("listening")
         self.address: str = listening["address"]
         self.metrics_address: str | None = listening["metrics"]
+        self.health_address: str | None = listening.get("health")
         self._wait_until_serving()
 
     def _wait_until_serving(self) -> None:
-        with grpc.insecure_channel(self.address) as channel:
+        with grpc.insecure_channel(self.health_address or self.address) as channel:
             check = channel.unary_unary(
                 "/grpc.health.v1.Health/Check",
                 request_serializer=HealthCheckRequest.SerializeToString,

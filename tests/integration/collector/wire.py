@@ -84,12 +84,27 @@ def batch(
     )
 
 
+def channel(
+    address: str, credentials: grpc.ChannelCredentials | None = None, *options: tuple[str, int]
+) -> grpc.Channel:
+    """Make a connection that nobody else has; without credentials in the clear."""
+    own = (("grpc.use_local_subchannel_pool", 1), *options)
+    return grpc.secure_channel(address, credentials, own) if credentials else grpc.insecure_channel(address, own)
+
+
 class Agent:
     """One stream. What the collector says waits until a test asks for it."""
 
-    def __init__(self, address: str, host_id: str = "host-1", boot_id: str = "boot-1") -> None:
-        """Take the collector's address and the host."""
+    def __init__(
+        self,
+        address: str,
+        host_id: str = "host-1",
+        boot_id: str = "boot-1",
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        """Take the collector's address and the host; without credentials it speaks in the clear."""
         self._address = address
+        self._credentials = credentials
         self._hello = ingest_pb2.Hello(
             protocol_version=1, host_id=host_id, boot_id=boot_id, agent_instance="wire", agent_version="1.2.3"
         )
@@ -97,7 +112,7 @@ class Agent:
 
     def __enter__(self) -> Self:
         """Open the stream, and say nothing yet."""
-        self._channel = grpc.insecure_channel(self._address, options=[("grpc.use_local_subchannel_pool", 1)])
+        self._channel = channel(self._address, self._credentials)
         self.call = IngestServiceStub(self._channel).Stream(iter(self._said.get, None), timeout=PATIENCE_SECONDS * 3)
         return self
 
@@ -238,10 +253,9 @@ class Answer:
 class Reader:
     """An orchestrator on the plain stub."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         """Connect. Without the probe a stream that is not read holds 64 KiB and not 4 MiB."""
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
-        self.channel = grpc.insecure_channel(address, options=options)
+        self.channel = channel(address, credentials, ("grpc.http2.bdp_probe", 0))
         self.stub = DirtyServiceStub(self.channel)
 
     def dirty(

@@ -1,0 +1,324 @@
+import socket
+import ssl
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.integration.collector.wire import Agent, Reader, batch, refused, target
+from tests.integration.security.audit import Audit
+from tests.integration.security.conftest import wanting_certificates
+from tests.support.certificates import YESTERDAY, Authority, Proof, credentials, serial_of
+from tests.support.collector import CollectorProcess
+from wetink.v1 import dirty_pb2 as pb
+
+ONE = target()
+NAME = "host-1/1@100"
+
+
+def reader(collector: CollectorProcess, authority: Authority, proof: Proof | None) -> Reader:
+    """Connect as an orchestrator."""
+    return Reader(collector.address, credentials(authority.ca, proof))
+
+
+def agent(collector: CollectorProcess, authority: Authority, proof: Proof, host_id: str = "host-1") -> Agent:
+    """Connect as an agent."""
+    return Agent(collector.address, host_id, credentials=credentials(authority.ca, proof))
+
+
+def served_serial(collector: CollectorProcess, authority: Authority, proof: Proof) -> int:
+    """Give the number of the certificate that a new connection sees."""
+    context = ssl.create_default_context(cafile=authority.ca)
+    context.load_cert_chain(proof.cert, proof.key)
+    host, _, port = collector.address.rpartition(":")
+    with socket.create_connection((host, int(port))) as plain, context.wrap_socket(plain, server_hostname=host) as tls:
+        found = tls.getpeercert()
+    assert found
+    return int(str(found["serialNumber"]), 16)
+
+
+def test_each_role_does_what_is_its_own(collector: CollectorProcess, audit: Audit, authority: Authority) -> None:
+    """An agent delivers, a reader reads, an admin reads and tracks; what changes something is in the audit."""
+    with agent(collector, authority, authority.peer("agent", "host-1")) as one:
+        one.hello()
+        one.deliver(ONE, [1, 2])
+
+        assert reader(collector, authority, authority.peer("reader", "ci")).dirty(NAME).written == {NAME: {1, 2}}
+        admin = reader(collector, authority, authority.peer("admin", "ops"))
+        assert admin.dirty(NAME).written == {NAME: {1, 2}}
+        with refused(grpc.StatusCode.NOT_FOUND):
+            admin.stub.Track(pb.TrackRequest(host_id="nowhere", pid=7), timeout=20)
+
+    line = audit.wait_for(method="Track", result="NOT_FOUND", target="nowhere/7")
+    assert "ops" in line["caller"]
+    assert line["role"] == "admin"
+    assert line["peer"].startswith("ipv4:127.0.0.1:")
+
+
+def test_barrier_is_in_the_audit(collector: CollectorProcess, audit: Audit, authority: Authority) -> None:
+    """It holds targets up for a moment: who asked, what for, and how it ended."""
+    two = target(host_id="host-2")
+    with agent(collector, authority, authority.peer("agent", "host-2"), "host-2") as one:
+        one.hello()
+        one.deliver(two, [1])
+        orchestrator = reader(collector, authority, authority.peer("reader", "ci"))
+        asked = orchestrator.stub.Barrier.future(
+            pb.BarrierRequest(selection=pb.Selection(targets=["host-2/1@100"]), timeout_ms=5000), timeout=20
+        )
+        one.harvest(one.hear("barrier").barrier, batch(two, 2, written=[5]))
+        assert asked.result().targets[0].complete
+
+    line = audit.wait_for(method="Barrier", result="OK", role="reader")
+    assert "host-2/1@100" in line["target"]
+
+
+@pytest.mark.parametrize(
+    "make, why",
+    [
+        (lambda _authority, _other: None, "the peer showed no certificate"),
+        (lambda _authority, other: other.peer("admin", "evil"), "unable to get local issuer certificate"),
+        (lambda authority, _other: authority.peer("reader", "old", good_for=YESTERDAY), "certificate has expired"),
+        (lambda authority, _other: authority.collector(), "unsupported certificate purpose"),
+    ],
+    ids=["no certificate", "another authority's", "expired", "the collector's own"],
+)
+def test_certificate_that_is_not_valid_ends_in_the_handshake(
+    collector: CollectorProcess,
+    audit: Audit,
+    authority: Authority,
+    make: Callable[[Authority, Authority], Proof | None],
+    why: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """UNAVAILABLE, since there is no connection to say more on; the audit says why."""
+    other = Authority(tmp_path_factory.mktemp("other"), "other")
+
+    with refused(grpc.StatusCode.UNAVAILABLE):
+        reader(collector, authority, make(authority, other)).hosts()
+
+    line = audit.wait_for(method="connect", result="UNAVAILABLE")
+    assert why in line["why"]
+    reader(collector, authority, authority.peer("reader", "ci")).hosts()
+
+
+def test_peer_that_speaks_no_tls_is_let_go(collector: CollectorProcess, audit: Audit) -> None:
+    """UNAVAILABLE for a gRPC client, and an audit line."""
+    with refused(grpc.StatusCode.UNAVAILABLE):
+        Reader(collector.address).hosts()
+
+    assert "TLS" in audit.wait_for(method="connect", result="UNAVAILABLE")["why"]
+
+
+def test_tls_older_than_1_2_is_not_spoken(collector: CollectorProcess, authority: Authority) -> None:
+    """1.2 and 1.3 are."""
+    proof = authority.peer("reader", "ci")
+    host, _, port = collector.address.rpartition(":")
+    spoken = set()
+    for version in (ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        context = ssl.create_default_context(cafile=authority.ca)
+        context.load_cert_chain(proof.cert, proof.key)
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version = context.maximum_version = version
+        with socket.create_connection((host, int(port))) as plain:
+            try:
+                with context.wrap_socket(plain, server_hostname=host) as tls:
+                    spoken.add(tls.version())
+            except (ssl.SSLError, OSError):
+                pass
+
+    assert spoken == {"TLSv1.2", "TLSv1.3"}
+
+
+@pytest.mark.parametrize(
+    "common_name, uris, dns",
+    [
+        ("somebody", (), None),
+        ("admin:", (), None),
+        ("root:ops", (), None),
+        ("Admin:ops", (), None),
+        ("admin:a/b", (), None),
+        ("admin:ops", ("spiffe://other.example/ns/default/sa/x",), None),
+        ("x", ("spiffe://a/wetink/admin/x", "spiffe://a/wetink/reader/x"), None),
+        ("x", ("spiffe://a/wetink/admin",), None),
+        ("x", ("spiffe://a/wetink/admin/x/y",), None),
+        ("x", ("https://a/wetink/admin/x",), None),
+        ("x", ("spiffe://a/elsewhere/wetink/admin/x",), None),
+    ],
+)
+def test_certificate_that_names_no_role_is_nobody(
+    collector: CollectorProcess,
+    audit: Audit,
+    authority: Authority,
+    common_name: str,
+    uris: Sequence[str],
+    dns: str | None,
+) -> None:
+    """UNAUTHENTICATED, however much it looks like one; the sentence says how one is named."""
+    proof = authority.named("odd", common_name, *uris, dns=dns)
+
+    with refused(grpc.StatusCode.UNAUTHENTICATED) as refusal:
+        reader(collector, authority, proof).hosts()
+
+    assert "spiffe://" in refusal.message
+    assert audit.wait_for(method="ListHosts", result="UNAUTHENTICATED")["caller"] is None
+
+
+@pytest.mark.parametrize(
+    "common_name, uris",
+    [("reader:ci", ()), ("whatever", ("spiffe://prod.example/wetink/reader/ci",)), ("reader:ci", ("https://x/y",))],
+)
+def test_role_is_named_by_uri_or_common_name(
+    collector: CollectorProcess, authority: Authority, common_name: str, uris: Sequence[str]
+) -> None:
+    """The trust domain is whatever the authority signs."""
+    proof = authority.named("good", common_name, *uris)
+
+    if uris and not uris[0].startswith("spiffe:"):
+        with refused(grpc.StatusCode.UNAUTHENTICATED):
+            reader(collector, authority, proof).hosts()
+    else:
+        reader(collector, authority, proof).hosts()
+
+
+def test_agent_writes_for_its_own_host_alone(collector: CollectorProcess, audit: Audit, authority: Authority) -> None:
+    """PERMISSION_DENIED before anything of it is taken, and the other host's stream goes on."""
+    three = target(host_id="host-3")
+    with agent(collector, authority, authority.peer("agent", "host-3"), "host-3") as own:
+        own.hello()
+        own.deliver(three, [1])
+        with (
+            agent(collector, authority, authority.peer("agent", "host-4"), "host-3") as other,
+            refused(grpc.StatusCode.PERMISSION_DENIED, "HOST_FORBIDDEN") as refusal,
+        ):
+            other.hello()
+        own.say(batch(three, 2, written=[2]))
+        own.acknowledged(three, 2)
+
+    assert "host-3" in refusal.message
+    assert "host-4" in refusal.message
+    line = audit.wait_for(method="Stream", result="PERMISSION_DENIED")
+    assert "host-4" in line["caller"]
+    hosts = reader(collector, authority, authority.peer("reader", "ci")).hosts()
+    assert "host-4" not in {host.host_id for host in hosts}
+
+
+@pytest.mark.parametrize(
+    "role, method",
+    [
+        ("reader", "Track"),
+        ("reader", "Untrack"),
+        ("reader", "Stream"),
+        ("admin", "Stream"),
+        ("agent", "ListHosts"),
+        ("agent", "ListTargets"),
+        ("agent", "GetDirty"),
+        ("agent", "Watch"),
+        ("agent", "StreamEvents"),
+        ("agent", "Barrier"),
+        ("agent", "Track"),
+        ("agent", "Untrack"),
+    ],
+)
+def test_role_that_may_not_is_refused(
+    collector: CollectorProcess, audit: Audit, authority: Authority, role: str, method: str
+) -> None:
+    """PERMISSION_DENIED whatever the request, and an audit line with who it was."""
+    proof = authority.peer(role, "host-1")
+    caller = reader(collector, authority, proof)
+    requests = {
+        "Track": pb.TrackRequest(host_id="host-1", pid=1),
+        "Untrack": pb.UntrackRequest(target=NAME),
+        "ListHosts": pb.ListHostsRequest(),
+        "ListTargets": pb.ListTargetsRequest(),
+        "GetDirty": pb.GetDirtyRequest(),
+        "Watch": pb.WatchRequest(),
+        "StreamEvents": pb.StreamEventsRequest(),
+        "Barrier": pb.BarrierRequest(),
+    }
+    with refused(grpc.StatusCode.PERMISSION_DENIED) as refusal:
+        if method == "Stream":
+            with agent(collector, authority, proof) as one:
+                one.hello()
+        elif method in ("GetDirty", "Watch", "StreamEvents"):
+            list(getattr(caller.stub, method)(requests[method], timeout=20))
+        else:
+            getattr(caller.stub, method)(requests[method], timeout=20)
+
+    assert refusal.reason
+    assert method in refusal.message
+    line = audit.wait_for(method=method, result="PERMISSION_DENIED")
+    assert line["role"] in (role, None)
+
+
+def test_certificate_is_swapped_under_open_streams(start: Callable[..., CollectorProcess], tmp_path: Path) -> None:
+    """The stream goes on, and a new connection sees the new certificate."""
+    authority = Authority(tmp_path)
+    collector = start(*wanting_certificates(authority))
+    proof = authority.peer("agent", "host-1")
+    probe = authority.peer("reader", "ci")
+    with agent(collector, authority, proof) as one:
+        one.hello()
+        one.deliver(ONE, [1])
+        before = served_serial(collector, authority, probe)
+
+        swapped = authority.collector()
+        after = served_serial(collector, authority, probe)
+        one.say(batch(ONE, 2, written=[2]))
+        one.acknowledged(ONE, 2)
+
+        assert after == serial_of(swapped) != before
+        assert reader(collector, authority, probe).dirty(NAME).written == {NAME: {1, 2}}
+        assert "DEPOSED" not in collector.log
+
+
+def test_authority_is_swapped_under_open_streams(
+    start: Callable[..., CollectorProcess], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Streams go on; who connects from now on needs the new authority's word."""
+    authority = Authority(tmp_path)
+    collector = start(*wanting_certificates(authority))
+    other = Authority(tmp_path_factory.mktemp("next"), "next")
+    with agent(collector, authority, authority.peer("agent", "host-1")) as one:
+        one.hello()
+        one.deliver(ONE, [1])
+
+        authority.ca.with_suffix(".fresh").write_bytes(other.ca.read_bytes())
+        roots = authority.ca.read_bytes()
+        authority.ca.with_suffix(".fresh").replace(authority.ca)
+        old, new = authority.peer("reader", "ci"), other.peer("reader", "ci")
+        keys = [(proof.key.read_bytes(), proof.cert.read_bytes()) for proof in (old, new)]
+        of_old, of_new = (Reader(collector.address, grpc.ssl_channel_credentials(roots, *pair)) for pair in keys)
+        with refused(grpc.StatusCode.UNAVAILABLE):
+            of_old.hosts()
+        assert of_new.dirty(NAME).written == {NAME: {1}}
+        one.say(batch(ONE, 2, written=[2]))
+        one.acknowledged(ONE, 2)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "another key", "gone"])
+def test_swap_that_went_wrong_changes_nothing(
+    start: Callable[..., CollectorProcess], tmp_path: Path, damage: str
+) -> None:
+    """The certificate from before stays in use, the log says why, and the next swap is taken."""
+    authority = Authority(tmp_path)
+    collector = start(*wanting_certificates(authority))
+    probe = authority.peer("reader", "ci")
+    before = served_serial(collector, authority, probe)
+    key = authority.ca.with_name(f"{authority.ca.stem}-collector.key")
+    if damage == "garbage":
+        key.write_text("no key\n\n")
+    elif damage == "another key":
+        key.write_bytes(probe.key.read_bytes())
+    else:
+        key.unlink()
+
+    assert served_serial(collector, authority, probe) == before
+    assert served_serial(collector, authority, probe) == before
+    assert len([line for line in collector.log.splitlines() if str(key) in line]) == 1
+
+    swapped = authority.collector()
+    assert served_serial(collector, authority, probe) == serial_of(swapped)
