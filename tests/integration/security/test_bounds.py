@@ -1,0 +1,92 @@
+"""Peers that take what others need: messages over the bound, streams and connections that say nothing."""
+
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import grpc
+import pytest
+
+from tests.integration.collector.wire import Agent, Reader, batch, refused, target
+from tests.support.collector import CollectorProcess
+from wetink.v1 import dirty_pb2 as pb
+from wetink_collector.server import CONNECTIONS_MAX
+
+Start = Callable[..., CollectorProcess]
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Let this process open as many connections as a collector takes, and some more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS_MAX + 500
+    if before[1] < wanted:
+        pytest.skip(f"needs {wanted} descriptors, and the limit is {before[1]}: raise it with ulimit -Hn")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], wanted), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def connect(collector: CollectorProcess) -> socket.socket:
+    """Open a connection that says nothing."""
+    host, _, port = collector.address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def test_oversize_message_ends_its_call_alone(start: Start) -> None:
+    """RESOURCE_EXHAUSTED for who sent it; others go on."""
+    collector = start()
+    with Agent(collector.address, "host-2") as other, Agent(collector.address) as agent:
+        other.hello()
+        agent.hello()
+        agent.say(batch(target(), 1, written=range(0, 16_000_000, 2)))
+        assert agent.error()[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+            Reader(collector.address).stub.ListTargets(
+                pb.ListTargetsRequest(selection=pb.Selection(cgroups=["x" * (2 << 20)])), timeout=20
+            )
+        other.deliver(target(host_id="host-2"), [1])
+
+
+def test_stream_that_never_says_hello_ends(start: Start) -> None:
+    """After its time, with a reason."""
+    collector = start()
+    with Agent(collector.address) as agent:
+        began = time.monotonic()
+        assert agent.error()[:2] == (grpc.StatusCode.DEADLINE_EXCEEDED, "AGENT_SILENT")
+        assert 9 < time.monotonic() - began < 20
+
+
+def test_connection_that_says_nothing_is_closed(start: Start) -> None:
+    """Before TLS as after it there is a time in which a peer must have said what it is."""
+    collector = start()
+    with connect(collector) as silent, connect(collector) as slow:
+        began = time.monotonic()
+        slow.sendall(b"PRI * HTTP/2")
+        for connection in (silent, slow):
+            connection.settimeout(20)
+            while connection.recv(4096):
+                pass
+        assert 8 < time.monotonic() - began < 20
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_connections_are_bounded(start: Start) -> None:
+    """Those over the bound are closed at once, streams that are open go on, and there is room again afterwards."""
+    collector = start()
+    with Agent(collector.address) as agent, ExitStack() as opened:
+        agent.hello()
+        crowd = [opened.enter_context(connect(collector)) for _ in range(CONNECTIONS_MAX + 50)]
+        crowd[-1].settimeout(5)
+        assert crowd[-1].recv(4096) == b""
+        agent.deliver(target(), [1])
+    until = time.monotonic() + 20
+    while True:
+        try:
+            assert [host.host_id for host in Reader(collector.address).hosts()] == ["host-1"]
+            break
+        except grpc.RpcError:
+            assert time.monotonic() < until
+            time.sleep(0.2)
