@@ -14,7 +14,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels check bench proto format
+.PHONY: help demo compose-demo test test-kernels check bench proto format
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,6 @@ help: ## say what there is
 demo: $(STAMP) ## move a running process's memory by its dirty pages alone, and compare every byte (needs root)
 	@$(BIN)/python -m wetink_client.demo $(ARGS)
 
-.PHONY: compose-demo
 compose-demo: ## start collector, agent and a workload in containers, and ask what is dirty (needs a Docker engine)
 	@deploy/compose-demo
 
