@@ -20,10 +20,7 @@ from wetink_agent.soft_dirty import SoftDirty, _Bits
 from wetink_agent.uapi.ptrace import PTRACE_SEIZE
 from wetink_client.shadow import ShadowCopy
 
-pytestmark = [
-    pytest.mark.needs("root", "cc", "soft-dirty"),
-    pytest.mark.timeout(600),  # emulated, a round of the writer that maps 64 GiB takes some seconds
-]
+pytestmark = pytest.mark.needs("root", "cc", "soft-dirty")
 
 ROUNDS = 20
 

@@ -19,6 +19,9 @@ ROOT: Final = Path(__file__).resolve().parents[3]
 DEADLINE_SECONDS: Final = 3600.0
 """For all tests on one kernel: more than twice what they take on two busy cores."""
 
+TEST_SECONDS_MAX: Final = 900.0
+"""For one test that has no limit of its own: many times what the longest takes, as others may have the cores."""
+
 MIXED_PAUSE_FACTOR: Final = 16
 """What the pauses of the writer's pattern "mixed" are multiplied by inside, as its bursts take so much longer there.
 
@@ -28,7 +31,7 @@ Without it its 47 threads take all of the machine, and a copier half a minute fo
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which tests run on which kernel."""
+    """Which tests run on which kernel; ``need`` must be there inside, besides what all need."""
 
     package: str
     backend: str
@@ -47,9 +50,20 @@ PLANS: Final = (
         "linux-image-6.12-amd64",
         "wp-async",
         "kernel",
-        ("tests/kernel/test_probe.py", "tests/kernel/test_wp_async.py", "tests/kernel/test_shadow_copy.py"),
+        (
+            "tests/kernel/test_probe.py",
+            "tests/kernel/test_wp_async.py",
+            # Without the trackers that leave out a step: they test the test, and `make test` does that.
+            "tests/kernel/test_shadow_copy.py::test_copy_of_a_frozen_writer_is_identical",
+        ),
     ),
-    Plan("linux-image-6.12-amd64", "soft-dirty", "soft-dirty", ("tests/kernel/test_soft_dirty.py",)),
+    # Of the writers only those that newer kernels treat otherwise: all of them run on the kernel this backend is for.
+    Plan(
+        "linux-image-6.12-amd64",
+        "soft-dirty",
+        "soft-dirty",
+        ("tests/kernel/test_soft_dirty.py", "-k", "not identical or thp or mremap or fork_storm or mixed"),
+    ),
 )
 
 
@@ -85,7 +99,15 @@ def _run(plan: Plan, options: list[str]) -> bool:
     began = time.monotonic()
     result = vm.run(
         kernel,
-        [str(ROOT / ".venv/bin/pytest"), "-q", "-p", "no:cacheprovider", *plan.tests, *options],
+        [
+            str(ROOT / ".venv/bin/pytest"),
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--timeout={TEST_SECONDS_MAX}",
+            *plan.tests,
+            *options,
+        ],
         deadline_seconds=DEADLINE_SECONDS,
         directory=ROOT,
         environment={
