@@ -146,7 +146,7 @@ class Pacer:
             self._load.add(self, self._spent_seconds, self._cost_seconds / self._alone_seconds)
             self._spent_seconds = 0.0
             wanted = self._bounded(self._alone_seconds * self._load.stretch)
-            self.interval_seconds *= _step(wanted / self.interval_seconds)
+            self.interval_seconds = self._bounded(self.interval_seconds * _step(wanted / self.interval_seconds))
 
     def close(self) -> None:
         """Forget the target."""
