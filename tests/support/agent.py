@@ -3,10 +3,16 @@
 ``with running_agent(collector.address, "--pid", str(pid)) as agent:`` gives one that is connected.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 from tests.support.service import Service, start
+from wetink_client import Collector
+from wetink_client.errors import NotFound, WetinkError
+
+KNOWN_SECONDS_MAX = 20.0
 
 HOST = "here"
 """The host id of agents in tests."""
@@ -30,6 +36,23 @@ def running_agent(address: str, *options: str, interval: str = "50ms") -> Iterat
     agent = start_agent(address, *options, interval=interval)
     try:
         agent.wait_for_log("connected")
+        _wait_until_known(address, [pid for name, pid in pairwise(options) if name == "--pid"])
         yield agent
     finally:
         agent.close()
+
+
+def _wait_until_known(address: str, pids: Sequence[str]) -> None:
+    """Wait until the collector has taken what the agent began with: it is connected a moment before that."""
+    until = time.monotonic() + KNOWN_SECONDS_MAX
+    with Collector(address) as client:
+        for pid in pids:
+            while time.monotonic() < until:
+                try:
+                    if any(target.round for target in client.targets(f"{HOST}/{pid}")):
+                        break
+                except NotFound:
+                    pass
+                except WetinkError:
+                    return  # what the test is about
+                time.sleep(0.01)
