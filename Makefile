@@ -14,7 +14,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compose-demo test test-kernels check bench proto format
+.PHONY: help demo compose-demo test test-kernels test-deploy check bench proto format
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ test: $(STAMP) ## run all tests; what the machine lacks is skipped by name
 # Emulated, so it takes about half an hour; ARGS='--only soft-dirty -- -k random' for some of it.
 test-kernels: $(STAMP) ## run the kernel tests on other kernels, emulated; a line for each
 	@$(BIN)/python -m tests.kernel.vm.kernels $(ARGS)
+
+# In an engine of its own, from a base made with debootstrap: some minutes, and with WETINK_DOCKER=DIR less the next time.
+test-deploy: $(STAMP) ## build the images and run them, with compose and as a sidecar (needs root, Docker, debootstrap)
+	WETINK_REQUIRE=docker,kernel,root $(BIN)/pytest tests/deploy $(ARGS)
 
 check: $(STAMP) ## run the conventions: style, types, contract, layers, kernel headers
 	$(BIN)/pytest tests/conventions $(ARGS)

@@ -3,8 +3,8 @@
 A test names its needs with ``@pytest.mark.needs("kernel", "root")``; a fixture or a helper calls ``needs("redis")``.
 A missing need skips the test, with a sentence that says what is missing and how to get it. Needs that are listed in
 the environment variable ``WETINK_REQUIRE`` (separated by commas) fail the test instead: CI names all of them but
-``soft-dirty``, so that nothing is left out there in silence. What needs that runs in ``make test-kernels``, wherever CI
-itself may run.
+``soft-dirty`` and ``docker``, so that nothing is left out there in silence. What needs these runs in ``make
+test-kernels`` and ``make test-deploy``, wherever CI itself may run.
 """
 
 import os
@@ -126,6 +126,13 @@ def _no_loop() -> str | None:
     return "the compiled loop of wp-sync was not built; apt-get install gcc libc6-dev linux-libc-dev, and sync again"
 
 
+def _no_docker() -> str | None:
+    absent = [name for name in ("dockerd", "docker", "docker-compose", "debootstrap") if shutil.which(name) is None]
+    if not absent:
+        return None
+    return f"there is no {', '.join(absent)}; apt-get install docker.io docker-compose debootstrap cgroupfs-mount"
+
+
 def _no_redis() -> str | None:
     absent = [name for name in ("redis-server", "redis-cli", "redis-benchmark") if shutil.which(name) is None]
     if not absent:
@@ -149,6 +156,7 @@ PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
     "loop": _no_loop,  # the agent's loop in C, built with the package
     "promtool": _no_promtool,  # what tests the alert rules
     "systemd-analyze": _no_systemd_analyze,  # what checks the units
+    "docker": _no_docker,  # an engine for the tests to start, and what makes its base image
     "redis": _no_redis,  # redis-server and its load generator
 }
 """Each need by name. A probe says what is missing, or gives None."""
