@@ -122,6 +122,6 @@ _REMEDY_OF: Final[Mapping[str, str]] = {
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not of an authority in --tls-ca, or not valid now",
     "Hostname Verification Check failed": "its certificate is of another name than this address",
     "WRONG_VERSION_NUMBER": "it does not speak TLS there, as --tls-ca asks for",
-    "Socket closed": "is it running there, and does it want TLS (--tls-ca), or another --tls-cert?",
+    ": Socket closed": "is it running there, and does it want TLS (--tls-ca), or another --tls-cert?",
 }
 """What to do about a connection, by what gRPC or BoringSSL says of it."""

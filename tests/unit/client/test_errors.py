@@ -126,6 +126,31 @@ def test_collector_that_is_away_is_told_in_one_sentence(details: str, cause: str
     assert str(error) == f"collector collector:1 cannot be reached ({cause}): is it running there?"
 
 
+@pytest.mark.parametrize(
+    "end,remedy",
+    [
+        ("UNAVAILABLE: ipv4:127.0.0.1:1: Socket closed", "does it want TLS (--tls-ca), or another --tls-cert?"),
+        ("UNKNOWN: ipv4:127.0.0.1:1: Hostname Verification Check failed.", "of another name than this address"),
+        (
+            "UNKNOWN: SSL_ERROR_SSL: error:1:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: expired: OK",
+            "authority in --tls-ca",
+        ),
+        (
+            "UNKNOWN: SSL_ERROR_SSL: error:1:OPENSSL_internal:WRONG_VERSION_NUMBER: Invalid: OK",
+            "does not speak TLS there",
+        ),
+    ],
+)
+def test_handshake_that_failed_says_what_to_do(end: str, remedy: str) -> None:
+    """GRPC says what went wrong in words for those who wrote it."""
+    details = f"failed to connect to all addresses; last error: {end}"
+    error = from_call(FailedCall(grpc.StatusCode.UNAVAILABLE, details), "collector:1")
+
+    assert type(error) is CollectorUnavailable
+    assert str(error).startswith("collector collector:1 cannot be reached (")
+    assert remedy in str(error)
+
+
 def test_silent_collector_is_told_in_one_sentence() -> None:
     """GRPC says only "Deadline Exceeded"."""
     error = from_call(FailedCall(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), "collector:1")
