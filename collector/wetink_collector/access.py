@@ -17,6 +17,7 @@ from grpc.aio import ServicerContext
 from wetink_collector import metrics
 from wetink_collector.caller import CALLER, EVERYBODY, Caller, Role, Tokens, of_certificate
 from wetink_collector.errors import STATUS_OF, IdentityUnknown, Refusal, RoleLacking, TokenInClear, abort
+from wetink_collector.trail import Allowance
 
 if TYPE_CHECKING:
     from wetink.v1 import dirty_pb2 as pb
@@ -41,8 +42,8 @@ ROLES_OF: Final[Mapping[str, frozenset[Role] | None]] = {
     "/wetink.v1.DirtyService/StreamEvents": _READERS,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": frozenset(Role),
     "/grpc.health.v1.Health/Check": ANYBODY,  # a probe has no certificate of its own
-    "/grpc.health.v1.Health/List": ANYBODY,
-    "/grpc.health.v1.Health/Watch": ANYBODY,
+    "/grpc.health.v1.Health/List": frozenset(Role),
+    "/grpc.health.v1.Health/Watch": frozenset(Role),  # stays open: strangers could use up the bound on calls
 }
 """The roles that may call a method."""
 
@@ -75,6 +76,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._certificates = certificates
         self._tokens = tokens
         self._peers = peers
+        self.allowance = Allowance()
 
     async def intercept_service(
         self,
@@ -214,6 +216,10 @@ class _Guarded:
                 self._audit(caller, request, context, result.name, _words(context))
 
     def _audit(self, caller: Caller | None, request: object, context: _Context, result: str, why: str) -> None:
+        # What was let through has a role; what was not, anybody can cause.
+        left_out_count = 0 if result == "OK" else self._gate.allowance.take()
+        if left_out_count is None:
+            return
         names_target = _TARGET_IN.get(self._method)
         write = log.info if result == "OK" else log.warning
         write(
@@ -225,6 +231,7 @@ class _Guarded:
             target=names_target(request)[:AUDITED_CHARACTERS_MAX] if names_target else None,
             result=result,
             why=why[:AUDITED_CHARACTERS_MAX] or None,
+            left_out_count=left_out_count,
         )
 
 

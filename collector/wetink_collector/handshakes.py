@@ -18,11 +18,7 @@ from typing import Final
 import structlog
 
 from wetink_collector import metrics
-
-FAILURES_AT_ONCE: Final = 100
-FAILURES_PER_SECOND: Final = 5.0
-"""Bounds on what is told of failures, which anybody who can connect may cause as often as they like; at this rate a day
-of them takes 100 MB of log. Those left out are counted in the next."""
+from wetink_collector.trail import Allowance
 
 LINE_BYTES_MAX: Final = 64 << 10
 """A longer line is passed on in pieces."""
@@ -68,22 +64,16 @@ class Failures:
         Args:
             now: As ``time.monotonic`` gives it.
         """
-        self._allowance = float(FAILURES_AT_ONCE)
-        self._filled_at = now
-        self._left_out_count = 0
+        self._allowance = Allowance(now)
 
     def read(self, line: str, now: float) -> HandshakeFailed | None:
         """Give the failure that a line tells of; None where it tells of none, or where there were too many."""
         match = _FAILED.search(line)
         if match is None:
             return None
-        refilled = self._allowance + (now - self._filled_at) * FAILURES_PER_SECOND
-        self._allowance, self._filled_at = min(refilled, FAILURES_AT_ONCE), now
-        if self._allowance < 1:
-            self._left_out_count += 1
+        left_out_count = self._allowance.take(now)
+        if left_out_count is None:
             return None
-        self._allowance -= 1
-        left_out_count, self._left_out_count = self._left_out_count, 0
         reason = match["reason"]
         why = _SENTENCES.get(reason) or f"the peer's certificate or handshake is not valid: {match['text']}"
         return HandshakeFailed(reason, why, left_out_count)

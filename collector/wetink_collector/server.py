@@ -68,6 +68,9 @@ CALLS_OF_CONNECTION_MAX: Final = 1024
 PROBES_MAX: Final = 256
 """Bound on connections to the port for health, and on calls there."""
 
+PROBE_SECONDS_MAX: Final = 5
+"""How long such a connection lives, with a second more for what it has just asked."""
+
 READERS: Final = 2
 """Threads that read and merge pages for answers. Merging holds the interpreter's lock, so more would gain nothing."""
 
@@ -280,7 +283,13 @@ async def _health_served(address: Address | None, collector: _Collector) -> Asyn
     if address is None:
         yield None
         return
-    options = (*OPTIONS, ("grpc.max_allowed_incoming_connections", PROBES_MAX))
+    options = (
+        *OPTIONS,
+        ("grpc.max_allowed_incoming_connections", PROBES_MAX),
+        # Anybody can connect here, so nobody stays: a probe asks once.
+        ("grpc.max_connection_age_ms", PROBE_SECONDS_MAX * 1000),
+        ("grpc.max_connection_age_grace_ms", 1000),
+    )
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=PROBES_MAX)
     add_HealthServicer_to_server(collector.health, server)
     bound = _bind(server, address, None)

@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from wetink_collector.handshakes import FAILURES_AT_ONCE, Failures
+from wetink_collector.handshakes import Failures
+from wetink_collector.trail import LINES_AT_ONCE
 
 PREFIX = "I1124 03:38:48.505437   19578 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
 EXPIRED = f"{PREFIX}error:1000007d:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: certificate has expired"
@@ -55,10 +56,10 @@ def test_a_flood_of_failures_is_counted_and_not_told() -> None:
     """As many as nobody reads any more are left out, and the next one says how many."""
     failures = Failures(0.0)
 
-    told = [failures.read(EXPIRED, 0.0) for _ in range(FAILURES_AT_ONCE + 50)]
+    told = [failures.read(EXPIRED, 0.0) for _ in range(LINES_AT_ONCE + 50)]
     later = failures.read(EXPIRED, 1.0)
 
-    assert sum(one is not None for one in told) == FAILURES_AT_ONCE
+    assert sum(one is not None for one in told) == LINES_AT_ONCE
     assert later
     assert later.left_out_count == 50
 
