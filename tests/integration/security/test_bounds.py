@@ -10,6 +10,8 @@ import grpc
 import pytest
 
 from tests.integration.collector.wire import Agent, Reader, batch, refused, target
+from tests.integration.security.conftest import wanting_certificates
+from tests.support.certificates import Authority
 from tests.support.collector import CollectorProcess
 from wetink.v1 import dirty_pb2 as pb
 from wetink_collector.server import CONNECTIONS_MAX
@@ -59,12 +61,13 @@ def test_stream_that_never_says_hello_ends(start: Start) -> None:
         assert 9 < time.monotonic() - began < 20
 
 
-def test_connection_that_says_nothing_is_closed(start: Start) -> None:
+@pytest.mark.parametrize("tls", [False, True])
+def test_connection_that_says_nothing_is_closed(start: Start, authority: Authority, *, tls: bool) -> None:
     """Before TLS as after it there is a time in which a peer must have said what it is."""
-    collector = start()
+    collector = start(*(wanting_certificates(authority) if tls else ()))
     with connect(collector) as silent, connect(collector) as slow:
         began = time.monotonic()
-        slow.sendall(b"PRI * HTTP/2")
+        slow.sendall(b"\x16\x03\x01" if tls else b"PRI * HTTP/2")
         for connection in (silent, slow):
             connection.settimeout(20)
             while connection.recv(4096):
