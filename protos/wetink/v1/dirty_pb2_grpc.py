@@ -30,6 +30,9 @@ class DirtyServiceStub:
 
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
+
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
+    and Untrack are for admins, the rest for readers and admins).
     """
 
     def __init__(self, channel):
@@ -85,6 +88,9 @@ class DirtyServiceServicer:
 
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
+
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
+    and Untrack are for admins, the rest for readers and admins).
     """
 
     def ListHosts(self, request, context):
@@ -217,6 +223,9 @@ class DirtyService:
 
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
+
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
+    and Untrack are for admins, the rest for readers and admins).
     """
 
     @staticmethod

@@ -31,6 +31,9 @@ class DirtyServiceStub:
 
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
+
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
+    and Untrack are for admins, the rest for readers and admins).
     """
 
     @_typing.overload
@@ -86,6 +89,9 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
 
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
+
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
+    and Untrack are for admins, the rest for readers and admins).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -137,6 +143,9 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
+
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
+    and Untrack are for admins, the rest for readers and admins).
     """
 
     @_abc_1.abstractmethod

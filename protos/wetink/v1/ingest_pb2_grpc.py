@@ -53,6 +53,8 @@ class IngestServiceServicer:
         Errors, each with a google.rpc.ErrorInfo of domain "wetink":
         INVALID_ARGUMENT  BATCH_CORRUPT (metadata: target, incarnation, round) or MESSAGE_MALFORMED. Reconnect and resume.
         FAILED_PRECONDITION  ROUND_GAP (metadata as above): a round is missing. Reconnect; Welcome says what is there.
+        UNAUTHENTICATED  IDENTITY_UNKNOWN or TOKEN_IN_CLEAR: the collector wants to know who calls, and does not.
+        PERMISSION_DENIED  ROLE_LACKING: the caller is no agent. HOST_FORBIDDEN: it is one of another host than Hello's.
         ABORTED  DEPOSED: a newer stream of the same host has taken over. Retry only if no other agent serves the host.
         RESOURCE_EXHAUSTED  A message over `message_bytes_max`, or a round over the collector's bound.
         UNAVAILABLE  The collector is going down. Reconnect with back-off.
