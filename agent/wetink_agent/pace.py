@@ -29,7 +29,7 @@ FIRST_WRITE_SECONDS: Final[Mapping[types_pb2.Backend.ValueType, float]] = {
 }
 """What the first write to a page in a round costs a target's thread. An estimate: machines differ by a factor of two.
 
-Source: our benchmark (docs/backends.md). With ``wp-sync`` it is 4 µs where the agent answers on the same core, and 70 µs
+Source: our benchmark (docs/backends.md). With ``wp-sync`` it is 4 µs where the agent answers on the same core, and 70
 where a sleeping virtual core has to be woken. With soft-dirty it is a guess: the fault is as with ``wp-async``.
 """
 
