@@ -254,6 +254,25 @@ def test_role_that_may_not_is_refused(
     assert line["role"] in (role, None)
 
 
+def test_token_gives_a_role_to_a_certificate_that_names_none(
+    start: Callable[..., CollectorProcess], tmp_path: Path
+) -> None:
+    """As those of a service mesh do. Alone it does not get in, and a role that is certified is not changed by it."""
+    authority = Authority(tmp_path)
+    known = "reader-token-0123456789"
+    (tmp_path / "tokens").write_text(f"reader ci {known}\n")
+    collector = start(*wanting_certificates(authority), "--tokens", str(tmp_path / "tokens"))
+    nobody, agents = authority.named("mesh", "x", "spiffe://mesh/ns/a/sa/b"), authority.peer("agent", "host-1")
+
+    Reader(collector.address, credentials(authority.ca, nobody, known)).hosts()
+    with refused(grpc.StatusCode.UNAUTHENTICATED, "IDENTITY_UNKNOWN"):
+        Reader(collector.address, credentials(authority.ca, nobody)).hosts()
+    with refused(grpc.StatusCode.UNAVAILABLE):
+        Reader(collector.address, credentials(authority.ca, token=known)).hosts()
+    with refused(grpc.StatusCode.PERMISSION_DENIED, "ROLE_LACKING"):
+        Reader(collector.address, credentials(authority.ca, agents, known)).hosts()
+
+
 def test_certificate_is_swapped_under_open_streams(start: Callable[..., CollectorProcess], tmp_path: Path) -> None:
     """The stream goes on, and a new connection sees the new certificate."""
     authority = Authority(tmp_path)

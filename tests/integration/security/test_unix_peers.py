@@ -2,6 +2,7 @@ import contextlib
 import os
 import random
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -145,6 +146,7 @@ def test_way_around_the_kernel_is_closed(directory: Path) -> None:
     """The socket of gRPC itself cannot be reached by others, and who reaches it all the same, as root, is nobody."""
     private = f"unix:{directory}/.socket.private/grpc"
 
+    assert stat.S_IMODE((directory / ".socket.private").stat().st_mode) == 0o700
     around = as_user(UID, str(WETINK), "--collector", private, "hosts")
     assert around.returncode == 3
     assert "Permission denied" in around.stderr
