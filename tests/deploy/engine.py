@@ -45,6 +45,13 @@ class Engine:
         """Run the client; what it printed."""
         return run(["docker", *map(str, arguments)], self.environment, deadline_seconds=deadline_seconds)
 
+    def logs(self, container: str) -> str:
+        """Give what a container's program has written to its output and to its errors."""
+        command = ["docker", "logs", container]
+        return subprocess.run(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+        ).stdout
+
     def volume(self, name: str) -> Path:
         """Give where a volume's files are on the host."""
         return Path(self.docker("volume", "inspect", "--format", "{{.Mountpoint}}", name).strip())
