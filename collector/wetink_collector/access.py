@@ -5,6 +5,7 @@ A method that is not in the table is refused, whoever calls it.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -12,11 +13,19 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
 import structlog
-from grpc.aio import ServicerContext
+from grpc.aio import EOF, ServicerContext
 
 from wetink_collector import metrics
 from wetink_collector.caller import CALLER, EVERYBODY, Caller, Role, Tokens, of_certificate
-from wetink_collector.errors import STATUS_OF, IdentityUnknown, Refusal, RoleLacking, TokenInClear, abort
+from wetink_collector.errors import (
+    STATUS_OF,
+    IdentityUnknown,
+    Refusal,
+    RequestMalformed,
+    RoleLacking,
+    TokenInClear,
+    abort,
+)
 from wetink_collector.trail import Allowance
 
 if TYPE_CHECKING:
@@ -46,6 +55,9 @@ ROLES_OF: Final[Mapping[str, frozenset[Role] | None]] = {
     "/grpc.health.v1.Health/Watch": frozenset(Role),  # stays open: strangers could use up the bound on calls
 }
 """The roles that may call a method."""
+
+REQUEST_SECONDS_MAX: Final = 10.0
+"""How long a caller may take to say what is asked: a call that never says it would otherwise be held for ever."""
 
 AUDITED_CHARACTERS_MAX: Final = 256
 """Bound on what a peer's words take in a line of the audit log."""
@@ -161,41 +173,47 @@ class _Guarded:
 
     def __init__(self, gate: Gate, method: str, metadata: _Metadata) -> None:
         self._gate = gate
+        self._is_asked_once = False
         self._method = method
         self._metadata = metadata
 
     def wrap(self, handler: Any) -> _Handler:  # noqa: ANN401 (types-grpcio knows no attribute of a handler)
-        """Give the same method, guarded."""
-        make, inner = next(
-            (make, getattr(handler, name)) for name, make in _MAKERS.items() if getattr(handler, name) is not None
-        )
+        """Give the same method, guarded. To gRPC its requests are streams: else it waits for one before it asks us."""
+        inner = next(behaviour for name in _KINDS if (behaviour := getattr(handler, name)) is not None)
+        self._is_asked_once = not handler.request_streaming
         # grpc tells by the function's kind whether its answers are yielded or written.
         guarded = self._yielding(inner) if inspect.isasyncgenfunction(inner) else self._returning(inner)
+        make: Callable[..., Any] = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
         wrapped: _Handler = make(
             guarded, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
         return wrapped
 
     def _returning(self, inner: Callable[[Any, _Context], Awaitable[Any]]) -> Callable[[Any, _Context], Awaitable[Any]]:
-        async def call(request: Any, context: _Context) -> Any:  # noqa: ANN401 (of any method)
-            async with self._admitted(request, context):
+        async def call(requests: Any, context: _Context) -> Any:  # noqa: ANN401 (of any method)
+            async with self._admitted(requests, context) as request:
                 return await inner(request, context)
 
         return call
 
     def _yielding(self, inner: Callable[[Any, _Context], Any]) -> Callable[[Any, _Context], AsyncIterator[Any]]:
-        async def call(request: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: ANN401 (as above)
-            async with self._admitted(request, context), aclosing(inner(request, context)) as parts:
+        async def call(requests: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: ANN401 (as above)
+            async with self._admitted(requests, context) as request, aclosing(inner(request, context)) as parts:
                 async for part in parts:
                     yield part
 
         return call
 
     @asynccontextmanager
-    async def _admitted(self, request: object, context: _Context) -> AsyncIterator[None]:
-        caller = None
+    async def _admitted(self, requests: object, context: _Context) -> AsyncIterator[object]:
+        caller, request = None, None
         try:
             caller = self._gate.identify(self._method, self._metadata, context)
+            request = await _one_request(context) if self._is_asked_once else requests
             check_role(self._method, caller)
         except Refusal as refusal:
             code, reason = STATUS_OF[type(refusal)]
@@ -206,7 +224,7 @@ class _Guarded:
         CALLER.set(caller)
         result = grpc.StatusCode.CANCELLED
         try:
-            yield
+            yield request
             result = grpc.StatusCode.OK
         except Exception:
             result = _code(context)
@@ -228,11 +246,29 @@ class _Guarded:
             role=caller.role if caller else None,
             peer=self._gate.name_of(context.peer()),
             method=_short(self._method),
-            target=names_target(request)[:AUDITED_CHARACTERS_MAX] if names_target else None,
+            target=names_target(request)[:AUDITED_CHARACTERS_MAX] if names_target and request else None,
             result=result,
             why=why[:AUDITED_CHARACTERS_MAX] or None,
             left_out_count=left_out_count,
         )
+
+
+async def _one_request(context: _Context) -> object:
+    """Wait for the one request of a call.
+
+    Raises:
+        RequestMalformed: None came, or not in its time.
+    """
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS_MAX):
+            request: object = await context.read()
+    except TimeoutError as error:
+        message = f"the call's request did not come whole in {REQUEST_SECONDS_MAX:.0f} s"
+        raise RequestMalformed(message) from error
+    if request is EOF:
+        message = "the call came without a request"
+        raise RequestMalformed(message)
+    return request
 
 
 def _tokens_in(metadata: _Metadata) -> Sequence[str]:
@@ -274,10 +310,5 @@ _TARGET_IN: Final[Mapping[str, Callable[[Any], str]]] = {
 }
 """The methods that change something or hold a target up, audited also where they succeed, and what they name."""
 
-_MAKERS: Final[Mapping[str, Callable[..., Any]]] = {
-    "unary_unary": grpc.unary_unary_rpc_method_handler,
-    "unary_stream": grpc.unary_stream_rpc_method_handler,
-    "stream_unary": grpc.stream_unary_rpc_method_handler,
-    "stream_stream": grpc.stream_stream_rpc_method_handler,
-}
-"""For each kind of method, by the attribute that holds its function."""
+_KINDS: Final = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+"""The attributes of a handler, one of which holds its function."""

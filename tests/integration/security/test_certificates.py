@@ -11,7 +11,7 @@ from tests.integration.collector.wire import Agent, Reader, batch, refused, targ
 from tests.integration.security.audit import Audit
 from tests.integration.security.conftest import wanting_certificates
 from tests.support.certificates import YESTERDAY, Authority, Proof, credentials, serial_of
-from tests.support.collector import CollectorProcess
+from tests.support.collector import CollectorProcess, start_collector
 from wetink.v1 import dirty_pb2 as pb
 
 ONE = target()
@@ -271,6 +271,49 @@ def test_token_gives_a_role_to_a_certificate_that_names_none(
         Reader(collector.address, credentials(authority.ca, token=known)).hosts()
     with refused(grpc.StatusCode.PERMISSION_DENIED, "ROLE_LACKING"):
         Reader(collector.address, credentials(authority.ca, agents, known)).hosts()
+
+
+@pytest.mark.parametrize(
+    "names, part",
+    [
+        (["--tls-cert", "--tls-key"], "nobody there has to say who they are"),
+        (["--tls-cert", "--tls-key", "--tls-client-ca", "--metrics"], "--metrics 0.0.0.0:0 can be reached from"),
+        (["--tls-cert"], "--tls-cert and --tls-key go together"),
+        (["--tls-client-ca"], "--tls-client-ca needs --tls-cert and --tls-key"),
+        ([], "nothing is encrypted"),
+    ],
+)
+def test_open_address_needs_certificates_that_say_who_calls(tmp_path: Path, names: list[str], part: str) -> None:
+    """Encrypted for everybody is open to everybody: one sentence, and exit code 2."""
+    process = start_collector(listen="0.0.0.0:0", options=_open_options(tmp_path, names))
+    _, error = process.communicate(timeout=60)
+    (sentence,) = error.splitlines()
+
+    assert process.returncode == 2
+    assert part in sentence
+
+
+@pytest.mark.parametrize("names", [["--tls-cert", "--tls-key", "--tls-client-ca"], ["--tls-cert", "--tls-key"]])
+def test_open_address_with_certificates_or_what_is_said_in_full(
+    start: Callable[..., CollectorProcess], tmp_path: Path, names: list[str]
+) -> None:
+    """Where callers say who they are, nothing more is needed; where they do not, --insecure."""
+    more = [] if "--tls-client-ca" in names else ["--insecure"]
+    collector = start(*_open_options(tmp_path, names), *more, "--health", "127.0.0.1:0", listen="0.0.0.0:0")
+
+    assert collector.address.startswith("0.0.0.0:")
+
+
+def _open_options(directory: Path, names: list[str]) -> list[str]:
+    authority = Authority(directory)
+    own = authority.collector()
+    values = {
+        "--tls-cert": str(own.cert),
+        "--tls-key": str(own.key),
+        "--tls-client-ca": str(authority.ca),
+        "--metrics": "0.0.0.0:0",
+    }
+    return [word for name in names for word in (name, values[name])]
 
 
 def test_certificate_is_swapped_under_open_streams(start: Callable[..., CollectorProcess], tmp_path: Path) -> None:
