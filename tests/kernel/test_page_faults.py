@@ -1,5 +1,6 @@
 """What the stream of page faults says of real writes, beside the census, on the real kernel."""
 
+import os
 import random
 import subprocess
 import sys
@@ -192,6 +193,8 @@ def test_reads_are_no_events_and_are_counted(tmp_path: Path) -> None:
 def test_a_full_ring_costs_events_and_no_pages() -> None:
     """While nobody empties the rings, what does not fit is lost and counted, and the page set is whole."""
     with programs.running("scan", "victim", 64) as program, streamed(program.pid, 4096) as backend:
+        # The ring that was full is that of one CPU, and it is on this CPU that the next sample tells of it.
+        os.sched_setaffinity(program.pid, {min(os.sched_getaffinity(0))})
         with backend.stream._lock:
             program.ask("dirty 100 1")
         harvest = backend.harvest()
