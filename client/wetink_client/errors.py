@@ -102,6 +102,9 @@ def from_call(error: grpc.RpcError, address: str) -> WetinkError:
         kind = ERROR_OF.get((code, ""), CollectorFailed)
         return kind(_sentence(code, details, address))
     kind = ERROR_OF.get((code, info.reason)) or ERROR_OF.get((code, ""), CollectorFailed)
+    if info.reason in _OF_THE_CALLER:
+        # The sentence speaks of the caller, and may be of any collector.
+        details = f"collector {address} refuses the call: {details}"
     return kind(details, info.reason, info.metadata)
 
 
@@ -117,6 +120,9 @@ def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
         return f"collector {address} did not answer in time"
     return f"collector {address} failed with {code.name}: {cause or 'no reason given'}"
 
+
+_OF_THE_CALLER: Final = ("IDENTITY_UNKNOWN", "TOKEN_IN_CLEAR", "ROLE_LACKING")
+"""Reasons that have to do with who calls, and with nothing that was asked for."""
 
 _REMEDY_OF: Final[Mapping[str, str]] = {
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not of an authority in --tls-ca, or not valid now",

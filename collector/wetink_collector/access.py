@@ -164,7 +164,10 @@ def check_role(method: str, caller: Caller) -> None:
         raise RoleLacking(message)
     roles = ROLES_OF[method]
     if roles is not ANYBODY and roles.isdisjoint(caller.roles):
-        message = f"{caller.role} {caller.name} may not call {_short(method)}: it is for {' and '.join(sorted(roles))}"
+        message = (
+            f"{caller.role} {caller.name} may not call {_short(method)}, which takes the certificate or token of "
+            f"{' or '.join(sorted(roles))}"
+        )
         raise RoleLacking(message)
 
 
