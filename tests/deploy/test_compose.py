@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from tests.deploy.engine import ROOT, CommandFailed, Engine, run
-from tests.deploy.images import BASE, BUILD_SECONDS_MAX, build
+from tests.deploy.images import BASE, build
 from tests.support import programs
 from tests.support.reader import Reader
 from wetink_client import Collector
@@ -181,17 +181,3 @@ def test_prometheus_has_the_metrics_and_the_alerts(stack: Stack, tmp_path: Path)
 
     for query in ('up{job=~".*wetink-collector.*"} == 1', "wetink_hosts == 1", "sum(wetink_targets) >= 1"):
         stack.compose("exec", "-T", "prometheus", "timeout", "60", "sh", "-c", ask, "sh", query)
-
-
-def test_demo_ends_with_an_answer_and_leaves_nothing(engine: Engine) -> None:
-    """What the README tells a newcomer to type; its images are built, and a base where none is to be had."""
-    before = engine.docker("volume", "ls", "--quiet")
-    own = {f"WETINK_{name.upper()}_IMAGE": f"wetink-demo-{name}" for name in ("collector", "agent")}
-    environment = {**engine.environment, **own, "WETINK_BUILD_NETWORK": "host"}
-    output = run([str(ROOT / "deploy" / "compose-demo")], environment, deadline_seconds=BUILD_SECONDS_MAX)
-
-    (row,) = [line.split() for line in output.partition("wetink dirty")[2].splitlines() if line.startswith("docker/")]
-    assert int(row[1].replace(",", "")) > 1000
-    assert "yes" in row
-    assert engine.docker("ps", "--all", "--quiet", "--filter=name=wetink-demo") == ""
-    assert engine.docker("volume", "ls", "--quiet") == before
