@@ -35,7 +35,7 @@ ROUNDS = 25
 PR_SET_MEMORY_MERGE = 67
 
 
-PATTERNS_IN_PYTHON = ("fork_storm", "mapfixed", "mremap", "threads", "thp")
+PATTERNS_IN_PYTHON = ("mapfixed", "threads")
 
 
 @pytest.fixture(params=["python", "compiled"], autouse=True)

@@ -1,7 +1,5 @@
 """Those who can connect and are nobody: what they hold must not be what others need."""
 
-import contextlib
-import queue
 import socket
 import threading
 import time
@@ -163,26 +161,6 @@ def test_refusals_fill_no_disk(collector: CollectorProcess, authority: Authority
     assert len(lines) + sum(line["left_out_count"] for line in lines) == LINES_AT_ONCE + 101
 
 
-def test_calls_without_their_request_are_let_go() -> None:
-    """Who begins calls and never says what is asked does not hold them, though the connection lives on."""
-    path = headers("/wetink.v1.DirtyService/ListHosts")
-    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
-    with running_collector() as collector:
-        host, _, port = collector.address.rpartition(":")
-        with socket.create_connection((host, int(port))) as one:
-            listener = threading.Thread(target=_live, args=(one, ended))
-            listener.start()
-            began = time.monotonic()
-            one.sendall(PREFACE + b"".join(frame(1, 4, stream, path) for stream in (1, 3, 5)))
-
-            assert sorted(ended.get(timeout=20) for _ in range(3)) == [1, 3, 5]
-            assert time.monotonic() - began > 8
-            one.sendall(frame(1, 4, 7, path) + frame(0, 1, 7, bytes(5)))
-            assert ended.get(timeout=20) == 7
-            one.shutdown(socket.SHUT_RDWR)
-            listener.join()
-
-
 def test_strangers_are_refused_before_they_say_what_they_ask(
     collector: CollectorProcess, authority: Authority, audit: Audit
 ) -> None:
@@ -202,18 +180,3 @@ def test_strangers_are_refused_before_they_say_what_they_ask(
 def _nothing(until: threading.Event) -> Iterator[bytes]:
     until.wait(20)
     yield from ()
-
-
-def _live(one: socket.socket, ended: queue.SimpleQueue[int]) -> None:
-    """Answer settings and pings as a peer that lives, and tell which streams the other side has ended."""
-    rest = b""
-    with contextlib.suppress(OSError):
-        while part := one.recv(65536):
-            rest += part
-            while len(rest) >= 9 and len(rest) >= 9 + int.from_bytes(rest[:3], "big"):
-                size, kind, flags = int.from_bytes(rest[:3], "big"), rest[3], rest[4]
-                stream, payload, rest = int.from_bytes(rest[5:9], "big"), rest[9 : 9 + size], rest[9 + size :]
-                if kind in (SETTINGS, PING) and not flags & 1:
-                    one.sendall(frame(kind, 1, 0, payload if kind == PING else b""))
-                elif kind == HEADERS and flags & 1:
-                    ended.put(stream)
