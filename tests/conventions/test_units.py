@@ -45,6 +45,12 @@ def installed(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def remove_drop_ins(installed: Path) -> None:
+    """Leave the units as they are."""
+    for directory in installed.glob("*.d"):
+        shutil.rmtree(directory)
+
+
 def settings(path: Path) -> dict[str, str]:
     """Give what a unit sets; what is set again is joined."""
     found: dict[str, str] = {}
@@ -73,7 +79,7 @@ def told(row: str) -> set[str]:
 def test_systemd_has_no_complaint(installed: Path, unit: str, *, drop_ins: bool) -> None:
     """Each unit as it is, and with every drop-in."""
     if not drop_ins:
-        shutil.rmtree(installed / "wetink-agent.service.d")
+        remove_drop_ins(installed)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", installed / unit],
         capture_output=True,
@@ -88,7 +94,7 @@ def test_systemd_has_no_complaint(installed: Path, unit: str, *, drop_ins: bool)
 @pytest.mark.parametrize("unit", UNITS)
 def test_little_is_exposed(installed: Path, unit: str) -> None:
     """What a service can bear, it has: the sum is bounded, and the page for operators says what it is."""
-    shutil.rmtree(installed / "wetink-agent.service.d")
+    remove_drop_ins(installed)
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=yes", "--no-pager", installed / unit],
         capture_output=True,
@@ -126,3 +132,11 @@ def test_agent_that_suspends_filters_has_none() -> None:
 
     assert {key for key in agent if key in BRINGS_A_FILTER} <= suspend.keys()
     assert {suspend[key] for key in BRINGS_A_FILTER & suspend.keys()} <= {"", "no"}
+
+
+def test_page_for_operators_names_each_drop_in() -> None:
+    """What is not in a unit is found from there."""
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `(wetink-\S+\.conf)` \|", page, re.MULTILINE))
+
+    assert rows == {str(path.relative_to(SYSTEMD)) for path in SYSTEMD.glob("*.d/*.conf")}
