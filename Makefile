@@ -42,8 +42,9 @@ check: $(STAMP) ## run the conventions: style, types, contract, layers, kernel h
 bench: $(STAMP) ## measure, as JSON lines with ratios
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+# ARGS=--release keeps the contract of a version that is to be tagged, for the tests of later ones.
 proto: $(STAMP) ## generate the Python modules of the contract again
-	PATH="$(BIN):$$PATH" $(BIN)/python protos/generate.py
+	PATH="$(BIN):$$PATH" $(BIN)/python protos/generate.py $(ARGS)
 
 format: $(STAMP) ## lay out Python and .proto files
 	$(BIN)/ruff check --fix-only --quiet

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import grpc
 import structlog
 
+from wetink.later import unknown_fields
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.status import error_info
 from wetink.tls import Security, SecurityUnusable
@@ -34,9 +35,10 @@ ACK_SECONDS_MAX: Final = 15.0
 
 CAREFUL_SECONDS: Final = 60.0
 CAREFUL_PAUSE_SECONDS: Final = 0.1
-"""For how long a stream makes a pause after each message, and how long that is, where the one before ended with nothing
-but INTERNAL. grpc.aio gives that in place of the collector's reason when a message was being written at that moment: a
-refused round would be sent for ever, and nobody would know why."""
+"""For how long a stream makes a pause after each message, and how long that is, where the two before ended with nothing
+but INTERNAL, the later within that time of the earlier. grpc.aio gives that in place of the collector's reason when a
+message was being written at that moment: a refused round would be sent for ever, and nobody would know why. One such
+end alone is what any collector leaves that was restarted."""
 
 ANSWERS_MAX: Final = 4096
 """Answers to commands that wait to be sent; over it the oldest is dropped, and the collector's deadline passes."""
@@ -114,10 +116,12 @@ class Uplink:
         self._told = ""
         self._draining = False
         self._is_careful = False
+        self._internal_at = float("-inf")
         self._closing = False
         self._is_open = False
         self._acknowledged_at = 0.0
         self._acknowledged = False
+        self._has_ignored = False
 
     def changed(self) -> None:
         """Say that the spool has something new."""
@@ -162,7 +166,7 @@ class Uplink:
             try:
                 welcome = await self._greet(call)
                 self._told = ""
-                log.info("connected", collector=self._address)
+                log.info("connected", collector=self._address, version=welcome.collector_version or "not told")
                 self._resume(welcome)
                 self._is_open = True
                 await self._serve(call, welcome)
@@ -185,9 +189,9 @@ class Uplink:
         hello.positions.extend(self._spool.positions())
         async with asyncio.timeout(WELCOME_SECONDS_MAX):
             await call.write(ingest_pb2.AgentMessage(hello=hello))
-            # What a later version of the contract may say before it is passed over.
             message = await call.read()
             while isinstance(message, ingest_pb2.CollectorMessage) and not message.HasField("welcome"):
+                self._ignore(message)
                 message = await call.read()
         if message is grpc.aio.EOF:
             await _raise_status(call)
@@ -260,7 +264,13 @@ class Uplink:
                 case "track" | "untrack" | "barrier":
                     self._start_command(message)
                 case _:
-                    pass  # of a later version of the contract
+                    self._ignore(message)
+
+    def _ignore(self, message: ingest_pb2.CollectorMessage) -> None:
+        """Pass over what only a later version of the contract says: it asks nothing that must be done."""
+        if not self._has_ignored:
+            self._has_ignored = True
+            log.info("message_ignored", fields=unknown_fields(message), why="of a kind that this version does not know")
 
     def _start_command(self, message: ingest_pb2.CollectorMessage) -> None:
         async def carry_out() -> None:
@@ -315,7 +325,11 @@ class Uplink:
 
     def _note(self, error: grpc.aio.AioRpcError) -> None:
         """Say why the stream ended; act on the reasons the contract names."""
-        self._is_careful = error.code() is grpc.StatusCode.INTERNAL
+        if error.code() is grpc.StatusCode.INTERNAL:
+            self._is_careful = time.monotonic() - self._internal_at < CAREFUL_SECONDS
+            self._internal_at = time.monotonic()
+        else:
+            self._is_careful = False
         info = error_info(error)
         reason = info.reason if info else ""
         if reason == "DEPOSED":

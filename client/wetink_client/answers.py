@@ -163,7 +163,7 @@ class Assembly:
             case "summary":
                 return self._end(part.summary)
             case _:
-                message = "answer has an empty part, which no version of the contract sends"
+                message = "answer has a part of a kind that this version does not know, and which may be pages"
                 raise BrokenAnswer(message)
 
     def _add(self, pages: dirty_pb2.DirtyPages) -> None:

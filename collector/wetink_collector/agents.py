@@ -11,7 +11,7 @@ from grpc.aio import EOF, ServicerContext
 
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.v1.ingest_pb2 import Hello, Track, Welcome
-from wetink_collector import metrics
+from wetink_collector import metrics, versions
 from wetink_collector.caller import CALLER
 from wetink_collector.catalog import Catalog
 from wetink_collector.committer import STORE_SENTENCE, Committer
@@ -41,6 +41,10 @@ SILENCE_SECONDS_MAX: Final = 30.0
 
 HELLO_SECONDS_MAX: Final = 10.0
 """How long a stream may stay open without a Hello."""
+
+APART_SENTENCE: Final = (
+    "agent and collector are tried together only where they are at most one minor version apart: upgrade the older one"
+)
 
 DRAINING_SENTENCE: Final = "the collector is going down; come back with back-off"
 
@@ -128,7 +132,22 @@ class Agents:
             session.check()
             await session.welcome(self._welcome(session.hello, opening))
             self._catalog.set_connected(host_id, connected=True)
-            log.info("agent_connected", host=host_id, target_count=len(opening.positions), lost_count=len(opening.lost))
+            agent_version = versions.printable(session.hello.agent_version)
+            log.info(
+                "agent_connected",
+                host=host_id,
+                version=agent_version,
+                target_count=len(opening.positions),
+                lost_count=len(opening.lost),
+            )
+            if versions.are_apart(agent_version, versions.OWN):
+                log.warning(
+                    "versions_apart",
+                    host=host_id,
+                    agent=agent_version,
+                    collector=versions.OWN,
+                    what_to_do=APART_SENTENCE,
+                )
             await session.run()
         finally:
             await self._leave(session, committer)
@@ -166,6 +185,7 @@ class Agents:
                 for target in self._catalog.wanted(hello.host_id)
             ],
             store_id=self._catalog.store_id,
+            collector_version=versions.OWN,
         )
 
     async def _leave(self, session: Session, committer: Committer) -> None:

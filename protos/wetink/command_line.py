@@ -102,7 +102,8 @@ def _checked(path: Path, key: str, option: TyperOption, value: object) -> object
     """Give a setting as its option takes it: one value of a repeatable option is a list of one.
 
     Raises:
-        Failure: It is of another type. What a number or text must be besides, the option itself says.
+        Failure: It is of another type, or has a NUL character. What a number or text must be besides, the option itself
+            says.
     """
     annotation = option.type_descriptor.annotation
     kind = get_args(annotation)[0] if option.multiple else annotation
@@ -112,6 +113,10 @@ def _checked(path: Path, key: str, option: TyperOption, value: object) -> object
     if any(type(one) not in types for one in values):
         expected = f"{what}, or a list of them" if option.multiple else what
         message = f"config file {path} has {key} = {_toml(value)}, which must be {expected}"
+        raise Failure(message, ExitCode.USAGE)
+    # Neither the command line nor the environment can have one, so that nothing further in expects it.
+    if any("\0" in one for one in values if isinstance(one, str)):
+        message = f"config file {path} has {key} = {_toml(value)}, in which the character \\u0000 cannot be"
         raise Failure(message, ExitCode.USAGE)
     return values if option.multiple else value
 

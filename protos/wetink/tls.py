@@ -3,6 +3,7 @@
 Who may do what is for the collector to say; ``README.md`` beside this package has the statuses.
 """
 
+import re
 import ssl
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,8 @@ TOKEN_CHARACTERS_MAX: Final = 4096
 
 UNIX: Final = "unix:"
 """What the address of a Unix socket begins with."""
+
+_NOT_ASCII: Final = re.compile(rb"[\x80-\xff]")
 
 
 class SecurityUnusable(Exception):
@@ -97,7 +100,7 @@ def stamp(file: Path | None) -> tuple[int, ...] | None:
     """Give what is different once a file was written or put in another's place; None where there is no file."""
     try:
         found = file.stat() if file else None
-    except OSError:
+    except (OSError, ValueError):  # the latter of a name with a NUL character
         return None
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) if found else None
 
@@ -122,8 +125,10 @@ def read_authorities(file: Path) -> bytes:
         SecurityUnusable: It cannot be read, or one in it is no certificate.
     """
     content = read_pem(file)
+    # Between the certificates may stand words in any language. In one of them, base64 takes no question mark either.
+    ascii_only = _NOT_ASCII.sub(b"?", content).decode("ascii")
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=content.decode("ascii"))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=ascii_only)
     except (ssl.SSLError, ValueError) as error:
         message = f"{file} has no certificates that can be read: give PEM certificates of the authority"
         raise SecurityUnusable(message) from error
@@ -184,6 +189,9 @@ def read_bounded(file: Path) -> bytes:
             content = opened.read(PEM_BYTES_MAX + 1)
     except OSError as error:
         message = f"{file} cannot be read: {error.strerror}"
+        raise SecurityUnusable(message) from error
+    except ValueError as error:
+        message = f"{str(file)!r} cannot be read: no file has a NUL character in its name"
         raise SecurityUnusable(message) from error
     if len(content) > PEM_BYTES_MAX:
         message = f"{file} has more than {PEM_BYTES_MAX} bytes"

@@ -1,13 +1,16 @@
+import re
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
 from google.protobuf.message import Message
 from grpc_tools import protoc
 
-from tests.conventions.tools import ROOT, complain, judge
+from tests.conventions.tools import ROOT, complain, judge, named
+from tests.support.contracts import IMAGES, VERSION, major_minor, neighbours
 
 Element = TypeVar("Element")
 
@@ -25,6 +28,21 @@ def test_buf_would_lay_out_no_file_otherwise() -> None:
 def test_the_generated_code_is_current() -> None:
     """The modules beside the .proto files are what the pinned generators make of them."""
     judge("python", "protos/generate.py", "--check")
+
+
+@pytest.mark.parametrize("version", neighbours())
+def test_nothing_breaks_for_a_version_that_this_one_works_with(version: str) -> None:
+    """What agents, collectors and readers of the minor version before and of this one rely on is as it was."""
+    judge("buf", "breaking", "--against", named(IMAGES[version]))
+
+
+def test_the_contract_of_every_release_is_kept() -> None:
+    """Also the newest one that is not ahead of this version: without it there would be nothing to compare with."""
+    released = re.findall(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+    assert neighbours()
+    assert all(major_minor(version) <= major_minor(VERSION) for version in IMAGES)
+    complain(f"protos/released has no {version}.binpb" for version in released if version not in IMAGES)
 
 
 def test_everything_in_the_contract_is_documented(tmp_path: Path) -> None:

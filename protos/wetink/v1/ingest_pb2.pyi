@@ -150,7 +150,7 @@ class Hello(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
-    """The version of this contract that the agent speaks: 1."""
+    """The version of this contract that the agent speaks: 1. A collector that speaks another ends the stream."""
     host_id: _builtins.str
     """The host, as in Target. One live stream a host: a newer one deposes the older."""
     boot_id: _builtins.str
@@ -158,7 +158,7 @@ class Hello(_message.Message):
     agent_instance: _builtins.str
     """Random, new for each start of the agent: tells a reconnect from a restart."""
     agent_version: _builtins.str
-    """The agent's version, for people."""
+    """The agent's version, for people: a collector more than one minor version from it says so in its log."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TargetPosition]:
         """Every incarnation that lives or still has rounds to send. Incarnations of this host that the collector holds as
@@ -195,6 +195,7 @@ class Welcome(_message.Message):
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     WANTED_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
+    COLLECTOR_VERSION_FIELD_NUMBER: _builtins.int
     in_flight_bytes_max: _builtins.int
     """Bound on the bytes of batches sent and not acknowledged. A single round may exceed it, alone."""
     message_bytes_max: _builtins.int
@@ -203,6 +204,8 @@ class Welcome(_message.Message):
     """After how long without a message the agent sends a Heartbeat, in milliseconds."""
     store_id: _builtins.str
     """Random, made once for the collector's store."""
+    collector_version: _builtins.str
+    """The collector's version, for people. Empty where it is older than this field."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TargetPosition]:
         """For each incarnation of Hello that the collector knows, the last durable round. The agent goes on with the next
@@ -224,10 +227,11 @@ class Welcome(_message.Message):
         heartbeat_interval_ms: _builtins.int = ...,
         wanted: _abc.Iterable[Global___Track] | None = ...,
         store_id: _builtins.str = ...,
+        collector_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "in_flight_bytes_max", b"in_flight_bytes_max", "message_bytes_max", b"message_bytes_max", "positions", b"positions", "store_id", b"store_id", "wanted", b"wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_version", b"collector_version", "heartbeat_interval_ms", b"heartbeat_interval_ms", "in_flight_bytes_max", b"in_flight_bytes_max", "message_bytes_max", b"message_bytes_max", "positions", b"positions", "store_id", b"store_id", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

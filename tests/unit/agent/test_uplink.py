@@ -382,8 +382,8 @@ def test_a_round_no_collector_can_take_ends_its_target_and_lets_the_others_throu
             assert here.commands.broken == []
 
     run(test)
-    # Once more where the refusal came while the other's round was being written.
-    assert heard.count("round of 7") <= 2
+    # Twice more where the refusal came while the other's round was being written.
+    assert heard.count("round of 7") <= 3
 
 
 def test_another_targets_acknowledgement_is_no_excuse() -> None:

@@ -134,7 +134,7 @@ def test_answer_about_no_target_has_no_pages_to_ask_for() -> None:
         ([], "cut off before its summary"),
         ([pages([1])], "cut off before its summary"),
         ([summary(status()), summary(status())], "goes on after its summary"),
-        ([dirty_pb2.GetDirtyResponse()], "empty part"),
+        ([dirty_pb2.GetDirtyResponse()], "does not know"),
         ([pages([1]), summary(status(2))], r"has 1 written and 0 vanished pages, its summary says 2 and 0"),
         ([pages([1, 2]), summary(status(1))], r"has 2 written and 0 vanished pages, its summary says 1 and 0"),
         ([pages([], [4]), summary(status())], r"has 0 written and 1 vanished pages, its summary says 0 and 0"),

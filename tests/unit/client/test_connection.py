@@ -76,6 +76,12 @@ def test_file_that_cannot_be_used_is_a_mistake_of_the_caller(tmp_path: Path) -> 
         connection(tmp_path / "none")
 
 
+def test_file_with_a_nul_character_in_its_name_is_a_mistake_of_the_caller() -> None:
+    """No file can have one, and the system calls that would be asked take none."""
+    with pytest.raises(InvalidRequest, match="no file has a NUL character in its name"):
+        connection(Path("a\0b")).take()
+
+
 def test_without_files_it_speaks_in_the_clear() -> None:
     """As it always did."""
     assert connection(None).take().channel.credentials is None
@@ -96,7 +102,16 @@ def test_file_without_another_is_refused(names: set[str], said: str, token: Path
         Security(**dict.fromkeys(names, token)).credentials("127.0.0.1:7419")
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"-----BEGIN CERTIFICATE-----\nnonsense\n", b"\xff" * 10])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"nonsense",
+        b"-----BEGIN CERTIFICATE-----\nnonsense\n",
+        b"-----BEGIN CERTIFICATE-----\n\xff\n",
+        b"\xff" * 10,
+    ],
+)
 def test_authority_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     """By the file's name."""
     path = tmp_path / "ca.pem"

@@ -1,0 +1,24 @@
+"""``wetink-collector`` with bounds on time that a test can wait for; in all else it is the real one.
+
+``with running_collector(module=HASTY) as collector:`` gives one. The environment has other options of gRPC's, as JSON.
+"""
+
+import json
+import os
+from typing import Any, Final
+
+from wetink_collector import command, lasting, server
+
+CHECK_SECONDS: Final = 0.2
+OPTIONS: Final = "HASTY_OPTIONS"
+"""Name of the variable."""
+
+
+def main() -> None:
+    """Run it."""
+    bounds: Any = lasting
+    bounds.CHECK_SECONDS = CHECK_SECONDS
+    options: Any = server
+    changed = json.loads(os.environ.get(OPTIONS, "{}"))
+    options.OPTIONS = tuple((name, changed.get(name, value)) for name, value in server.OPTIONS)
+    command.main()
