@@ -6,20 +6,35 @@ collector that is away changes nothing about that; the spool holds the rounds.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeAlias
 
 import grpc
 from grpc_health.v1 import health
-from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+
+_Context: TypeAlias = grpc.aio.ServicerContext[HealthCheckRequest, HealthCheckResponse]
 
 CALLS_MAX: Final = 16
 """Bound on open calls: a kubelet has one."""
 
+CONNECTION_SECONDS_MAX: Final = 5
+"""How long a connection lives, with a second more for what it has just asked."""
+
 OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # a second agent on the port is told so
     ("grpc.max_receive_message_length", 4096),
+    ("grpc.max_connection_age_ms", CONNECTION_SECONDS_MAX * 1000),
+    ("grpc.max_connection_age_grace_ms", 1000),
 )
+
+
+class _Checked(health.aio.HealthServicer):
+    """Check alone: a watch would stay open, and a few of them leave no call for the kubelet."""
+
+    async def Watch(self, request: HealthCheckRequest, context: _Context) -> None:  # noqa: N802, ARG002 (as the base)
+        """Refuse, as the protocol lets a server do."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the agent answers Check alone: ask again instead")
 
 
 class Health:
@@ -27,7 +42,7 @@ class Health:
 
     def __init__(self) -> None:
         """Begin as NOT_SERVING."""
-        self.servicer = health.aio.HealthServicer()
+        self.servicer = _Checked()
 
     async def set_serving(self, *, serving: bool) -> None:
         """Tell probes."""

@@ -25,6 +25,9 @@ _CONTAINER: Final = re.compile(r"(?:(?:cri-containerd|crio|docker|libpod)-)?(?P<
 # containerd as it writes for a driver of the other kind: SLICE:cri-containerd:ID, all in one directory.
 _SEPARATORS: Final = re.compile(r"[/:]")
 
+GIVEN_MAX: Final = LABELS_MAX - 5
+"""Bound on the labels an operator gives: room is left for the five that are found out."""
+
 log = structlog.get_logger()
 
 
@@ -84,7 +87,3 @@ def _place(path: str) -> Place:
     index, uid = pods[-1]
     containers = [match["id"] for part in parts[index + 1 :] if (match := _CONTAINER.fullmatch(part))]
     return Place(uid.replace("_", "-"), containers[0] if containers else "")
-
-
-GIVEN_MAX: Final = LABELS_MAX - 5
-"""Bound on the labels an operator gives: room is left for the five that are found out."""

@@ -142,8 +142,8 @@ def read(source: PodSource) -> bytes:
     Raises:
         PodsUnusable: It cannot be read, is too large, or does not come in time.
     """
-    url = urlsplit(source.location)
     try:
+        url = urlsplit(source.location)
         if url.scheme in {"http", "https"}:
             return _fetch(url, source)
         with Path(source.location).open("rb") as file:
@@ -151,6 +151,10 @@ def read(source: PodSource) -> bytes:
     except (OSError, http.client.HTTPException) as error:
         message = f"the list of pods at {source.location} cannot be read: {error}"
         raise PodsUnusable(message) from error
+    except ValueError:
+        # Its words may quote the token, and so may its chain.
+        message = f"the list of pods at {source.location!r} cannot be asked for: its address or its token is malformed"
+        raise PodsUnusable(message) from None
 
 
 def parse(text: bytes) -> Iterator[tuple[str, Pod]]:

@@ -1,7 +1,7 @@
 """The resolver whose loop is compiled: ``resolver_loop.c``, where it was built, in place of the loop in Python.
 
 It is built with the package where there is a C compiler (``hatch_build.py``), and needs nothing of Python's interface.
-Source: our benchmark (``python -m tests.bench.backends_sync``): with writer and resolver on one core, a first write
+Source: our benchmark (``make bench ARGS=sync-write``): with writer and resolver on one core, a first write
 takes twice as long with the loop in Python.
 """
 

@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
 import structlog
 from grpc.aio import EOF, ServicerContext
 
+from wetink.pages import MESSAGE_BYTES_MAX
 from wetink_collector import metrics
-from wetink_collector.caller import CALLER, EVERYBODY, Caller, Role, Tokens, of_certificate
+from wetink_collector.caller import CALLER, EVERYBODY, Caller, Role, Tokens, expiry_of, of_certificate
 from wetink_collector.errors import (
     STATUS_OF,
     IdentityUnknown,
+    ProbesTooMany,
     Refusal,
     RequestMalformed,
     RoleLacking,
     TokenInClear,
     abort,
 )
+from wetink_collector.lasting import held_to
 from wetink_collector.trail import Allowance
 
 if TYPE_CHECKING:
@@ -59,10 +63,23 @@ ROLES_OF: Final[Mapping[str, frozenset[Role] | None]] = {
 REQUEST_SECONDS_MAX: Final = 10.0
 """How long a caller may take to say what is asked: a call that never says it would otherwise be held for ever."""
 
+PROBES_WAITING_MAX: Final = 64
+"""Bound on the calls of nobody in particular whose request is still to come: more would take the places of those who
+are known. A probe says what it asks in the packet it calls with."""
+
 AUDITED_CHARACTERS_MAX: Final = 256
 """Bound on what a peer's words take in a line of the audit log."""
 
-_DENIED: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+_DENIED: Final = frozenset((grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED))
+_BLAMED: Final = _DENIED | {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.CANCELLED,
+}
+"""The statuses of an agent's stream for which it or whoever is between may be to blame."""
+
+_CUT_OFF: Final = f"the peer went away, or sent a message of over {MESSAGE_BYTES_MAX} bytes: gRPC tells us no more"
 _BEARER: Final = "bearer "
 
 _Context: TypeAlias = ServicerContext[Any, Any]
@@ -76,19 +93,27 @@ class Gate(grpc.aio.ServerInterceptor):
     """Lets a call through when the table says so, and keeps who makes it in ``CALLER``."""
 
     def __init__(
-        self, *, certificates: bool = False, tokens: Tokens | None = None, peers: UnixPeers | None = None
+        self,
+        *,
+        certificates: bool = False,
+        trust_domains: Collection[str] = (),
+        tokens: Tokens | None = None,
+        peers: UnixPeers | None = None,
     ) -> None:
         """Say what identifies a peer. Where nothing does, everybody is everything.
 
         Args:
             certificates: Whether the port asks for clients' certificates and verifies them.
+            trust_domains: Those of which a certificate's SPIFFE id must be; none means any.
             tokens: The bearer tokens that are known.
             peers: Who is at the other end of the Unix socket, as the kernel says.
         """
         self._certificates = certificates
+        self._trust_domains = trust_domains
         self._tokens = tokens
         self._peers = peers
         self.allowance = Allowance()
+        self.probes = 0
 
     async def intercept_service(
         self,
@@ -123,7 +148,9 @@ class Gate(grpc.aio.ServerInterceptor):
             raise TokenInClear(message)
         if not self._certificates and self._tokens is None and self._peers is None:
             return EVERYBODY
-        caller = of_certificate(proofs) if self._certificates else None
+        if self._certificates:
+            _check_current(proofs)
+        caller = of_certificate(proofs, self._trust_domains) if self._certificates else None
         if caller is None and self._tokens is not None and len(tokens) == 1:
             caller = self._tokens.caller(tokens[0])
         # Who sends a token means that one, and hears that it is not known.
@@ -132,6 +159,23 @@ class Gate(grpc.aio.ServerInterceptor):
         if caller is None:
             raise IdentityUnknown(self._unknown(tokens))
         return caller
+
+    def lasts(self, method: str, metadata: _Metadata, context: _Context, caller: Caller) -> Callable[[], None]:
+        """Give what raises a refusal once a caller, who was let in, is not who they were."""
+        tokens = self._tokens.version() if self._tokens else None
+
+        def check() -> None:
+            nonlocal tokens
+            if self._certificates:
+                _check_current(context.auth_context())
+            # To compare a token with all that are known takes a while, for each of some thousand streams.
+            if self._tokens and (now := self._tokens.version()) != tokens:
+                if self.identify(method, metadata, context) != caller:
+                    message = "the token is another's by now: call again"
+                    raise IdentityUnknown(message)
+                tokens = now
+
+        return check
 
     def name_of(self, peer: str) -> str:
         """Give a peer for the audit: at a Unix socket its user and process, elsewhere its address."""
@@ -142,15 +186,29 @@ class Gate(grpc.aio.ServerInterceptor):
         if self._peers is not None and not tokens:
             return "this user may do nothing here: its operator names those who may with --unix-allow"
         if self._tokens is None and self._certificates:
+            domains = " or ".join(sorted(self._trust_domains))
             return (
-                "the certificate names no role: it needs the URI spiffe://DOMAIN/wetink/ROLE/NAME, or the common name "
-                "ROLE:NAME, where ROLE is agent, reader or admin"
+                "the certificate names no role here: it needs the URI spiffe://DOMAIN/wetink/ROLE/NAME, "
+                + (f"where DOMAIN is {domains}, and " if domains else "or the common name ROLE:NAME, where ")
+                + "ROLE is agent, reader or admin"
             )
         if self._tokens is None:
             return "this collector takes no tokens: leave --token-file out"
         if not tokens:
             return "this collector wants to know who calls: give a token with --token-file"
         return "the token is not one of those that this collector knows: ask its operator for another"
+
+
+def _check_current(proofs: Mapping[str, Iterable[bytes]]) -> None:
+    """Accept a certificate that has not expired since its connection began.
+
+    Raises:
+        IdentityUnknown: It has.
+    """
+    expiry = expiry_of(proofs)
+    if expiry and expiry < datetime.now(UTC):
+        message = f"the certificate expired on {expiry:%Y-%m-%d %H:%M} UTC: renew it, and connect again"
+        raise IdentityUnknown(message)
 
 
 def check_role(method: str, caller: Caller) -> None:
@@ -216,7 +274,7 @@ class _Guarded:
         caller, request = None, None
         try:
             caller = self._gate.identify(self._method, self._metadata, context)
-            request = await _one_request(context) if self._is_asked_once else requests
+            request = await self._request(requests, context)
             check_role(self._method, caller)
         except Refusal as refusal:
             code, reason = STATUS_OF[type(refusal)]
@@ -227,21 +285,52 @@ class _Guarded:
         CALLER.set(caller)
         result = grpc.StatusCode.CANCELLED
         try:
-            yield request
+            async with held_to(self._gate.lasts(self._method, self._metadata, context, caller)):
+                yield request
             result = grpc.StatusCode.OK
+        except Refusal as refusal:
+            result, reason = STATUS_OF[type(refusal)]
+            metrics.REFUSED.labels(reason).inc()
+            await abort(context, refusal)
         except Exception:
             result = _code(context)
             raise
         finally:
-            if self._method in _TARGET_IN or result in _DENIED:
-                self._audit(caller, request, context, result.name, _words(context))
+            audited = _BLAMED if ROLES_OF.get(self._method) is _AGENTS else _DENIED
+            if self._target(request) is not None or result in audited:
+                why = _words(context) or (_CUT_OFF if result is grpc.StatusCode.CANCELLED else "")
+                self._audit(caller, request, context, result.name, why)
+
+    async def _request(self, requests: object, context: _Context) -> object:
+        """Wait for what is asked.
+
+        Raises:
+            RequestMalformed, ProbesTooMany: It did not come, or too many are waited for.
+        """
+        if not self._is_asked_once:
+            return requests
+        if ROLES_OF.get(self._method, _AGENTS) is not ANYBODY:
+            return await _one_request(context)
+        if self._gate.probes >= PROBES_WAITING_MAX:
+            message = f"over {PROBES_WAITING_MAX} probes have called and not said what they ask; try again later"
+            raise ProbesTooMany(message)
+        self._gate.probes += 1
+        try:
+            return await _one_request(context)
+        finally:
+            self._gate.probes -= 1
+
+    def _target(self, request: object) -> str | None:
+        """Give what a request changes or holds up; None where it only reads, or was never heard."""
+        names_target = _TARGET_IN.get(self._method)
+        return names_target(request) if names_target and request else None
 
     def _audit(self, caller: Caller | None, request: object, context: _Context, result: str, why: str) -> None:
         # What was let through has a role; what was not, anybody can cause.
         left_out_count = 0 if result == "OK" else self._gate.allowance.take()
         if left_out_count is None:
             return
-        names_target = _TARGET_IN.get(self._method)
+        target = self._target(request)
         write = log.info if result == "OK" else log.warning
         write(
             "audit",
@@ -249,7 +338,7 @@ class _Guarded:
             role=caller.role if caller else None,
             peer=self._gate.name_of(context.peer()),
             method=_short(self._method),
-            target=names_target(request)[:AUDITED_CHARACTERS_MAX] if names_target and request else None,
+            target=target[:AUDITED_CHARACTERS_MAX] if target is not None else None,
             result=result,
             why=why[:AUDITED_CHARACTERS_MAX] or None,
             left_out_count=left_out_count,
@@ -269,7 +358,7 @@ async def _one_request(context: _Context) -> object:
         message = f"the call's request did not come whole in {REQUEST_SECONDS_MAX:.0f} s"
         raise RequestMalformed(message) from error
     if request is EOF:
-        message = "the call came without a request"
+        message = f"the call came without a request, or with one of over {MESSAGE_BYTES_MAX} bytes"
         raise RequestMalformed(message)
     return request
 
@@ -306,12 +395,14 @@ def _joined(names: Iterable[str]) -> str:
     return ",".join(names)
 
 
-_TARGET_IN: Final[Mapping[str, Callable[[Any], str]]] = {
+_TARGET_IN: Final[Mapping[str, Callable[[Any], str | None]]] = {
     "/wetink.v1.DirtyService/Track": lambda request: f"{request.host_id}/{request.pid}",
     "/wetink.v1.DirtyService/Untrack": lambda request: str(request.target),
     "/wetink.v1.DirtyService/Barrier": lambda request: _selected(request.selection),
+    "/wetink.v1.DirtyService/GetDirty": lambda request: _selected(request.selection) if request.barrier else None,
 }
-"""The methods that change something or hold a target up, audited also where they succeed, and what they name."""
+"""The methods that change something or hold a target up, audited also where they succeed, and what they name. None is
+said of a request that does neither."""
 
 _KINDS: Final = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 """The attributes of a handler, one of which holds its function."""

@@ -1,12 +1,17 @@
 """Where the collector listens: ``HOST:PORT`` or ``unix:PATH``."""
 
 import ipaddress
+import re
 import socket
-from contextlib import suppress
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 PORT_MAX: Final = 65535
+
+_READ_OTHERWISE: Final = re.compile(r"[%?#,]")
+"""What an address is to gRPC besides a path: escapes, a query, a fragment, a list of several."""
 
 
 class AddressUnusable(Exception):
@@ -29,15 +34,35 @@ class UnixAddress:
         return True
 
     def check_free(self) -> None:
-        """Find out whether it can be listened on: gRPC replaces a socket that is there, even one in use.
+        """Find out whether it can be listened on, and remove what an earlier run left.
+
+        gRPC replaces a socket that is there, even one in use, and of what else it cannot do it says nothing to us.
 
         Raises:
-            AddressUnusable: Somebody listens on it.
+            AddressUnusable: Somebody listens on it, or it cannot be made.
         """
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(OSError):
-            probe.connect(self.path)
-            message = f"cannot listen on {self}: another process listens there; stop it, or give another address"
-            raise AddressUnusable(message)
+        try:
+            self._remove_left()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.bind(self.path)
+            Path(self.path).unlink()
+        except OSError as error:
+            # Python itself says that a path is too long, and has no number for that.
+            message = f"cannot listen on {self}: {error.strerror or error}; give another address"
+            raise AddressUnusable(message) from error
+
+    def _remove_left(self) -> None:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.connect(self.path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            if stat.S_ISSOCK(Path(self.path).lstat().st_mode):
+                Path(self.path).unlink()
+            return
+        message = f"cannot listen on {self}: another process listens there; stop it, or give another address"
+        raise AddressUnusable(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +118,9 @@ def parse_address(text: str) -> Address:
         AddressUnusable: It is none of these.
     """
     if text.startswith("unix:") and len(text) > len("unix:"):
+        if _READ_OTHERWISE.search(text) or not text.isprintable():
+            message = f"{text!r} is no path that clients can write: leave out % ? # , and what cannot be printed"
+            raise AddressUnusable(message)
         return UnixAddress(text.removeprefix("unix:"))
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")

@@ -25,7 +25,6 @@ from wetink.v1.types_pb2 import (
     INCOMPLETE_REASON_TARGET_ENDED,
     INCOMPLETE_REASON_UNSPECIFIED,
     Consistency,
-    EndReason,
     IncompleteReason,
     PageSet,
 )
@@ -345,8 +344,8 @@ def _incomplete(
 ) -> tuple[IncompleteReason.ValueType, str]:
     """Say why a part is not complete, and that in a sentence."""
     if record.ended:
-        said = EndReason.Name(record.ended.reason).removeprefix("END_REASON_").lower()
-        message = f"tracking of {record.name} has ended ({said}): {record.ended.message or 'no more is known of it'}"
+        said, more = record.ended.reason_name, record.ended.message or "no more is known of it"
+        message = f"tracking of {record.name} has ended ({said}): {more}"
         return INCOMPLETE_REASON_TARGET_ENDED, message
     if last is None:
         return INCOMPLETE_REASON_NO_ROUND, f"no round of {record.name} is here yet: every page may be dirty"

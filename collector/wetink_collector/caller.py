@@ -6,14 +6,17 @@ What a role may do is in ``access``.
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 import structlog
+from cryptography.x509 import load_pem_x509_certificate
 
 from wetink.names import HOST_ID
 from wetink.tls import TOKEN_CHARACTERS_MAX, TOKEN_CHARACTERS_MIN, SecurityUnusable, is_token, read_bounded, stamp
@@ -21,8 +24,14 @@ from wetink.tls import TOKEN_CHARACTERS_MAX, TOKEN_CHARACTERS_MIN, SecurityUnusa
 TOKENS_MAX: Final = 4096
 """Bound on the tokens of a file: each call compares with all of them, for which this is about a millisecond."""
 
+CERTIFICATES_KEPT_MAX: Final = 4096
+"""Bound on the certificates whose expiry is remembered: to read it again takes each call longer than all else here."""
+
+TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
+"""SPIFFE-ID, section 2.1."""
+
 _URI: Final = re.compile(
-    r"spiffe://[a-z0-9._-]{1,255}/wetink/(?P<role>agent|reader|admin)/(?P<name>[A-Za-z0-9._-]{1,253})"
+    rf"spiffe://(?P<domain>{TRUST_DOMAIN.pattern})/wetink/(?P<role>agent|reader|admin)/(?P<name>[A-Za-z0-9._-]{{1,253}})"
 )
 _COMMON_NAME: Final = re.compile(r"(?P<role>agent|reader|admin):(?P<name>[A-Za-z0-9._-]{1,253})")
 _DIGEST: Final = re.compile(r"sha256:(?P<digest>[0-9a-fA-F]{64})")
@@ -66,7 +75,7 @@ CALLER: ContextVar[Caller] = ContextVar("CALLER", default=EVERYBODY)
 """Who makes the call that is being served."""
 
 
-def of_certificate(auth_context: Mapping[str, Iterable[bytes]]) -> Caller | None:
+def of_certificate(auth_context: Mapping[str, Iterable[bytes]], trust_domains: Collection[str] = ()) -> Caller | None:
     """Give whom a certificate names, or None where it names no role.
 
     A URI counts before the common name, which is looked at only where there is no URI at all: an authority that writes
@@ -74,15 +83,22 @@ def of_certificate(auth_context: Mapping[str, Iterable[bytes]]) -> Caller | None
 
     Args:
         auth_context: As ``ServicerContext.auth_context`` gives it, of a certificate that was verified.
+        trust_domains: Those of which a URI must be; a common name, which is of none, then says nothing. Without any,
+            the authority alone counts.
     """
     uris = [uri.decode("utf-8", "replace") for uri in auth_context.get("peer_uri", ())]
     names = [name.decode("utf-8", "replace") for name in auth_context.get("x509_common_name", ())]
     found = [match for uri in uris if (match := _URI.fullmatch(uri))]
-    if not uris:
+    if not uris and not trust_domains:
         found = [match for name in names if (match := _COMMON_NAME.fullmatch(name))]
-    if len(found) != 1:
+    if len(found) != 1 or (trust_domains and found[0]["domain"] not in trust_domains):
         return None
     return _caller(Role(found[0]["role"]), found[0]["name"])
+
+
+def expiry_of(auth_context: Mapping[str, Iterable[bytes]]) -> datetime | None:
+    """Give until when a peer's certificate is good; None where it showed none."""
+    return next((_expiry(pem) for pem in auth_context.get("x509_pem_cert", ())), None)
 
 
 class Tokens:
@@ -112,6 +128,11 @@ class Tokens:
                 found = caller
         return found
 
+    def version(self) -> object:
+        """Give what is different once the file was read again."""
+        self._refresh()
+        return self._stamp
+
     def _refresh(self) -> None:
         now = stamp(self._file)
         if now == self._stamp:
@@ -124,6 +145,11 @@ class Tokens:
             log.error("tokens_unusable", why=str(error), consequence="those from before stay in use")  # noqa: TRY400 (the sentence says it all)
         else:
             log.info("tokens_loaded", file=str(self._file), token_count=len(self._callers))
+
+
+@lru_cache(CERTIFICATES_KEPT_MAX)
+def _expiry(pem: bytes) -> datetime:
+    return load_pem_x509_certificate(pem).not_valid_after_utc
 
 
 def _caller(role: Role, name: str) -> Caller:

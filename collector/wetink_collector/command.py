@@ -18,6 +18,7 @@ from wetink.names import NameMalformed, check_host_id
 from wetink.tls import SecurityUnusable
 from wetink_collector import tracing
 from wetink_collector.address import Address, AddressUnusable, TcpAddress, parse_address
+from wetink_collector.caller import TRUST_DOMAIN
 from wetink_collector.server import Settings, serve
 from wetink_collector.store.interface import StoreUnusable
 from wetink_collector.tls import TlsFiles
@@ -58,10 +59,18 @@ def collector(
         typer.Option(
             envvar="WETINK_COLLECTOR_METRICS",
             metavar="ADDR",
-            help="Serve Prometheus metrics on HOST:PORT, for which --insecure counts too.",
+            help="Serve Prometheus metrics on HOST:PORT.",
             show_default=False,
         ),
     ] = None,
+    metrics_in_clear: Annotated[
+        bool,
+        typer.Option(
+            "--metrics-in-clear",
+            envvar="WETINK_COLLECTOR_METRICS_IN_CLEAR",
+            help="Serve them beyond this host too: to whoever can connect, and never encrypted.",
+        ),
+    ] = False,
     tls_cert: Annotated[
         Path | None,
         typer.Option(
@@ -84,6 +93,15 @@ def collector(
             metavar="FILE",
             help="Let only those connect whose certificate these vouch for; it names their role.",
             show_default=False,
+        ),
+    ] = None,
+    trust_domain: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="WETINK_COLLECTOR_TRUST_DOMAIN",
+            metavar="DOMAIN",
+            help="Of these take only who is named by spiffe://DOMAIN/..., and no common name. Without it: any domain. "
+            "May be given again.",
         ),
     ] = None,
     tokens: Annotated[
@@ -153,11 +171,12 @@ def collector(
     settings = Settings(
         _listen_address(listen, tls, tokens, insecure=insecure),
         _data_directory(data),
-        _metrics_address(metrics, insecure=insecure),
+        _metrics_address(metrics, in_clear=metrics_in_clear),
         tls,
         tokens,
         _address("--health", health) if health else None,
         _unix_allow(unix_allow or (), listen),
+        _trust_domains(trust_domain or (), tls),
     )
     # Each connection takes a descriptor.
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -197,9 +216,12 @@ def init_pki(
     # Its cryptography is of no use to a collector that runs.
     from wetink_collector import pki  # noqa: PLC0415
 
-    hosts = [_host(text) for text in host or (socket.gethostname(),)]
+    own = socket.gethostname()
+    hosts = [_host(text) for text in host or (own,)]
+    # The kernel takes any bytes as the host's name: what nobody can ask for has no place in a certificate.
+    names = [*(name or ()), *([own] if pki.is_dns_name(own) else [])]
     try:
-        pki.initialise(directory, list(dict.fromkeys(hosts)), [*(name or ()), socket.gethostname()])
+        pki.initialise(directory, list(dict.fromkeys(hosts)), names)
     except pki.PkiRefused as error:
         raise Failure(str(error)) from error
     at = shlex.quote(str(directory))
@@ -264,11 +286,13 @@ def _listen_address(text: str, tls: TlsFiles | None, tokens: Path | None, *, ins
             "tokens"
         )
         raise Failure(message, ExitCode.USAGE)
-    if tls is None:
-        _check_closed(
-            "--listen", address, "listen on 127.0.0.1 or on unix:PATH, give --tls-cert and --tls-key", insecure=insecure
+    if tls is None and _is_open("--listen", address) and not insecure:
+        message = (
+            f"--listen {address} can be reached from other hosts, and nothing is encrypted: listen on 127.0.0.1 or on "
+            "unix:PATH, give --tls-cert and --tls-key, or say --insecure"
         )
-    elif tls.client_ca is None and tokens is None and _is_open("--listen", address) and not insecure:
+        raise Failure(message, ExitCode.USAGE)
+    if tls and tls.client_ca is None and tokens is None and _is_open("--listen", address) and not insecure:
         message = (
             f"--listen {address} can be reached from other hosts, and nobody there has to say who they are: "
             "give --tls-client-ca or --tokens, or say --insecure"
@@ -294,6 +318,23 @@ def _unix_allow(texts: Iterable[str], listen: str) -> tuple[Allowed, ...]:
     return allowed
 
 
+def _trust_domains(texts: Iterable[str], tls: TlsFiles | None) -> frozenset[str]:
+    """Say of which domains callers must be; none means any.
+
+    Raises:
+        Failure: One is none, or nobody shows a certificate.
+    """
+    domains = frozenset(texts)
+    for text in domains:
+        if not TRUST_DOMAIN.fullmatch(text):
+            message = f"--trust-domain {text[:300]!r} is none: write small letters, digits, dots, as in cluster.local"
+            raise Failure(message, ExitCode.USAGE)
+    if domains and (tls is None or tls.client_ca is None):
+        message = "--trust-domain says whose certificates count: it needs --tls-client-ca"
+        raise Failure(message, ExitCode.USAGE)
+    return domains
+
+
 def _host(text: str) -> str:
     try:
         return check_host_id(text)
@@ -302,28 +343,25 @@ def _host(text: str) -> str:
         raise Failure(message, ExitCode.USAGE) from error
 
 
-def _metrics_address(text: str | None, *, insecure: bool) -> TcpAddress | None:
+def _metrics_address(text: str | None, *, in_clear: bool) -> TcpAddress | None:
+    """Read where metrics are served.
+
+    Raises:
+        Failure: It is no address, or other hosts reach it and nobody said that they may.
+    """
     if text is None:
         return None
     address = _address("--metrics", text)
     if not isinstance(address, TcpAddress):
         message = f"--metrics {text} is no TCP address: write HOST:PORT"
         raise Failure(message, ExitCode.USAGE)
-    _check_closed("--metrics", address, "listen on 127.0.0.1", insecure=insecure)
-    return address
-
-
-def _check_closed(option: str, address: Address, remedy: str, *, insecure: bool) -> None:
-    """Accept an address where nothing is encrypted.
-
-    Raises:
-        Failure: Other hosts reach it and nobody said that they may.
-    """
-    if _is_open(option, address) and not insecure:
+    if _is_open("--metrics", address) and not in_clear:
         message = (
-            f"{option} {address} can be reached from other hosts, and nothing is encrypted: {remedy}, or say --insecure"
+            f"--metrics {address} can be reached from other hosts, and is never encrypted: listen on 127.0.0.1, or say "
+            "--metrics-in-clear"
         )
         raise Failure(message, ExitCode.USAGE)
+    return address
 
 
 def _is_open(option: str, address: Address) -> bool:

@@ -106,6 +106,10 @@ class IdentityUnknown(Refusal):
     """Neither a certificate nor a token says who calls."""
 
 
+class ProbesTooMany(Refusal):
+    """Too many callers who need no role are yet to say what they ask."""
+
+
 class TokenInClear(Refusal):
     """A bearer token came where others could read it."""
 
@@ -143,6 +147,7 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
     RoundTooLarge: (StatusCode.RESOURCE_EXHAUSTED, "ROUND_TOO_LARGE"),
     MessageTooLarge: (StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
     Deposed: (StatusCode.ABORTED, "DEPOSED"),
+    ProbesTooMany: (StatusCode.RESOURCE_EXHAUSTED, "PROBES_TOO_MANY"),
     IdentityUnknown: (StatusCode.UNAUTHENTICATED, "IDENTITY_UNKNOWN"),
     TokenInClear: (StatusCode.UNAUTHENTICATED, "TOKEN_IN_CLEAR"),
     RoleLacking: (StatusCode.PERMISSION_DENIED, "ROLE_LACKING"),

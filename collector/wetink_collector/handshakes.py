@@ -67,10 +67,14 @@ class Failures:
         self._allowance = Allowance(now)
 
     def read(self, line: str, now: float) -> HandshakeFailed | None:
-        """Give the failure that a line tells of; None where it tells of none, or where there were too many."""
+        """Give the failure that a line tells of; None where it tells of none, or where there were too many.
+
+        All of them are counted.
+        """
         match = _FAILED.search(line)
         if match is None:
             return None
+        metrics.REFUSED.labels("HANDSHAKE_FAILED").inc()
         left_out_count = self._allowance.take(now)
         if left_out_count is None:
             return None
@@ -146,7 +150,6 @@ def _soon(loop: asyncio.AbstractEventLoop, write: Callable[[], None]) -> None:
 
 
 def _audit(failure: HandshakeFailed) -> None:
-    metrics.REFUSED.labels("HANDSHAKE_FAILED").inc()
     log.warning(
         "audit",
         caller=None,

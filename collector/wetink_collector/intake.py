@@ -87,7 +87,10 @@ def check_hello(hello: Hello) -> None:
         MessageMalformed: It breaks the contract.
     """
     if hello.protocol_version != PROTOCOL_VERSION:
-        message = f"the agent speaks version {hello.protocol_version} of the contract, the collector {PROTOCOL_VERSION}"
+        message = (
+            f"the agent speaks version {hello.protocol_version} of the contract, the collector {PROTOCOL_VERSION}; "
+            "upgrade the older of the two"
+        )
         raise MessageMalformed(message)
     try:
         check_host_id(hello.host_id)
@@ -183,6 +186,15 @@ class Intake:
             )
             raise RoundGap(text, **_metadata(message))
         return track.take(message, _decode(message))
+
+    def check_reached(self, positions: Iterable[TargetPosition]) -> None:
+        """Check that what an answer to a command says is of this stream's own host: nobody vouches for another's.
+
+        Raises:
+            MessageMalformed: It is of another host, or names no target.
+        """
+        for position in positions:
+            _key(position.target, position.incarnation, self._hello)
 
     def ended(self, message: TargetEnded, now_ns: int) -> IncarnationEnded | None:
         """Take the end of an incarnation; None where it is known or nobody asks any more.

@@ -36,6 +36,11 @@ for _layer in ("ingest", "store"):
 STREAMS: Final = Gauge("wetink_streams", "Agents' streams that are open.")
 STREAMS_REFUSED: Final = Counter("wetink_streams_refused", "Agents' streams that were ended with an error.", ["reason"])
 REFUSED: Final = Counter("wetink_calls_refused", "Calls that the caller may not make, by reason.", ["reason"])
+for _reason in ("HANDSHAKE_FAILED", "IDENTITY_UNKNOWN", "ROLE_LACKING", "TOKEN_IN_CLEAR"):
+    REFUSED.labels(_reason)  # as above
+CERTIFICATE_EXPIRY: Final = Gauge(
+    "wetink_certificate_expiry_timestamp_seconds", "Until when the collector's own certificate is good; 0 without TLS."
+)
 UNACKED_BYTES: Final = Gauge("wetink_unacked_bytes", "Bytes of page sets taken and not yet durable.")
 COMMIT_SECONDS: Final = Histogram(
     "wetink_store_commit_duration_seconds", "Time of one group commit, with its fsync.", buckets=_SECONDS

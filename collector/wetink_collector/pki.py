@@ -6,7 +6,8 @@ Who has an authority of their own needs none of this: the collector looks only a
 import datetime as dt
 import ipaddress
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -36,9 +37,16 @@ NAMES: Final = ("localhost", "127.0.0.1", "::1", "collector", "wetink-collector"
 """Where a collector is asked for in any case: on its own host, and as the service of that name in a container's
 network."""
 
+FILE_NAME_BYTES_MAX: Final = 255
+"""``NAME_MAX`` of Linux."""
+
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DNS_NAME: Final = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
+_DNS_NAME_CHARACTERS_MAX: Final = 253
+
 
 class PkiRefused(Exception):
-    """Nothing was written, or not all. The sentence says why."""
+    """Nothing was written. The sentence says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +143,11 @@ def initialise(directory: Path, hosts: Sequence[str], names: Sequence[str]) -> l
         What was written. Private keys are for their owner alone.
 
     Raises:
-        PkiRefused: A name is none, or a file is there already or cannot be written. No file is ever overwritten.
+        PkiRefused: A name is none, or a file is there already or cannot be written. No file is ever overwritten, and
+            none is left where not all could be written.
     """
+    for host in hosts:
+        _check_file_name(host)
     signer = authority()
     issued = {
         "ca": signer,
@@ -151,12 +162,30 @@ def initialise(directory: Path, hosts: Sequence[str], names: Sequence[str]) -> l
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         for path in files:
             _refuse_existing(path)
-        for path, (content, mode) in files.items():
-            _write(path, content, mode)
+        _write_all(files)
     except OSError as error:
         message = f"{error.filename or directory} cannot be written: {error.strerror}"
         raise PkiRefused(message) from error
     return list(files)
+
+
+def is_dns_name(text: str) -> bool:
+    """Whether a collector can be asked for by a text in DNS, or in a container's network; a wildcard stands first."""
+    return (
+        len(text) <= _DNS_NAME_CHARACTERS_MAX
+        and _DNS_NAME.fullmatch(text) is not None
+        and not text.rpartition(".")[2].isdigit()  # what ends like that is a wrong IP address
+    )
+
+
+def _check_file_name(host: str) -> None:
+    size_bytes = len(f"agent-{host}.pem")
+    if size_bytes > FILE_NAME_BYTES_MAX:
+        message = (
+            f"the certificate of host {host[:32]}... would need a file name of {size_bytes} characters, where "
+            f"{FILE_NAME_BYTES_MAX} are possible, and nothing was written: give the host a shorter --host-id"
+        )
+        raise PkiRefused(message)
 
 
 def _refuse_existing(path: Path) -> None:
@@ -165,11 +194,21 @@ def _refuse_existing(path: Path) -> None:
         raise PkiRefused(message)
 
 
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write a new file, that nobody else can read even while it is written."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(content)
+def _write_all(files: Mapping[Path, tuple[bytes, int]]) -> None:
+    """Write new files, or none."""
+    made: list[Path] = []
+    try:
+        for path, (content, mode) in files.items():
+            # Nobody else can read it even while it is written.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            made.append(path)
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, mode)
+                file.write(content)
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _builder(
@@ -212,8 +251,9 @@ def _alternative(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         pass
-    try:
-        return x509.DNSName(name)
-    except ValueError as error:
-        message = f"{name[:300]!r} is neither a DNS name nor an IP address: give a name in its ASCII form"
-        raise PkiRefused(message) from error
+    if not is_dns_name(name):
+        message = (
+            f"{name[:300]!r} is neither a DNS name nor an IP address: give a name in its ASCII form, without a port"
+        )
+        raise PkiRefused(message)
+    return x509.DNSName(name)

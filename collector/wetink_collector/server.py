@@ -2,15 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import grpc
-import prometheus_client
 import structlog
 from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckResponse
@@ -23,7 +22,7 @@ from wetink.v1.dirty_pb2_grpc import add_DirtyServiceServicer_to_server
 from wetink.v1.ingest_pb2 import TargetStarted
 from wetink.v1.ingest_pb2_grpc import add_IngestServiceServicer_to_server
 from wetink.v1.types_pb2 import END_REASON_LOST
-from wetink_collector import handshakes, metrics
+from wetink_collector import handshakes, metrics, metrics_page
 from wetink_collector.access import Gate
 from wetink_collector.address import Address, AddressUnusable, TcpAddress, UnixAddress
 from wetink_collector.agents import Agents
@@ -62,6 +61,13 @@ CALLS_MAX: Final = 4096
 CONNECTIONS_MAX: Final = 4096
 """Bound on open connections: each of 4096 hosts has one, and more than that wait until another goes."""
 
+IDLE_SECONDS_MAX: Final = 30
+"""How long a connection may stay open without a call; clients come back by themselves with the next one."""
+
+CONNECTION_SECONDS_MAX: Final = 60
+"""How long a connection takes new calls; those that are open go on, as agents' streams and watches do. Whoever may have
+none that lasts, since nobody knows them, keeps no connection from others for longer."""
+
 CALLS_OF_CONNECTION_MAX: Final = 1024
 """Bound on the calls that one connection has open; its peer waits with more."""
 
@@ -87,7 +93,8 @@ OPTIONS: Final = (
     ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
     ("grpc.max_concurrent_streams", CALLS_OF_CONNECTION_MAX),
     ("grpc.server_handshake_timeout_ms", 10_000),  # a peer that connects and says nothing is gone after this
-    ("grpc.max_connection_idle_ms", 600_000),  # nobody keeps one of the connections for nothing; clients reconnect
+    ("grpc.max_connection_idle_ms", IDLE_SECONDS_MAX * 1000),
+    ("grpc.max_connection_age_ms", CONNECTION_SECONDS_MAX * 1000),
     ("grpc.so_reuseport", 0),  # a second collector on the port is told so, and does not take half of the streams
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + MESSAGE_HEADROOM_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX + MESSAGE_HEADROOM_BYTES),
@@ -114,6 +121,7 @@ class Settings:
     tokens: Path | None = None
     health: Address | None = None
     unix_allow: Sequence[Allowed] = ()
+    trust_domains: Collection[str] = ()
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -131,7 +139,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     tokens = Tokens(settings.tokens) if settings.tokens else None
     peers = _unix_peers(settings)
     gate = Gate(
-        certificates=settings.tls is not None and settings.tls.client_ca is not None, tokens=tokens, peers=peers
+        certificates=settings.tls is not None and settings.tls.client_ca is not None,
+        trust_domains=settings.trust_domains,
+        tokens=tokens,
+        peers=peers,
     )
     with (
         _handshakes_audited(tls),
@@ -352,17 +363,15 @@ def _metrics_served(address: TcpAddress | None) -> Iterator[TcpAddress | None]:
     if address is None:
         yield None
         return
-    try:
-        server, thread = prometheus_client.start_http_server(address.port, address.host)
-    except OSError as error:
-        message = f"cannot serve metrics on {address}: {error.strerror}; stop what is there, or give another --metrics"
-        raise AddressUnusable(message) from error
-    try:
-        yield replace(address, port=server.server_port)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with ExitStack() as stack:
+        try:
+            port = stack.enter_context(metrics_page.served(address.host, address.port))
+        except OSError as error:
+            message = (
+                f"cannot serve metrics on {address}: {error.strerror}; stop what is there, or give another --metrics"
+            )
+            raise AddressUnusable(message) from error
+        yield replace(address, port=port)
 
 
 @contextmanager

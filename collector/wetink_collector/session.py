@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import structlog
 from grpc.aio import EOF, ServicerContext
 
+from wetink.later import unknown_fields
 from wetink.v1.ingest_pb2 import (
     Ack,
     AgentMessage,
@@ -26,7 +28,7 @@ from wetink.v1.ingest_pb2 import (
     Welcome,
     WriteProtectBatch,
 )
-from wetink.v1.types_pb2 import END_REASON_EXEC, END_REASON_EXITED, END_REASON_UNTRACKED, EndReason, TargetPosition
+from wetink.v1.types_pb2 import END_REASON_EXEC, END_REASON_EXITED, END_REASON_UNTRACKED, TargetPosition
 from wetink_collector import metrics
 from wetink_collector.catalog import Catalog
 from wetink_collector.committer import Committer
@@ -40,6 +42,8 @@ ACK_POSITIONS_MAX: Final = 2048
 
 REQUESTS_OPEN_MAX: Final = 1024
 """Bound on what one agent is asked and has not answered. Each is some orchestrator's open call."""
+
+log = structlog.get_logger()
 
 
 class Session:
@@ -67,6 +71,7 @@ class Session:
         self._unsettled_count = 0
         self._requests: dict[int, asyncio.Future[Any]] = {}
         self._request_id = 0
+        self._has_ignored = False
 
     @property
     def host_id(self) -> str:
@@ -174,7 +179,13 @@ class Session:
         self._wake.set()
 
     async def _take(self, message: AgentMessage) -> None:
-        match message.WhichOneof("message"):
+        kind = message.WhichOneof("message")
+        if kind is None:
+            self._ignore(message)
+            return
+        # Fields of a later version have no bound here, and some messages are kept for as long as their target.
+        message.DiscardUnknownFields()
+        match kind:
             case "write_protect_batch":
                 await self._take_batch(message.write_protect_batch)
             case "target_started":
@@ -190,9 +201,21 @@ class Session:
             case "hello":
                 text = f"host {self.host_id} sent a second Hello; only the first message of a stream is one"
                 raise MessageMalformed(text)
-            case _:
-                # Something newer than this collector: the contract says to ignore it.
-                pass
+
+    def _ignore(self, message: AgentMessage) -> None:
+        """Pass over a message of a later version, as the contract says.
+
+        No page is missed by that: a round that came in it would be a gap before the next one, and a barrier is not
+        reached before the round that its answer names is here.
+        """
+        if not self._has_ignored:
+            self._has_ignored = True
+            log.info(
+                "message_ignored",
+                host=self.host_id,
+                fields=unknown_fields(message),
+                why="of a kind that this version does not know",
+            )
 
     async def _take_batch(self, message: WriteProtectBatch) -> None:
         try:
@@ -225,12 +248,13 @@ class Session:
     async def _take_end(self, message: TargetEnded) -> None:
         if ended := self._intake.ended(message, time.time_ns()):
             if ended.reason not in _ENDS_WITHOUT_GAP:
-                metrics.RESYNCS.labels(EndReason.Name(ended.reason).removeprefix("END_REASON_").lower()).inc()
+                metrics.RESYNCS.labels(ended.reason_name).inc()
             # A process that has exited cannot be wanted: its pid will mean another.
             exited = ended.reason == END_REASON_EXITED
             await self._submit(ended, *((TargetUnwanted(ended.incarnation.target),) if exited else ()))
 
     def _take_reached(self, message: BarrierReached) -> None:
+        self._intake.check_reached(message.positions)
         self._answer(message.request_id, list(message.positions))
 
     async def _submit(self, change: Change, *more: Change, size_bytes: int = 0) -> None:

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 import structlog
 
@@ -114,7 +115,23 @@ def _parse(text: str) -> Allowed:
         message = f"{text[:300]!r} has no host id: use 1 to 253 of letters, digits, dot, underscore and hyphen"
         raise PeersMalformed(message)
     is_group = bool(match["group"])
-    return Allowed(_number(match["who"], is_group=is_group), is_group, Role(match["role"]), match["name"])
+    number = _number(match["who"], is_group=is_group)
+    if number == _overflow(is_group=is_group):
+        message = (
+            f"{text[:300]!r} means everybody whom this user namespace has no number for: "
+            "name somebody else, or run the collector in the namespace of its peers (systemd: PrivateUsers=no)"
+        )
+        raise PeersMalformed(message)
+    return Allowed(number, is_group, Role(match["role"]), match["name"])
+
+
+def _overflow(*, is_group: bool) -> int:
+    """Give the number that the kernel puts for users it cannot name here; user_namespaces(7)."""
+    path = Path(f"/proc/sys/kernel/overflow{'gid' if is_group else 'uid'}")
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except OSError:
+        return 65534
 
 
 def _number(who: str, *, is_group: bool) -> int:
@@ -156,7 +173,8 @@ class UnixPeers:
         Args:
             name: As ``ServicerContext.peer`` gives it.
         """
-        return self._peers.get(name)
+        # gRPC writes it with escapes, as in a URI.
+        return self._peers.get(os.fsdecode(unquote_to_bytes(name)))
 
     def caller(self, name: str) -> Caller | None:
         """Give what the process behind a call is; None where it is not allowed to be anything.
@@ -164,7 +182,7 @@ class UnixPeers:
         Args:
             name: As ``ServicerContext.peer`` gives it.
         """
-        peer = self._peers.get(name)
+        peer = self.peer(name)
         return self.of(peer) if peer else None
 
     def of(self, peer: Peer) -> Caller | None:

@@ -1,11 +1,7 @@
-"""What ``wp-sync`` costs, in the manner of ``tests.bench.run``: ratios of one run, as JSON lines.
-
-``python -m tests.bench.backends_sync [NAME...]`` runs some of them: write, decode.
-"""
+"""What ``wp-sync`` costs, in the manner of ``tests.bench.run``: ratios of one run, as JSON lines."""
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -102,21 +98,3 @@ def bench_decode() -> Iterator[bool]:
 
 
 BENCHES: Final[dict[str, Callable[[], Iterator[bool]]]] = {"write": bench_write, "decode": bench_decode}
-
-
-def main() -> int:
-    """Run the benchmarks that are named, or all."""
-    names = sys.argv[1:] or list(BENCHES)
-    unknown = [name for name in names if name not in BENCHES]
-    if unknown:
-        sys.stderr.write(f"no benchmark {unknown[0]!r}: there are {', '.join(BENCHES)}\n")
-        return 2
-    if os.geteuid():
-        sys.stderr.write("the benchmarks track other processes and need root: run `sudo make bench`\n")
-        return 1
-    results = [holds for name in names for holds in BENCHES[name]()]
-    return 0 if all(results) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,6 +16,7 @@ RULES: list[dict[str, Any]] = yaml.safe_load((MONITORING / "rules.yaml").read_te
     "rules"
 ]
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
 OPERATIONS = ROOT / "docs" / "operations.md"
 
 
@@ -100,3 +101,14 @@ def test_panels_are_laid_out() -> None:
     assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
     assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in panels)
     assert Path(MONITORING / "dashboard.json").stat().st_size < 100_000
+
+
+def test_nobody_logs_in_to_the_dashboard_of_compose() -> None:
+    """Grafana would make an admin with the password "admin". There is none, and no form: visitors only look."""
+    grafana = COMPOSE["services"]["grafana"]
+    said = grafana["environment"]
+
+    assert all(port.startswith("127.0.0.1:") for port in grafana["ports"])
+    assert said["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == said["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert said["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert said["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"

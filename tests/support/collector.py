@@ -7,11 +7,17 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from tests.support.service import PATIENCE_SECONDS, Service, start
+
+COMMAND: Final = "wetink_collector.command"
+
+HASTY: Final = "tests.support.hasty_collector"
+"""The same with bounds on time that a test can wait for."""
 
 
 class CollectorProcess(Service):
@@ -52,6 +58,7 @@ def running_collector(
     listen: str = "127.0.0.1:0",
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    module: str = COMMAND,
 ) -> Iterator[CollectorProcess]:
     """Run a collector while the body runs, and stop it afterwards as an operator would.
 
@@ -60,8 +67,9 @@ def running_collector(
         listen: Where it is to listen. To restart one in its place, give the address it had.
         options: Further options of the command.
         environment: Variables added to those of the tests.
+        module: Has the ``main`` that is run.
     """
-    process = start_collector(data, listen=listen, options=options, environment=environment)
+    process = start_collector(data, listen=listen, options=options, environment=environment, module=module)
     try:
         collector = CollectorProcess(process, data)
     except BaseException:
@@ -80,7 +88,8 @@ def start_collector(
     listen: str = "127.0.0.1:0",
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    module: str = COMMAND,
 ) -> subprocess.Popen[str]:
     """Start a collector and do not wait for anything. Its log is at the returned process's ``stderr``."""
     arguments = ["--listen", listen, *(("--data", str(data)) if data else ()), *options]
-    return start("wetink_collector.command", arguments, environment)
+    return start(module, arguments, environment)

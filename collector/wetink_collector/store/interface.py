@@ -76,6 +76,12 @@ class IncarnationEnded:
     message: str
     rounds_dropped: bool = False
 
+    @property
+    def reason_name(self) -> str:
+        """The reason in a word; "unknown" where it is one of a later version of the contract."""
+        known = EndReason.DESCRIPTOR.values_by_number.get(self.reason)
+        return known.name.removeprefix("END_REASON_").lower() if known else "unknown"
+
 
 @dataclass(frozen=True, slots=True)
 class TargetForgotten:

@@ -616,6 +616,27 @@ def test_barrier_is_not_reached_before_its_rounds_are_there(
     assert status.incomplete_reason == INCOMPLETE_REASON_BARRIER_TIMEOUT
 
 
+def test_agent_does_not_vouch_for_another_host(
+    shared_collector: CollectorProcess, live: Agent, reader: Reader, one: types_pb2.Target, name: str, host: str
+) -> None:
+    """A barrier that a host's own agent has not reached is not reached because another's agent says so."""
+    live.deliver(one, [1])
+    other = target(7, host_id=f"{host}x")
+    with Agent(shared_collector.address, f"{host}x") as rogue:
+        rogue.hello()
+        rogue.deliver(other, [1])
+
+        def vouch() -> None:
+            asked = rogue.hear("barrier").barrier
+            rogue.say(ingest_pb2.BarrierReached(request_id=asked.request_id, positions=[position(one, 1)]))
+
+        with meanwhile(vouch):
+            statuses = reader.barrier(name, f"{host}x/7@100", timeout_ms=500).targets
+
+        assert [status.complete for status in statuses] == [False, False]
+        assert rogue.error()[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_MALFORMED")
+
+
 def test_late_answer_to_a_barrier_is_ignored(live: Agent, reader: Reader, one: types_pb2.Target, name: str) -> None:
     """It belongs to a call that has ended; the next one is asked for anew."""
     live.deliver(one, [1])

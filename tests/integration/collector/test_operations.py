@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from tests.integration.collector.wire import Agent, Reader, batch, refused, start, target
 from tests.support.collector import CollectorProcess, running_collector, start_collector
+from wetink_collector import metrics_page
 
 COMMAND = (sys.executable, "-c", "from wetink_collector.command import main; main()")
 ONE = target()
@@ -88,6 +90,32 @@ def test_reflection_lists_the_services_and_their_files(collector: CollectorProce
         "Watch",
         "StreamEvents",
     ]
+
+
+def test_page_of_metrics_is_held_by_nobody(tmp_path: Path) -> None:
+    """Connections that never ask, or drip, are closed in their time, and more than a bound are not taken."""
+    with running_collector(tmp_path, options=["--metrics", "127.0.0.1:0"]) as collector, ExitStack() as held:
+        assert collector.metrics_address
+        host, _, port = collector.metrics_address.rpartition(":")
+        began = time.monotonic()
+        silent = [held.enter_context(socket.create_connection((host, int(port)))) for _ in range(60)]
+        for one in silent:
+            with suppress(OSError):
+                one.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+        threads = len(list(Path(f"/proc/{collector.process.pid}/task").iterdir()))
+        while time.monotonic() < began + metrics_page.SECONDS_MAX - 1:
+            for one in silent:
+                with suppress(OSError):
+                    one.sendall(b"x")
+            time.sleep(0.5)
+        for one in silent:
+            one.settimeout(5)
+            with suppress(ConnectionResetError):
+                assert one.recv(1) == b""
+        assert time.monotonic() - began < metrics_page.SECONDS_MAX + 5
+        assert threads < 60 + 2 * metrics_page.CONNECTIONS_MAX
+        with urllib.request.urlopen(f"http://{collector.metrics_address}/metrics", timeout=20) as response:
+            assert b"wetink_" in response.read()
 
 
 def test_metrics_count_what_happens_and_name_no_process(tmp_path: Path) -> None:
@@ -180,9 +208,15 @@ def test_unix_socket_in_use(tmp_path: Path) -> None:
         assert check(second.address) == HealthCheckResponse.SERVING
 
 
+def test_unix_socket_that_cannot_be_made(tmp_path: Path) -> None:
+    """One sentence, and nothing of gRPC's own."""
+    assert "none/socket: No such file or directory" in fails(tmp_path, listen=f"unix:{tmp_path}/none/socket")
+
+
 @pytest.mark.parametrize(
     "arguments, part",
     [
+        (["--listen", "unix:/tmp/a%20b"], "is no path that clients can write"),
         (["--listen", "0.0.0.0:0"], "--insecure"),
         (["--listen", "[::]:0"], "--insecure"),
         (["--listen", "192.0.2.1:7419"], "--insecure"),
@@ -192,7 +226,11 @@ def test_unix_socket_in_use(tmp_path: Path) -> None:
         (["--metrics", "unix:/tmp/x"], "no TCP address"),
         (["--metrics", "nonsense"], "HOST:PORT"),
         (["--metrics", "0.0.0.0:0"], "--metrics 0.0.0.0:0 can be reached from other hosts"),
+        (["--metrics", "0.0.0.0:0", "--insecure"], "say --metrics-in-clear"),
+        (["--listen", "0.0.0.0:0", "--metrics-in-clear"], "say --insecure"),
         (["--metrics", "no.such.host.invalid:1"], "no.such.host.invalid"),
+        (["--trust-domain", "a.example"], "needs --tls-client-ca"),
+        (["--trust-domain", "A/b"], "--trust-domain 'A/b' is none"),
         (["--data", ""], "--data is empty: name a directory"),
         (["--nonsense"], "--nonsense"),
     ],
@@ -205,8 +243,8 @@ def test_usage_that_is_wrong(arguments: list[str], part: str) -> None:
 
 
 def test_open_address_with_insecure() -> None:
-    """Who says it in full gets it."""
-    options = ["--metrics", "0.0.0.0:0", "--insecure"]
+    """Who says it in full gets it; of metrics apart, since that opens nothing else."""
+    options = ["--metrics", "0.0.0.0:0", "--metrics-in-clear", "--insecure"]
     with running_collector(listen="0.0.0.0:0", options=options) as collector:
         assert collector.address.startswith("0.0.0.0:")
         assert collector.metrics_address
@@ -243,6 +281,7 @@ def test_config_that_is_malformed(tmp_path: Path, text: str) -> None:
         ('insecure = "x"', 'has insecure = "x", which must be true or false'),
         ("[data]", "has data = {}, which must be a text in quotes"),
         ("metrics = 2026-01-01", 'has metrics = "2026-01-01", which must be a text in quotes'),
+        (r'data = "a\u0000b"', r'has data = "a\u0000b", in which the character \u0000 cannot be'),
     ],
 )
 def test_config_with_a_value_of_another_type(tmp_path: Path, text: str, said: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.security.audit import Audit, leaks
 from tests.support.certificates import Authority
-from tests.support.collector import CollectorProcess, running_collector
+from tests.support.collector import COMMAND, CollectorProcess, running_collector
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., CollectorProcess]]:
     """Give what starts a collector with options; it runs until the end of the test."""
     with ExitStack() as started:
 
-        def start(*options: str, listen: str = "127.0.0.1:0") -> CollectorProcess:
-            collector = started.enter_context(running_collector(listen=listen, options=options))
+        def start(*options: str, listen: str = "127.0.0.1:0", module: str = COMMAND) -> CollectorProcess:
+            collector = started.enter_context(running_collector(listen=listen, options=options, module=module))
             started.callback(lambda: _assert_nothing_leaked(collector, tmp_path))
             return collector
 

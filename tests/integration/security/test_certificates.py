@@ -1,11 +1,17 @@
+import datetime as dt
 import socket
 import ssl
+import time
+import urllib.request
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.integration.collector.wire import Agent, Reader, batch, refused, target
 from tests.integration.security.audit import Audit
@@ -69,9 +75,15 @@ def test_barrier_is_in_the_audit(collector: CollectorProcess, audit: Audit, auth
         )
         one.harvest(one.hear("barrier").barrier, batch(two, 2, written=[5]))
         assert asked.result().targets[0].complete
+        selection = pb.Selection(targets=["host-2/1@100"])
+        for barrier in (False, True):
+            orchestrator.stub.GetDirty(
+                pb.GetDirtyRequest(selection=selection, barrier=barrier, barrier_timeout_ms=50), timeout=20
+            ).__next__()
 
-    line = audit.wait_for(method="Barrier", result="OK", role="reader")
-    assert "host-2/1@100" in line["target"]
+    for method in ("Barrier", "GetDirty"):
+        line = audit.wait_for(method=method, result="OK", role="reader")
+        assert "host-2/1@100" in line["target"]
 
 
 @pytest.mark.parametrize(
@@ -316,6 +328,23 @@ def _open_options(directory: Path, names: list[str]) -> list[str]:
     return [word for name in names for word in (name, values[name])]
 
 
+def test_callers_are_confined_to_trust_domains(start: Callable[..., CollectorProcess], tmp_path: Path) -> None:
+    """One authority may sign for many: who is of none of the domains is nobody, and hears which they are."""
+    authority = Authority(tmp_path)
+    domains = ["--trust-domain", "a.example", "--trust-domain", "b.example"]
+    collector = start(*wanting_certificates(authority), *domains)
+    audit = Audit(collector)
+    known = authority.named("known", "known", "spiffe://b.example/wetink/reader/known")
+
+    assert Reader(collector.address, credentials(authority.ca, known)).hosts() == []
+    for stranger in (authority.peer("reader", "ci"), authority.named("plain", "reader:plain")):
+        with refused(grpc.StatusCode.UNAUTHENTICATED, "IDENTITY_UNKNOWN"):
+            Reader(collector.address, credentials(authority.ca, stranger)).hosts()
+
+    why = audit.wait_for(method="ListHosts", result="UNAUTHENTICATED")["why"]
+    assert "where DOMAIN is a.example or b.example" in why
+
+
 def test_certificate_is_swapped_under_open_streams(start: Callable[..., CollectorProcess], tmp_path: Path) -> None:
     """The stream goes on, and a new connection sees the new certificate."""
     authority = Authority(tmp_path)
@@ -361,7 +390,42 @@ def test_authority_is_swapped_under_open_streams(
         one.acknowledged(ONE, 2)
 
 
-@pytest.mark.parametrize("damage", ["garbage", "another key", "gone"])
+def test_metrics_say_until_when_the_certificate_is_good(start: Callable[..., CollectorProcess], tmp_path: Path) -> None:
+    """Of the one in use, also after a swap; what is refused is counted from 0, by reason."""
+    authority = Authority(tmp_path)
+    collector = start(*wanting_certificates(authority), "--metrics", "127.0.0.1:0")
+    expiry = "wetink_certificate_expiry_timestamp_seconds"
+    before = metrics_of(collector)
+    assert before[expiry] == pytest.approx(time.time() + 24 * 3600, abs=60)
+    authority.collector(good_for=dt.timedelta(days=9))
+    assert before['wetink_calls_refused_total{reason="IDENTITY_UNKNOWN"}'] == 0
+    with refused(grpc.StatusCode.UNAUTHENTICATED):
+        Reader(collector.address, credentials(authority.ca, authority.named("stranger", "nobody"))).hosts()
+
+    after = metrics_of(collector)
+    assert after[expiry] == pytest.approx(time.time() + 9 * 24 * 3600, abs=60)
+    assert after['wetink_calls_refused_total{reason="IDENTITY_UNKNOWN"}'] == 1
+
+
+def metrics_of(collector: CollectorProcess) -> dict[str, float]:
+    """Give the value of each series."""
+    with urllib.request.urlopen(f"http://{collector.metrics_address}/metrics", timeout=20) as response:
+        lines = response.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+def of_another_kind(cert: Path, key: Path) -> None:
+    """Write a certificate that is good in all but its key, which gRPC signs nothing with."""
+    private = ed25519.Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.UTC)
+    made = x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(now).not_valid_after(now + dt.timedelta(days=1))
+    cert.write_bytes(made.sign(private, None).public_bytes(Encoding.PEM))
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+@pytest.mark.parametrize("damage", ["garbage", "another key", "gone", "expired", "ed25519"])
 def test_swap_that_went_wrong_changes_nothing(
     start: Callable[..., CollectorProcess], tmp_path: Path, damage: str
 ) -> None:
@@ -375,12 +439,16 @@ def test_swap_that_went_wrong_changes_nothing(
         key.write_text("no key\n\n")
     elif damage == "another key":
         key.write_bytes(probe.key.read_bytes())
+    elif damage == "expired":
+        authority.collector(good_for=YESTERDAY)
+    elif damage == "ed25519":
+        of_another_kind(key.with_suffix(".pem"), key)
     else:
         key.unlink()
 
     assert served_serial(collector, authority, probe) == before
     assert served_serial(collector, authority, probe) == before
-    assert len([line for line in collector.log.splitlines() if str(key) in line]) == 1
+    assert len([line for line in collector.log.splitlines() if "certificate_unusable" in line]) == 1
 
     swapped = authority.collector()
     assert served_serial(collector, authority, probe) == serial_of(swapped)

@@ -168,6 +168,20 @@ def test_sdk_and_command_tell_what_is_wrong(tmp_path: Path, start: Callable[...,
     assert f"{tmp_path / 'none'} cannot be read" in sentence
 
 
+def test_words_around_certificates_may_be_in_any_language(
+    tmp_path: Path, start: Callable[..., CollectorProcess]
+) -> None:
+    """Bundles name their authorities in comments: both sides take them, whatever the encoding."""
+    authority = Authority(tmp_path)
+    options, reader = wanting_certificates(authority), authority.peer("reader", "ci")
+    for path in tmp_path.glob("*.pem"):
+        path.write_bytes("# T\u00fcrktrust \u7f51\n".encode() + path.read_bytes() + b"\n# Caf\xe9\n")
+    collector = start(*options)
+
+    with Collector(collector.address, **keywords(authority.ca, reader)) as client:
+        assert client.hosts() == ()
+
+
 def test_async_sdk_shows_its_certificate(tmp_path: Path, start: Callable[..., CollectorProcess]) -> None:
     """As the other does."""
     authority = Authority(tmp_path)
@@ -199,7 +213,9 @@ def test_nothing_is_overwritten(pki: Path) -> None:
     "arguments, part",
     [
         (["--host", "a/b"], "no host id"),
+        (["--host", "h" * 250], "give the host a shorter --host-id"),
         (["--name", "b\u00fccher.example"], "neither a DNS name nor an IP address"),
+        (["--host", "good", "--name", "collector.example:7419"], "neither a DNS name nor an IP address"),
     ],
 )
 def test_name_that_cannot_be_one_is_told(tmp_path: Path, arguments: list[str], part: str) -> None:

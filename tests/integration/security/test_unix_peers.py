@@ -140,6 +140,14 @@ def test_group_counts_where_the_user_is_not_named(collector: CollectorProcess) -
     assert wetink(collector, OTHER_UID, "track", "host-1", "1", groups=str(GID)).returncode == 1
 
 
+@pytest.mark.parametrize("name", ["a socket", 't\u00fcr "[a]"'])
+def test_path_may_have_what_grpc_escapes(start: Callable[..., CollectorProcess], directory: Path, name: str) -> None:
+    """A peer is who it is wherever the socket lies."""
+    collector = start("--unix-allow", f"{os.geteuid()}:reader", listen=f"unix:{directory}/{name}")
+
+    assert Reader(collector.address).hosts() == []
+
+
 @pytest.mark.needs("root")
 @pytest.mark.usefixtures("collector")
 def test_way_around_the_kernel_is_closed(directory: Path) -> None:
@@ -274,6 +282,7 @@ def test_who_is_allowed_is_said_by_name_or_number(text: str, allowed: Allowed) -
     [
         *("", "0", "0:", ":admin", "0:root", "0:agent", "0:agent:", "0:agent:a/b", "0:admin:x", "-1:admin"),
         *("nobody-of-this-name:admin", "@nobody-of-this-name:admin", "4294967295:admin", "@@0:admin"),
+        *("65534:admin", "@65534:reader"),  # everybody without a number in this user namespace
     ],
 )
 def test_entry_that_allows_nobody_is_told(text: str) -> None:

@@ -254,3 +254,25 @@ def test_list_that_drips_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(PodsUnusable, match="too long"):
             read(PodSource(url))
     assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    "location, token",
+    [
+        ("https://127.0.0.1:9/pods", "SECRET\nsecond line"),
+        ("https://127.0.0.1:9/pods", "SECRET\u2026"),
+        ("https://[::1/pods", "SECRET"),
+        ("pods\0.json", "SECRET"),
+    ],
+)
+def test_address_or_token_that_no_request_can_carry(tmp_path: Path, location: str, token: str) -> None:
+    """One sentence, without the token in it or behind it."""
+    file = tmp_path / "token"
+    file.write_text(token, encoding="utf-8")
+    authority, _ = certificate(tmp_path, "127.0.0.1")
+
+    with pytest.raises(PodsUnusable, match="malformed") as caught:
+        read(PodSource(location, token=file, authority=authority))
+
+    assert "SECRET" not in str(caught.value)
+    assert caught.value.__suppress_context__

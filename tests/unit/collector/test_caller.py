@@ -36,6 +36,26 @@ def test_uri_names_role_and_host(uri: str, expected: Caller) -> None:
     assert certificate(uri) == expected
 
 
+@pytest.mark.parametrize(
+    "uris, name, counts",
+    [
+        (["spiffe://a.example/wetink/admin/root"], "", True),
+        (["spiffe://b.example/wetink/admin/root"], "", True),
+        (["spiffe://c.example/wetink/admin/root"], "", False),
+        (["spiffe://a.example.c.example/wetink/admin/root"], "", False),
+        (["spiffe://c.example/wetink/admin/root", "spiffe://a.example/wetink/admin/root"], "", False),
+        ([], "admin:root", False),
+        (["spiffe://c.example/wetink/admin/root"], "admin:root", False),
+    ],
+)
+def test_trust_domain_confines(uris: list[str], name: str, *, counts: bool) -> None:
+    """What the authority signs for others is nothing here, and a common name is of no domain."""
+    proofs = {"peer_uri": [uri.encode() for uri in uris], "x509_common_name": [name.encode()] if name else []}
+    found = of_certificate({key: value for key, value in proofs.items() if value}, {"a.example", "b.example"})
+
+    assert (found is not None) == counts
+
+
 def test_common_name_counts_where_there_is_no_uri() -> None:
     """As the URI does."""
     assert certificate(name="agent:host-1") == Caller("host-1", frozenset({Role.AGENT}), "host-1")

@@ -2,7 +2,9 @@ import subprocess
 import sys
 
 import pytest
+from prometheus_client import Counter
 
+from wetink_collector import metrics
 from wetink_collector.handshakes import Failures
 from wetink_collector.trail import LINES_AT_ONCE
 
@@ -23,6 +25,13 @@ with heard(failures.append, lines.append):
 print("afterwards", file=sys.stderr)
 print([(one.reason, one.why) for one in failures], lines)
 """
+
+
+def count_of(counter: Counter) -> float:
+    """Give what a counter stands at."""
+    return next(
+        sample.value for metric in counter.collect() for sample in metric.samples if sample.name.endswith("_total")
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,8 +62,10 @@ def test_other_lines_tell_of_no_failure() -> None:
 
 
 def test_a_flood_of_failures_is_counted_and_not_told() -> None:
-    """As many as nobody reads any more are left out, and the next one says how many."""
+    """As many as nobody reads any more are left out, and the next one says how many. The metric has them all."""
     failures = Failures(0.0)
+    counted = metrics.REFUSED.labels("HANDSHAKE_FAILED")
+    before = count_of(counted)
 
     told = [failures.read(EXPIRED, 0.0) for _ in range(LINES_AT_ONCE + 50)]
     later = failures.read(EXPIRED, 1.0)
@@ -62,6 +73,7 @@ def test_a_flood_of_failures_is_counted_and_not_told() -> None:
     assert sum(one is not None for one in told) == LINES_AT_ONCE
     assert later
     assert later.left_out_count == 50
+    assert count_of(counted) - before == LINES_AT_ONCE + 51
 
 
 def test_standard_error_passes_through_but_for_what_grpc_says() -> None:

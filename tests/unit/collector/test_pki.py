@@ -1,4 +1,6 @@
 import datetime as dt
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -128,6 +130,55 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(pki.PkiRefused, match="file/pki cannot be written: Not a directory"):
         pki.initialise(tmp_path / "file/pki", [], [])
+
+
+def test_a_host_whose_files_cannot_be_named_so_is_told_first(tmp_path: Path) -> None:
+    """A host id may have more characters than a file has room for: then nothing is written for others either."""
+    pki.initialise(tmp_path / "longest", ["h" * 245], [])
+
+    with pytest.raises(pki.PkiRefused, match="of 256 characters, where 255 are possible, and nothing was written"):
+        pki.initialise(tmp_path / "pki", ["node1", "h" * 246], [])
+
+    assert not (tmp_path / "pki").exists()
+
+
+def test_what_was_written_before_a_failure_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a set of files would refuse the next try."""
+    opened = os.open
+
+    def fail_at_a_key(path: Path, flags: int, mode: int = 0o777, **rest: int | None) -> int:
+        if path == tmp_path / "agent-node1.key":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return opened(path, flags, mode, **rest)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "open", fail_at_a_key)
+        with pytest.raises(pki.PkiRefused, match=r"agent-node1\.key cannot be written: No space left"):
+            pki.initialise(tmp_path, ["node1"], [])
+
+    assert list(tmp_path.iterdir()) == []
+    pki.initialise(tmp_path, ["node1"], [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "a b", "collector.example:7419", "https://collector.example", "a/b", "-a", "a-", "a..b", ".a", "a."),
+        *("192.0.2.256", "a.*.b", "*", "b\u00fccher.example", "a\0b", "a\n", "l" * 64, "l." * 127 + "l"),
+    ],
+)
+def test_what_nobody_can_ask_for_is_no_name(tmp_path: Path, text: str) -> None:
+    """It would stand in a certificate that fits no collector, and nobody would be told."""
+    with pytest.raises(pki.PkiRefused, match="neither a DNS name nor an IP address"):
+        pki.initialise(tmp_path / "pki", [], [text])
+
+    assert not (tmp_path / "pki").exists()
+
+
+@pytest.mark.parametrize("text", ["a", "collector.example", "my_host", "*.example", "3com.example", "::1", "192.0.2.7"])
+def test_what_can_be_asked_for_is_a_name(text: str) -> None:
+    """Of hosts, of services in a container's network, and by address."""
+    assert list(alternatives(pki.collector(pki.authority(), [text]).certificate))
 
 
 def test_a_host_with_a_long_name_has_it_in_the_uri_alone() -> None:
