@@ -14,7 +14,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compose-demo test test-kernels test-deploy check bench proto format
+.PHONY: help demo compose-demo test soak test-kernels test-deploy check bench proto format
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ compose-demo: ## start collector, agent and a workload in containers, and ask wh
 
 test: $(STAMP) ## run all tests; what the machine lacks is skipped by name
 	$(BIN)/pytest $(ARGS)
+
+# The tests of make test that are marked soak, each for as long as its bug may need; ARGS='-k spool' for some of them.
+soak: $(STAMP) ## run the tests that find what is rare, for longer than make test does (root, an hour or more)
+	WETINK_SOAK=1 $(BIN)/pytest -m soak --timeout 3600 $(ARGS)
 
 # Emulated, so it takes about half an hour; ARGS='--only soft-dirty -- -k random' for some of it.
 test-kernels: $(STAMP) ## run the kernel tests on other kernels, emulated; a line for each

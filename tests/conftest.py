@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "needs(name, ...): skip where one of these is missing; see tests/support/needs.py"
     )
+    config.addinivalue_line("markers", "soak: does more in make soak; see tests/support/amounts.py")
     try:
         required()
     except UnknownNeed as error:
