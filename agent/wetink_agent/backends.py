@@ -48,27 +48,24 @@ def choose(asked: BackendName, *, events_ring_bytes: int = 0, accept_risk: bool 
     """Probe this kernel and pick.
 
     Args:
-        asked: What the user wants; AUTO picks what no target ever waits for, ``wp-async``, or says what else works.
-        events_ring_bytes: See ``Choice``.
+        asked: What the user wants; AUTO picks the best that works here, and says what better ones lack.
+        events_ring_bytes: See ``Choice``; only ``wp-async`` has such a stream, so AUTO picks nothing else then.
         accept_risk: See ``Choice``.
 
     Raises:
         KernelLacks: This kernel cannot.
     """
-    name = BackendName.WP_ASYNC if asked is BackendName.AUTO else asked
-    lacking = _PROBES[name]()
-    unknown = lacking is not None and name is BackendName.WP_ASYNC and probe.is_forbidden_by_own_filter()
-    if lacking is not None and not unknown:
-        message = f"this kernel cannot track with {name}: {lacking}"
-        if asked is BackendName.AUTO and _PROBES[BackendName.SOFT_DIRTY]() is None:
-            message += "; it can with --backend soft-dirty, which stops the target for a while in each round"
-        raise KernelLacks(message)
-    reason = _UNSEEN if unknown else _SEEN[name]
-    if name is BackendName.WP_SYNC:
-        reason += "; the compiled loop answers" if resolver_loop.library() else "; Python answers, no loop was compiled"
-    if events_ring_bytes and name is BackendName.WP_ASYNC:
-        reason += "; with the stream of events"
-    return Choice(name, reason, events_ring_bytes, accept_risk)
+    by_itself = _BY_ITSELF[:1] if events_ring_bytes else _BY_ITSELF
+    lacking: dict[BackendName, str] = {}
+    for name in by_itself if asked is BackendName.AUTO else (asked,):
+        why = _PROBES[name]()
+        if why is None or (name is BackendName.WP_ASYNC and probe.is_forbidden_by_own_filter()):
+            seen = _SEEN[name] if why is None else _UNSEEN
+            reason = "; ".join([*(f"not {other}: {text}" for other, text in lacking.items()), seen])
+            return Choice(name, reason + _more(name, events_ring_bytes), events_ring_bytes, accept_risk)
+        lacking[name] = why
+    message = "; ".join(f"this kernel cannot track with {name}: {why}" for name, why in lacking.items())
+    raise KernelLacks(message)
 
 
 def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Range]) -> Backend:
@@ -99,6 +96,13 @@ def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ran
         raise
 
 
+def _more(name: BackendName, events_ring_bytes: int) -> str:
+    """Say what belongs to a backend here, as the end of its reason."""
+    if name is BackendName.WP_SYNC:
+        return "; the compiled loop answers" if resolver_loop.library() else "; Python answers, no loop was compiled"
+    return "; with the stream of events" if events_ring_bytes and name is BackendName.WP_ASYNC else ""
+
+
 def _userfaultfd(choice: Choice, pid: int) -> int:
     return take_userfaultfd(pid, seccomp_allows=choice.seccomp_allows)
 
@@ -112,6 +116,10 @@ def _open_wp_sync(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ra
         raise Untrackable(message)
     return WpSync(pid, _userfaultfd(choice, pid) if uffd is None else uffd, scope)
 
+
+_BY_ITSELF: Final = (BackendName.WP_ASYNC, BackendName.SOFT_DIRTY)
+"""What AUTO tries, best first. Never ``wp-sync``, which can harm a target; ``soft-dirty`` stops one for a while in each
+round, which the log says and its pace counts."""
 
 _PROBES: Final[Mapping[BackendName, Callable[[], str | None]]] = {
     # Looked up when it is called: the probe is what tests replace.

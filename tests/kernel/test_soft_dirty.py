@@ -15,7 +15,9 @@ from tests.support import programs, truth
 from tests.support.programs import WRITER_PATTERNS
 from wetink import syscalls
 from wetink_agent.backend import Harvest
+from wetink_agent.backends import BackendName, choose
 from wetink_agent.errors import NoSuchProcess, TargetExited, TargetReplaced, Untrackable
+from wetink_agent.probe import why_not_wp_async
 from wetink_agent.soft_dirty import SoftDirty, _Bits
 from wetink_agent.uapi.ptrace import PTRACE_SEIZE
 from wetink_client.shadow import ShadowCopy
@@ -54,6 +56,16 @@ def shadow_copy(pattern: str, *, seed: int = 1, backend: Callable[[int], SoftDir
         finally:
             tracker.close()
         return Outcome(page_count, differences, len(again.written) - again.cautious_page_count, last.frozen)
+
+
+def test_auto_picks_it_exactly_where_wp_async_does_not_work() -> None:
+    """What is picked unasked is found out by probing, whatever kernel this is."""
+    lacking = why_not_wp_async()
+
+    picked = choose(BackendName.AUTO)
+
+    assert picked.name is (BackendName.WP_ASYNC if lacking is None else BackendName.SOFT_DIRTY)
+    assert (f"not wp-async: {lacking}; " in picked.reason) is (lacking is not None)
 
 
 @pytest.mark.parametrize("pattern", WRITER_PATTERNS)

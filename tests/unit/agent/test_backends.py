@@ -1,9 +1,9 @@
-"""Which backend is picked: never one that a target waits for unasked; and why."""
+"""Which backend is picked, and why: never one unasked that can harm a target."""
 
 import pytest
 
 from wetink_agent import probe, soft_dirty
-from wetink_agent.backends import BackendName, choose
+from wetink_agent.backends import HAZARDS, BackendName, choose
 from wetink_agent.errors import KernelLacks
 
 
@@ -26,21 +26,35 @@ def test_auto_takes_what_no_target_waits_for(lacks: dict[str, str | None]) -> No
     assert lacks["wp-async"] is None
 
 
-@pytest.mark.parametrize(
-    "soft_dirty_lacks,hint",
-    [
-        ("it has no bit", ""),
-        (None, "; it can with --backend soft-dirty, which stops the target for a while in each round"),
-    ],
-)
-def test_auto_stops_no_target_unasked(lacks: dict[str, str | None], soft_dirty_lacks: str | None, hint: str) -> None:
-    """Where wp-async does not work it is refused, and what else would work here is named."""
-    lacks.update({"wp-async": "it is too old", "soft-dirty": soft_dirty_lacks})
+def test_auto_falls_back_to_soft_dirty_and_says_why(lacks: dict[str, str | None]) -> None:
+    """What the better one lacks is said wherever targets are listed, and the log has what this one does to them."""
+    lacks["wp-async"] = "it is too old"
+
+    picked = choose(BackendName.AUTO)
+
+    assert picked.name is BackendName.SOFT_DIRTY
+    assert picked.reason.startswith("not wp-async: it is too old; a probe saw the soft-dirty bit")
+    assert HAZARDS[picked.name]
+
+
+def test_auto_never_takes_what_can_harm_a_target(lacks: dict[str, str | None]) -> None:
+    """wp-sync would work: it is for those who ask. What each of the others lacks is said."""
+    lacks.update({"wp-async": "it is too old", "soft-dirty": "it has no bit"})
 
     with pytest.raises(KernelLacks) as caught:
         choose(BackendName.AUTO)
 
-    assert str(caught.value) == f"this kernel cannot track with wp-async: it is too old{hint}"
+    assert str(caught.value) == (
+        "this kernel cannot track with wp-async: it is too old; this kernel cannot track with soft-dirty: it has no bit"
+    )
+
+
+def test_auto_with_events_takes_nothing_that_has_none(lacks: dict[str, str | None]) -> None:
+    """Who asks for the stream of events hears that there is none."""
+    lacks["wp-async"] = "it is too old"
+
+    with pytest.raises(KernelLacks, match="cannot track with wp-async: it is too old"):
+        choose(BackendName.AUTO, events_ring_bytes=4096)
 
 
 def test_what_was_asked_for_is_not_replaced(lacks: dict[str, str | None]) -> None:
