@@ -215,7 +215,7 @@ def test_target_that_uses_userfaultfd_itself(client: Collector) -> None:
     assert f"process {process.pid} uses userfaultfd itself at 0x" in str(error)
 
 
-def test_kernel_without_wp_async(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernel_without_anything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What the kernel lacks is named, before anything is attached."""
     lacking = "it lacks UFFD_FEATURE_WP_ASYNC (Linux 6.7 and later have it)"
     monkeypatch.setattr(probe, "why_not_wp_async", lambda: lacking)
@@ -226,7 +226,10 @@ def test_kernel_without_wp_async(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         command.main()
 
     assert caught.value.code == command_line.ExitCode.FAILURE
-    assert capsys.readouterr().err == f"wetink-agent: this kernel cannot track with wp-async: {lacking}\n"
+    assert capsys.readouterr().err == (
+        f"wetink-agent: this kernel cannot track with wp-async: {lacking}; "
+        "this kernel cannot track with soft-dirty: it has no soft-dirty bit\n"
+    )
 
 
 def test_collector_unreachable_then_there(tmp_path: Path, target: programs.Program) -> None:
