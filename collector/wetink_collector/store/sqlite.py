@@ -17,7 +17,6 @@ from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 from zlib import crc32
 
 from wetink.v1.ingest_pb2 import TargetStarted
@@ -35,21 +34,15 @@ from wetink_collector.store.interface import (
     StoredBlock,
     StoredIncarnation,
     StoreFailed,
-    StoreUnusable,
     TargetForgotten,
     TargetUnwanted,
     TargetWanted,
     decode_stored,
     encode_stored,
 )
+from wetink_collector.store.schema import check_readable, prepare, unusable
 
 FILE_NAME: Final = "wetink.sqlite3"
-
-SCHEMA_VERSION: Final = 1
-"""Kept in ``PRAGMA user_version``. A file of another version is refused, never guessed at."""
-
-APPLICATION_ID: Final = 0x7765746B
-"""Kept in ``PRAGMA application_id``: "wetk". A file that is not ours is refused."""
 
 PAGE_BYTES: Final = 16 * 1024
 """SQLite's page: a round of 64 Ki random pages is 128 KiB, which makes 8 overflow pages and not 32."""
@@ -60,33 +53,6 @@ often enough that it is read back in well under a second at start."""
 
 ROWS_FREED_MAX: Final = 64
 """Bound on the blocks freed in one piece of maintenance: a commit waits for one piece at most."""
-
-SCHEMA: Final = """
-CREATE TABLE store (store_id TEXT NOT NULL);
-CREATE TABLE host (
-    host_id TEXT PRIMARY KEY, boot_id TEXT NOT NULL, agent_version TEXT NOT NULL, time_ns INTEGER NOT NULL
-);
-CREATE TABLE incarnation (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    host_id TEXT NOT NULL, boot_id TEXT NOT NULL, pid INTEGER NOT NULL, start_time_ticks INTEGER NOT NULL,
-    incarnation INTEGER NOT NULL, started BLOB NOT NULL,
-    end_reason INTEGER, end_time_ns INTEGER, end_message TEXT,
-    UNIQUE (host_id, boot_id, pid, start_time_ticks)
-);
-CREATE TABLE block (
-    incarnation_id INTEGER NOT NULL,
-    first_round INTEGER NOT NULL, last_round INTEGER NOT NULL, oldest_round INTEGER NOT NULL, level INTEGER NOT NULL,
-    first_time_ns INTEGER NOT NULL, last_time_ns INTEGER NOT NULL, frozen INTEGER NOT NULL,
-    written_page_count INTEGER NOT NULL, vanished_page_count INTEGER NOT NULL,
-    populated_page_count INTEGER NOT NULL, cautious_page_count INTEGER NOT NULL,
-    crc32 INTEGER NOT NULL, written BLOB NOT NULL, vanished BLOB NOT NULL,
-    UNIQUE (incarnation_id, last_round)
-);
-CREATE TABLE wanted (
-    host_id TEXT NOT NULL, boot_id TEXT NOT NULL, pid INTEGER NOT NULL, start_time_ticks INTEGER NOT NULL,
-    PRIMARY KEY (host_id, boot_id, pid, start_time_ticks)
-) WITHOUT ROWID;
-"""
 
 _TARGET: Final = "host_id = ? AND boot_id = ? AND pid = ? AND start_time_ticks = ?"
 _BLOCK_COLUMNS: Final = ", ".join(field.name for field in fields(Block))
@@ -105,17 +71,17 @@ class SqliteStore:
         """Open the store, or make it.
 
         Raises:
-            StoreUnusable: There is something that is no store of this version, or it cannot be opened.
+            StoreUnusable: There is something that is no store, or one of a newer format, or it cannot be opened.
         """
         self._path = directory / FILE_NAME
+        check_readable(self._path)
         self._readers = _Readers(self._path)
         try:
             self._connection = _connect(self._path)
-            self.store_id = _prepare(self._connection, self._path)
+            self.store_id = prepare(self._connection, self._path)
             self._logs, self._dropped = _load(self._connection)
         except sqlite3.Error as error:
-            message = f"store {self._path} cannot be opened: {error}; check the disk, or give another --data"
-            raise StoreUnusable(message) from error
+            raise unusable(self._path, error) from error
         self._grown = dict.fromkeys(log.incarnation for log in self._logs.values())
 
     def contents(self) -> Contents:
@@ -349,32 +315,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> str:
-    """Check the schema, or make it; give the store's id."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    if not tables and not version and not application:
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in filter(str.strip, SCHEMA.split(";")):
-            connection.execute(statement)
-        connection.execute("INSERT INTO store VALUES (?)", (uuid4().hex,))
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        connection.execute("COMMIT")
-    elif application != APPLICATION_ID:
-        message = f"{path} is no store of wetink-collector; give another --data"
-        raise StoreUnusable(message)
-    elif version != SCHEMA_VERSION:
-        message = (
-            f"store {path} has schema version {version}, this collector speaks {SCHEMA_VERSION}; give another --data, "
-            "or run the collector that made it"
-        )
-        raise StoreUnusable(message)
-    store_id: str = connection.execute("SELECT store_id FROM store").fetchone()[0]
-    return store_id
-
-
 def _load(connection: sqlite3.Connection) -> tuple[dict[TargetKey, _Log], deque[int]]:
     """Read the index: every log that is kept, and the rows of those whose blocks are still to be freed."""
     logs: dict[int, _Log] = {}
@@ -396,7 +336,8 @@ def _load(connection: sqlite3.Connection) -> tuple[dict[TargetKey, _Log], deque[
 
 def _insert(cursor: sqlite3.Cursor, row: int, block: Block, written: bytes, vanished: bytes) -> None:
     values = (row, *_block_values(block), _checksum(block, written, vanished), written, vanished)
-    cursor.execute(f"INSERT INTO block VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 (question marks)
+    columns = f"incarnation_id, {_BLOCK_COLUMNS}, crc32, written, vanished"
+    cursor.execute(f"INSERT INTO block ({columns}) VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 (as above)
 
 
 def _stored_block(row: tuple[Any, ...], incarnation: IncarnationKey) -> StoredBlock:

@@ -28,7 +28,7 @@ from wetink_collector.store.interface import (
     TargetWanted,
 )
 from wetink_collector.store.memory import MemoryStore
-from wetink_collector.store.sqlite import FILE_NAME, SCHEMA_VERSION, SqliteStore
+from wetink_collector.store.sqlite import FILE_NAME, SqliteStore
 
 ONE = incarnation()
 
@@ -441,16 +441,6 @@ def test_group_is_committed_whole_or_not_at_all(file: SqliteStore, tmp_path: Pat
     assert list(file.read(ONE, after_round=0)) == []
     with closing(SqliteStore(tmp_path)) as again:
         assert list(again.read(ONE, after_round=0)) == []
-
-
-def test_file_of_another_version_is_refused(tmp_path: Path) -> None:
-    """A newer collector's store is not guessed at."""
-    SqliteStore(tmp_path).close()
-    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-
-    with pytest.raises(StoreUnusable, match="schema version 2"):
-        SqliteStore(tmp_path)
 
 
 def test_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
