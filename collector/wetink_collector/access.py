@@ -53,6 +53,11 @@ ROLES_OF: Final[Mapping[str, frozenset[Role] | None]] = {
     "/wetink.v1.DirtyService/GetDirty": _READERS,
     "/wetink.v1.DirtyService/Watch": _READERS,
     "/wetink.v1.DirtyService/StreamEvents": _READERS,
+    "/wetink.v1.InsightService/GetWorkingSet": _READERS,
+    "/wetink.v1.InsightService/GetHeatmap": _READERS,
+    "/wetink.v1.InsightService/GetHotPages": _READERS,
+    "/wetink.v1.InsightService/GetColdFirst": _READERS,
+    "/wetink.v1.InsightService/GetWriters": _READERS,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": frozenset(Role),
     "/grpc.health.v1.Health/Check": ANYBODY,  # a probe has no certificate of its own
     "/grpc.health.v1.Health/List": frozenset(Role),

@@ -4,7 +4,6 @@ The rpcs are documented in ``wetink/v1/dirty.proto``.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -18,14 +17,14 @@ from wetink.v1 import dirty_pb2 as pb
 from wetink.v1.dirty_pb2_grpc import DirtyServiceServicer
 from wetink.v1.ingest_pb2 import CommandResult
 from wetink.v1.types_pb2 import END_REASON_EXITED, END_REASON_UNSPECIFIED
-from wetink_collector import barrier, metrics, tracing
+from wetink_collector import barrier
 from wetink_collector.agents import DRAINING_SENTENCE, Agents
 from wetink_collector.answer import Answerer, Ending, check_cursor, check_remembered, consistency, status, without_pages
 from wetink_collector.catalog import Catalog, HostRecord, TargetRecord
 from wetink_collector.committer import Committer
 from wetink_collector.cursor import Cursor, Position, decode, encode
+from wetink_collector.edge import edge
 from wetink_collector.errors import (
-    STATUS_OF,
     AgentSilent,
     Draining,
     HostUnknown,
@@ -35,7 +34,6 @@ from wetink_collector.errors import (
     TargetUnknown,
     TrackForbidden,
     TrackRefused,
-    abort,
 )
 from wetink_collector.identity import TargetKey
 from wetink_collector.page import page
@@ -81,7 +79,7 @@ class DirtyService(DirtyServiceServicer):
         context: _Context,
     ) -> pb.ListHostsResponse:
         """List hosts."""
-        async with _edge("ListHosts", context):
+        async with edge(_SERVICE, "ListHosts", context):
             found = self._catalog.hosts.values()
             hosts, token = page(request, found, key=lambda host: host.host_id, entry=self._host)
             return pb.ListHostsResponse(hosts=hosts, next_page_token=token)
@@ -90,31 +88,31 @@ class DirtyService(DirtyServiceServicer):
         self, request: pb.ListTargetsRequest, context: _Context
     ) -> pb.ListTargetsResponse:
         """List targets."""
-        async with _edge("ListTargets", context):
+        async with edge(_SERVICE, "ListTargets", context):
             found = listed(parse(request.selection), self._catalog)
             targets, token = page(request, found, key=lambda record: record.order, entry=self._info)
             return pb.ListTargetsResponse(targets=targets, next_page_token=token)
 
     async def Track(self, request: pb.TrackRequest, context: _Context) -> pb.TrackResponse:  # noqa: N802 (as above)
         """Have an agent track a process, now and whenever it comes back."""
-        async with _edge("Track", context):
+        async with edge(_SERVICE, "Track", context):
             return pb.TrackResponse(target=self._info(await self._track(request)))
 
     async def Untrack(self, request: pb.UntrackRequest, context: _Context) -> pb.UntrackResponse:  # noqa: N802 (as above)
         """Have an agent stop tracking a process."""
-        async with _edge("Untrack", context):
+        async with edge(_SERVICE, "Untrack", context):
             return pb.UntrackResponse(target=self._info(await self._untrack(request)))
 
     async def Barrier(self, request: pb.BarrierRequest, context: _Context) -> pb.BarrierResponse:  # noqa: N802 (as above)
         """Make every write from before the call known."""
-        async with _edge("Barrier", context):
+        async with edge(_SERVICE, "Barrier", context):
             return await self._barrier(request)
 
     async def GetDirty(  # noqa: N802 (as above)
         self, request: pb.GetDirtyRequest, context: _Context
     ) -> AsyncIterator[pb.GetDirtyResponse]:
         """Give what is dirty since a cursor."""
-        async with _edge("GetDirty", context):
+        async with edge(_SERVICE, "GetDirty", context):
             async for part in self._get_dirty(request):
                 if isinstance(part, Ending):
                     yield pb.GetDirtyResponse(summary=part.summary)
@@ -125,7 +123,7 @@ class DirtyService(DirtyServiceServicer):
         self, request: pb.WatchRequest, context: _Context
     ) -> AsyncIterator[pb.WatchResponse]:
         """Give what is dirty since a cursor, again and again."""
-        async with _edge("Watch", context):
+        async with edge(_SERVICE, "Watch", context, lasting=True):
             async for part in self._watch(request):
                 if isinstance(part, Ending):
                     yield pb.WatchResponse(summary=part.summary)
@@ -136,7 +134,7 @@ class DirtyService(DirtyServiceServicer):
         self, request: pb.StreamEventsRequest, context: _Context
     ) -> AsyncIterator[pb.StreamEventsResponse]:
         """Give the single writes of a target that are kept, and those to come."""
-        async with _edge("StreamEvents", context):
+        async with edge(_SERVICE, "StreamEvents", context, lasting=True):
             async for chunk in self._stream_events(request):
                 yield chunk
 
@@ -358,31 +356,6 @@ class _Told:
 
 
 @asynccontextmanager
-async def _edge(method: str, context: _Context) -> AsyncIterator[None]:
-    """End a call with the status of what was raised, count it, and make its span."""
-    began = time.perf_counter()
-    code = "OK"
-    with tracing.of_call(_SERVICE, method, _texts(context)) if method not in _LASTING else tracing.no_span() as span:
-        try:
-            yield
-        except Refusal as refusal:
-            code = STATUS_OF[type(refusal)][0].name
-            await abort(context, refusal)
-        except BaseException:
-            code = "CANCELLED"
-            raise
-        finally:
-            span.set_status(code)
-            metrics.CALLS.labels(method, code).inc()
-            if method not in _LASTING:
-                metrics.ANSWER_SECONDS.labels(method).observe(time.perf_counter() - began)
-
-
-def _texts(context: _Context) -> dict[str, str]:
-    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-
-
-@asynccontextmanager
 async def _answered_in_time(session: Session) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(COMMAND_SECONDS_MAX):
@@ -425,7 +398,6 @@ def _has_begun(record: TargetRecord, incarnation: int) -> bool:
 
 
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["DirtyService"].full_name
-_LASTING: Final = ("Watch", "StreamEvents")
 _REFUSAL_OF: Final[Mapping[int, type[Refusal]]] = {
     code_pb2.NOT_FOUND: ProcessUnknown,
     code_pb2.PERMISSION_DENIED: TrackForbidden,

@@ -122,6 +122,14 @@ class HostForbidden(Refusal):
     """An agent wants to write for another host than its own."""
 
 
+class HistoryTooShort(Refusal):
+    """There are not enough rounds of any selected target to say anything."""
+
+
+class EventsMissing(Refusal):
+    """No single writes of the target are kept."""
+
+
 class StoreUnavailable(Refusal):
     """The collector cannot write now."""
 
@@ -145,6 +153,8 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
     BatchCorrupt: (StatusCode.INVALID_ARGUMENT, "BATCH_CORRUPT"),  # reconnect and send it again
     RoundGap: (StatusCode.FAILED_PRECONDITION, "ROUND_GAP"),  # reconnect: Welcome says what is there
     RoundTooLarge: (StatusCode.RESOURCE_EXHAUSTED, "ROUND_TOO_LARGE"),
+    HistoryTooShort: (StatusCode.FAILED_PRECONDITION, "HISTORY_TOO_SHORT"),  # wait for rounds
+    EventsMissing: (StatusCode.FAILED_PRECONDITION, "EVENTS_MISSING"),  # the agent was not told to stream them
     MessageTooLarge: (StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
     Deposed: (StatusCode.ABORTED, "DEPOSED"),
     ProbesTooMany: (StatusCode.RESOURCE_EXHAUSTED, "PROBES_TOO_MANY"),

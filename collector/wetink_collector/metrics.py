@@ -51,7 +51,7 @@ MERGE_SECONDS: Final = Histogram(
 )
 TARGETS: Final = Gauge("wetink_targets", "Targets kept, by state.", ["state"])
 HOSTS: Final = Gauge("wetink_hosts", "Hosts known.")
-CALLS: Final = Counter("wetink_calls", "Calls of DirtyService by how they ended.", ["method", "code"])
+CALLS: Final = Counter("wetink_calls", "Calls of orchestrators by how they ended.", ["method", "code"])
 ANSWER_SECONDS: Final = Histogram(
     "wetink_answer_duration_seconds",
     "Time to answer a call, without waiting for its reader.",

@@ -17,10 +17,11 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
 from wetink.pages import MESSAGE_BYTES_MAX
-from wetink.v1 import dirty_pb2, ingest_pb2
+from wetink.v1 import dirty_pb2, ingest_pb2, insight_pb2
 from wetink.v1.dirty_pb2_grpc import add_DirtyServiceServicer_to_server
 from wetink.v1.ingest_pb2 import TargetStarted
 from wetink.v1.ingest_pb2_grpc import add_IngestServiceServicer_to_server
+from wetink.v1.insight_pb2_grpc import add_InsightServiceServicer_to_server
 from wetink.v1.types_pb2 import END_REASON_LOST
 from wetink_collector import handshakes, metrics, metrics_page
 from wetink_collector.access import Gate
@@ -34,6 +35,7 @@ from wetink_collector.data_directory import held
 from wetink_collector.dirty import DirtyService
 from wetink_collector.errors import StoreUnavailable
 from wetink_collector.ingest import IngestService
+from wetink_collector.insight.service import InsightService
 from wetink_collector.store.interface import (
     Change,
     IncarnationEnded,
@@ -50,6 +52,7 @@ from wetink_collector.unix_peers import Allowed, UnixPeers
 SERVICES: Final = (
     ingest_pb2.DESCRIPTOR.services_by_name["IngestService"].full_name,
     dirty_pb2.DESCRIPTOR.services_by_name["DirtyService"].full_name,
+    insight_pb2.DESCRIPTOR.services_by_name["InsightService"].full_name,
 )
 
 MESSAGE_HEADROOM_BYTES: Final = 4096
@@ -156,9 +159,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         async with committer.running(collector):
             answerer = Answerer(store, catalog, threads, collector.drop)
             dirty = DirtyService(catalog, collector.agents, committer, answerer)
+            insight = InsightService(catalog)  # type: ignore[abstract]
+            where = peers.address if peers else settings.listen
             async with (
                 _health_served(settings.health, collector) as health_address,
-                _listening(peers.address if peers else settings.listen, collector, dirty, gate, tls) as address,
+                _listening(where, collector, (dirty, insight), gate, tls) as address,
                 peers.serving() if peers else nullcontext(),
             ):
                 log.info(
@@ -270,11 +275,16 @@ class _Collector:
 
 @asynccontextmanager
 async def _listening(
-    where: Address, collector: _Collector, dirty: DirtyService, gate: Gate, tls: ServerTls | None
+    where: Address,
+    collector: _Collector,
+    services: tuple[DirtyService, InsightService],
+    gate: Gate,
+    tls: ServerTls | None,
 ) -> AsyncIterator[Address]:
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CALLS_MAX, interceptors=[gate])
     add_IngestServiceServicer_to_server(IngestService(collector.agents, collector.committer), server)
-    add_DirtyServiceServicer_to_server(dirty, server)
+    add_DirtyServiceServicer_to_server(services[0], server)
+    add_InsightServiceServicer_to_server(services[1], server)
     add_HealthServicer_to_server(collector.health, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = _bind(server, where, tls)

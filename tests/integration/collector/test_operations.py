@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from tests.integration.collector.wire import Agent, Reader, batch, refused, start, target
 from tests.support.collector import CollectorProcess, running_collector, start_collector
 from wetink_collector import metrics_page
+from wetink_collector.server import SERVICES
 
 COMMAND = (sys.executable, "-c", "from wetink_collector.command import main; main()")
 ONE = target()
@@ -60,7 +61,7 @@ def check(address: str, service: str = "") -> int:
         return status
 
 
-@pytest.mark.parametrize("service", ["", "wetink.v1.IngestService", "wetink.v1.DirtyService"])
+@pytest.mark.parametrize("service", ["", *SERVICES])
 def test_health_of_the_whole_and_of_each_service(collector: CollectorProcess, service: str) -> None:
     """A probe may ask for either."""
     assert check(collector.address, service) == HealthCheckResponse.SERVING
@@ -79,7 +80,7 @@ def test_reflection_lists_the_services_and_their_files(collector: CollectorProce
         services = set(database.get_services())
         file = database.FindFileContainingSymbol("wetink.v1.DirtyService")
 
-    assert {"wetink.v1.IngestService", "wetink.v1.DirtyService", "grpc.health.v1.Health"} <= services
+    assert {*SERVICES, "grpc.health.v1.Health"} <= services
     assert [method.name for method in file.service[0].method] == [
         "ListHosts",
         "ListTargets",

@@ -2,12 +2,12 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from wetink.v1 import dirty_pb2, ingest_pb2
+from wetink.v1 import dirty_pb2, ingest_pb2, insight_pb2
 from wetink_collector.access import ANYBODY, ROLES_OF, check_role
 from wetink_collector.caller import Caller, Role
 from wetink_collector.errors import RoleLacking
 
-FILES = (ingest_pb2, dirty_pb2, health_pb2, reflection_pb2)
+FILES = (ingest_pb2, dirty_pb2, insight_pb2, health_pb2, reflection_pb2)
 
 METHODS = {
     f"/{service.full_name}/{method.name}"
@@ -19,6 +19,9 @@ METHODS = {
 
 DIRTY = "/wetink.v1.DirtyService/"
 READS = ["ListHosts", "ListTargets", "Barrier", "GetDirty", "Watch", "StreamEvents"]
+INSIGHT = "/wetink.v1.InsightService/"
+INSIGHTS = ["GetWorkingSet", "GetHeatmap", "GetHotPages", "GetColdFirst", "GetWriters"]
+READERS = [*(DIRTY + name for name in READS), *(INSIGHT + name for name in INSIGHTS)]
 
 
 def caller(role: Role) -> Caller:
@@ -42,8 +45,8 @@ def test_method_that_is_not_in_the_table_is_for_nobody(role: Role) -> None:
     "role, methods",
     [
         (Role.AGENT, ["/wetink.v1.IngestService/Stream"]),
-        (Role.READER, [DIRTY + name for name in READS]),
-        (Role.ADMIN, [DIRTY + name for name in (*READS, "Track", "Untrack")]),
+        (Role.READER, READERS),
+        (Role.ADMIN, [*READERS, DIRTY + "Track", DIRTY + "Untrack"]),
     ],
 )
 def test_role_may_what_is_its_own_and_nothing_else(role: Role, methods: list[str]) -> None:
