@@ -5,7 +5,7 @@ from typing import Protocol
 
 from pyroaring import BitMap64
 
-from wetink.v1 import types_pb2
+from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent.events import Events
 
 
@@ -16,6 +16,7 @@ class Harvest:
     ``cautious_page_count`` is how many of ``written`` are there with no sign of a write. ``mapped`` and ``unmapped``
     are ``(start_address, end_address)`` pairs. ``frozen`` is whether the target was stopped throughout, and
     ``held_seconds`` how long this harvest itself had to stop it.
+    ``table`` is what is mapped, without whose it is and of which round; None where it is as it was, or nobody looked.
     ``events`` are the single writes behind ``written``, where the backend has them.
     """
 
@@ -28,6 +29,7 @@ class Harvest:
     held_seconds: float = 0.0
     mapped: tuple[tuple[int, int], ...] = ()
     unmapped: tuple[tuple[int, int], ...] = ()
+    table: ingest_pb2.TargetMappings | None = None
     events: Events | None = None
 
 

@@ -4,6 +4,7 @@ Source: proc_pid_maps(5), proc_pid_stat(5), proc_pid_status(5), proc_pid_cgroup(
 """
 
 import contextlib
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ _SECCOMP_MODE_STRICT: Final = "1"
 _MAPPING: Final = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([ps]) ([0-9a-f]+) ([0-9a-f:]+) ([0-9]+)[ ]*(.*)$", re.MULTILINE
 )
+_NAMED_MAPPING: Final = re.compile(_MAPPING.pattern.replace(rb"[ ]*(.*)$", rb"[ ]+(\S.*)$"), re.MULTILINE)
 # With inode 0: a file may have such a name too.
 _VDSO: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ 00:00 0 +\[vdso\]$", re.MULTILINE)
 
@@ -42,6 +44,9 @@ class Mapping:
     device: str
     inode: int
     name: str
+    offset: int
+    protection: int
+    """PROT_READ, PROT_WRITE and PROT_EXEC of mmap(2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +82,10 @@ def read_maps(pid: int) -> bytes:
     return _read(pid, "maps") or _read(pid, f"task/{living_thread(pid)}/maps")
 
 
-def parse_maps(maps: bytes) -> Iterator[Mapping]:
-    """Parse what ``read_maps`` gave, in ascending order."""
-    for match in _MAPPING.finditer(maps):
-        start, end, _, writable, _, shared, _, device, inode, name = match.groups()
+def parse_maps(maps: bytes, *, named: bool = False) -> Iterator[Mapping]:
+    """Parse what ``read_maps`` gave, in ascending order; ``named`` leaves out what has no name, which is not shared."""
+    for match in (_NAMED_MAPPING if named else _MAPPING).finditer(maps):
+        start, end, readable, writable, executable, shared, offset, device, inode, name = match.groups()
         yield Mapping(
             start=int(start, 16),
             end=int(end, 16),
@@ -89,6 +94,10 @@ def parse_maps(maps: bytes) -> Iterator[Mapping]:
             device=device.decode(),
             inode=int(inode),
             name=os.fsdecode(name),
+            offset=int(offset, 16),
+            protection=(readable == b"r") * mmap.PROT_READ
+            | (writable == b"w") * mmap.PROT_WRITE
+            | (executable == b"x") * mmap.PROT_EXEC,
         )
 
 

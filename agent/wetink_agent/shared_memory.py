@@ -21,9 +21,9 @@ Range = tuple[int, int]
 
 _SHARED_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...s ([0-9a-f]+) ([0-9a-f:]+) [0-9]+ *(.*)$", re.MULTILINE)
 # Of file systems that are mounted nowhere a process could see: shared anonymous memory, memfd, System V, hugetlb.
-_NAMES: Final = (b"/dev/zero (deleted)", b"/dev/shm/", b"/memfd:", b"/SYSV", b"/anon_hugepage")
+_NAMES: Final = ("/dev/zero (deleted)", "/dev/shm/", "/memfd:", "/SYSV", "/anon_hugepage")  # noqa: S108 - to recognise
 _MEMORY_TYPES: Final = ("tmpfs", "ramfs", "hugetlbfs")
-_DEVICE_NAMES: Final = (b"/dev/", b"anon_inode:", b"/[aio]")
+_DEVICE_NAMES: Final = ("/dev/", "anon_inode:", "/[aio]", "socket:[")
 
 
 class Part(NamedTuple):
@@ -51,10 +51,24 @@ def find(pid: int, maps: bytes, scope: Sequence[Range] = ()) -> list[Part]:
     return [
         Part(span, (int(start, 16), int(end, 16)), int(offset, 16))
         for start, end, offset, device, name in lines
-        if name.startswith(_NAMES)
-        or (mounts.get(device.decode(), "ramfs") in _MEMORY_TYPES and not name.startswith(_DEVICE_NAMES))
+        if is_memory(os.fsdecode(name), mounts.get(device.decode()))
         for span in within(scope, int(start, 16), int(end, 16))
     ]
+
+
+def is_memory(name: str, file_system: str | None) -> bool:
+    """Whether a shared mapping is of memory.
+
+    Args:
+        name: As ``maps`` has it.
+        file_system: The type of its mount; None where the process can see none of its device.
+    """
+    return name.startswith(_NAMES) or ((file_system or "ramfs") in _MEMORY_TYPES and not name.startswith(_DEVICE_NAMES))
+
+
+def is_device(name: str) -> bool:
+    """Whether a mapping is of a device, or of memory that the kernel shares with the process."""
+    return name.startswith(_DEVICE_NAMES) and not name.startswith((*_NAMES, "/dev/zero"))
 
 
 def within(scope: Sequence[Range], start: int, end: int) -> Iterator[Range]:

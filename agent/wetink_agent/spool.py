@@ -36,6 +36,8 @@ class _Entry:
     sent_count: int = 0
     last_round: int = 0
     ended: ingest_pb2.TargetEnded | None = None
+    mappings: ingest_pb2.TargetMappings | None = None
+    mappings_sent: bool = False
     started_sent: bool = False
     ended_sent: bool = False
     ended_a_while_ago: bool = False
@@ -76,6 +78,13 @@ class Spool:
         self.size_bytes += harvested.size_bytes
         while self.size_bytes > self._bytes_max and (self._unite_largest() or self._drop_oldest_ended()):
             pass
+
+    def tell_mappings(self, key: Key, mappings: ingest_pb2.TargetMappings) -> None:
+        """Take what an incarnation has mapped now: the newest is kept, sent once a stream, and not acknowledged."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.mappings = mappings
+            entry.mappings_sent = False
 
     def end(self, ended: ingest_pb2.TargetEnded) -> None:
         """Take the end of an incarnation; it is kept until it has been sent behind its last round.
@@ -127,7 +136,7 @@ class Spool:
         self.in_flight_bytes = 0
         for key, entry in list(self._entries.items()):
             entry.sent_count = 0
-            entry.started_sent = entry.ended_sent = entry.ended_a_while_ago = False
+            entry.started_sent = entry.mappings_sent = entry.ended_sent = entry.ended_a_while_ago = False
             has = known.get(key, 0)
             first_here = entry.rounds[0].first if entry.rounds else entry.last_round + 1
             # Of rounds it says it has beyond ours it would ignore what we have yet to harvest.
@@ -163,6 +172,9 @@ class Spool:
             if not entry.started_sent:
                 entry.started_sent = True
                 yield ingest_pb2.AgentMessage(target_started=entry.started)
+            if entry.mappings is not None and not entry.mappings_sent:
+                entry.mappings_sent = True
+                yield ingest_pb2.AgentMessage(target_mappings=entry.mappings)
             if entry.sent_count < len(entry.rounds):
                 waiting = entry.rounds[entry.sent_count]
                 if self.in_flight_bytes and self.in_flight_bytes + waiting.size_bytes > in_flight_bytes_max:

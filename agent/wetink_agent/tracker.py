@@ -65,8 +65,9 @@ class Tracker:
         self._stopping: tuple[types_pb2.EndReason.ValueType, str] | None = None
         self._resynchronise = False
         self._is_over = False
+        self._table: ingest_pb2.TargetMappings | None = None
         self._begin_incarnation()
-        self._keep(self._round_of(first, self._pace))
+        self._keep(self._round_of(first, self._pace), first)
 
     @property
     def target(self) -> types_pb2.Target:
@@ -169,7 +170,7 @@ class Tracker:
                     # Its incarnation has no record any more; the first round of the next one serves who waits.
                     self._waiting[:0] = waiting
                     continue
-                self._keep(harvested)
+                self._keep(harvested, harvest)
                 _answer(waiting, self.position)
                 self._note(harvest, cpu_seconds)
                 # A target so large that a round takes longer than the interval gets as long a rest.
@@ -200,10 +201,20 @@ class Tracker:
         if self._pacer is not None:
             self._pacer.note(harvest, self._backend.kind, cpu_seconds, is_first=self._round == 1)
 
-    def _keep(self, harvested: Round) -> None:
+    def _keep(self, harvested: Round, harvest: Harvest) -> None:
+        is_first = not self._round
         self._round = harvested.last
         self._frozen = harvested.parts[0].frozen
         self._spool.add(self.key, harvested)
+        if harvest.table is not None:
+            self._table = harvest.table
+        # Those who hear of an incarnation hear of its mappings too, though they are those of the one before.
+        if self._table is not None and (is_first or harvest.table is not None):
+            told = ingest_pb2.TargetMappings()
+            told.CopyFrom(self._table)
+            told.target.CopyFrom(self.target)
+            told.incarnation, told.round = self._started.incarnation, self._round
+            self._spool.tell_mappings(self.key, told)
         self._on_change()
 
     async def _until(self, due: float) -> None:

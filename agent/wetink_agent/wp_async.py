@@ -42,6 +42,7 @@ from wetink_agent.runs import Runs, adjacent_runs, joined_runs
 from wetink_agent.shared_memory import Range
 from wetink_agent.uapi import fs
 from wetink_agent.uapi import userfaultfd as uf
+from wetink_agent.unseen import Unseen
 
 CHUNK_BYTES: Final = 128 << 20
 """Mapped memory that one scan covers: the kernel holds the target's mmap_lock for at most about 2 ms."""
@@ -110,6 +111,7 @@ class WpAsync:
         self._populated_runs: Runs | None = None
         self._populated = BitMap64()
         self._known: BitMap64 | None = None
+        self._unseen = Unseen(pid)
         try:
             self._open()
         except BaseException:
@@ -126,6 +128,7 @@ class WpAsync:
             self._register(found)
         populated, written = self._census()
         shared = self._shared()
+        self._unseen.look(self._maps, frozen=frozen)
         late = self._audit()
         self._check_alive()
 
@@ -150,6 +153,7 @@ class WpAsync:
             frozen=frozen and procfs.is_frozen(self._pid),
             mapped=mapped,
             unmapped=unmapped,
+            table=self._unseen.table(),
         )
 
     def forget(self) -> None:

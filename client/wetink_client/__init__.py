@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         CollectorFailed,
         CollectorUnavailable,
         InvalidRequest,
+        MappingsUnknown,
         NotFound,
         Refused,
         ResynchronisationNeeded,
@@ -46,7 +47,11 @@ if TYPE_CHECKING:
         Pace,
         Selection,
         TargetInfo,
+        TargetMapping,
+        TargetMappings,
         TargetStatus,
+        Uncertainty,
+        UnseenWriter,
     )
 
 __all__ = [
@@ -67,6 +72,7 @@ __all__ = [
     "Host",
     "IncompleteReason",
     "InvalidRequest",
+    "MappingsUnknown",
     "NotFound",
     "NotOneTarget",
     "Pace",
@@ -75,9 +81,13 @@ __all__ = [
     "Selection",
     "TargetDirty",
     "TargetInfo",
+    "TargetMapping",
+    "TargetMappings",
     "TargetStatus",
     "TooLarge",
     "Unavailable",
+    "Uncertainty",
+    "UnseenWriter",
     "WetinkError",
 ]
 
@@ -99,7 +109,11 @@ _HOME_OF: "Final[Mapping[str, str]]" = {
     "Pace": "values",
     "Selection": "values",
     "TargetInfo": "values",
+    "TargetMapping": "values",
+    "TargetMappings": "values",
     "TargetStatus": "values",
+    "Uncertainty": "values",
+    "UnseenWriter": "values",
 }
 
 

@@ -33,8 +33,10 @@ from wetink_client.values import (
     Host,
     Selectable,
     TargetInfo,
+    TargetMappings,
     barrier_of,
     host_of,
+    mappings_of,
     target_of,
     watched_counts_of,
 )
@@ -118,6 +120,18 @@ class Collector:
         """
         pages = self._walk(lambda stub: stub.ListTargets, requests.targets(selection))
         return tuple(target_of(target) for page in pages for target in page.targets)
+
+    def mappings(self, target: str) -> TargetMappings:
+        """Tell what a target has mapped, and what of it can change unseen, as its agent said last.
+
+        Args:
+            target: ``HOST/PID@START`` or ``HOST/PID``.
+
+        Raises:
+            NotFound: No such target.
+            MappingsUnknown: Nobody has told it: the agent is older, or has not come back since the collector started.
+        """
+        return mappings_of(self._ask(lambda stub: stub.ListMappings, requests.mappings(target), LIST_SECONDS_MAX))
 
     def track(self, host: str, pid: int) -> TargetInfo:
         """Begin to track a process, and go on when the agent or the collector restarts.
@@ -342,6 +356,10 @@ class AsyncCollector:
         """As ``Collector.targets``."""
         pages = self._walk(lambda stub: stub.ListTargets, requests.targets(selection))
         return tuple([target_of(target) async for page in pages for target in page.targets])
+
+    async def mappings(self, target: str) -> TargetMappings:
+        """As ``Collector.mappings``."""
+        return mappings_of(await self._ask(lambda stub: stub.ListMappings, requests.mappings(target), LIST_SECONDS_MAX))
 
     async def track(self, host: str, pid: int) -> TargetInfo:
         """As ``Collector.track``."""

@@ -6,7 +6,7 @@ reached, 4 not found, 5 the cursor leads nowhere any more: drop what you hold, a
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -145,15 +145,23 @@ def targets(
     cgroup: CgroupsOption = None,
     label: LabelsOption = None,
     *,
+    mappings: Annotated[
+        bool, typer.Option("--mappings", help="List what each has mapped instead, and what of it can change unseen.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """List targets and how fast they get dirty.
 
-    All of them, or those selected; also those that ended not long ago.
+    All of them, or those selected; also those that ended not long ago. With --mappings those that live: private
+    anonymous mappings without a name are left out.
     """
     with _collector(context) as collector:
         found = collector.targets(_selection(names, host, cgroup, label))
         _check_known(collector, set(host or ()) - {target.host_id for target in found})
+        if mappings:
+            names_now = [target.name for target in found if target.end_reason is None]
+            _mappings(collector, names_now, as_json=_wants_json(context, json))
+            return
     if _wants_json(context, json):
         _print_lines(json_lines.plain(found))
     else:
@@ -390,6 +398,26 @@ def _needed_selection(
         message = "no target is named: write HOST/PID, --host HOST, --cgroup PATH or --label KEY=VALUE"
         raise Failure(message, ExitCode.USAGE)
     return selection
+
+
+def _mappings(collector: "Collector", names: Sequence[str], *, as_json: bool) -> None:
+    """Print what targets have mapped; of which that is not known, standard error says so, and it is a failure."""
+    unknown = 0
+    for name in names:
+        try:
+            found = collector.mappings(name)
+        except wetink_client.MappingsUnknown as error:
+            unknown += 1
+            typer.echo(str(error), err=True)
+            continue
+        except wetink_client.NotFound:
+            continue  # it has ended and was forgotten meanwhile
+        if as_json:
+            _print_lines(json_lines.plain([found]))
+        else:
+            _printer().mappings(found)
+    if unknown:
+        raise typer.Exit(ExitCode.FAILURE)
 
 
 def _all_hosts(collector: "Collector") -> "Selection":

@@ -59,6 +59,10 @@ class Refused(WetinkError):
     """The call is right and may not be done: the agent's sentence says why."""
 
 
+class MappingsUnknown(WetinkError):
+    """Nobody has told what the target has mapped. That says nothing of its mappings."""
+
+
 class TooLarge(WetinkError):
     """The request or its answer is over a bound: select fewer targets."""
 
@@ -83,6 +87,7 @@ ERROR_OF: Final[Mapping[tuple[grpc.StatusCode, str], type[WetinkError]]] = {
     (grpc.StatusCode.PERMISSION_DENIED, ""): Refused,
     (grpc.StatusCode.UNAUTHENTICATED, ""): Refused,
     (grpc.StatusCode.FAILED_PRECONDITION, ""): Refused,
+    (grpc.StatusCode.FAILED_PRECONDITION, "MAPPINGS_UNKNOWN"): MappingsUnknown,
     (grpc.StatusCode.RESOURCE_EXHAUSTED, ""): TooLarge,
 }
 """The exception for a status and a reason; for a reason that is not here, the one for the status alone."""

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wetink_client import BarrierResult, DirtySet, EventBatch, Host, TargetInfo
+    from wetink_client import BarrierResult, DirtySet, EventBatch, Host, TargetInfo, TargetMappings
 
 
-def plain(values: "Iterable[Host | TargetInfo]") -> Iterator[str]:
-    """Give hosts or targets, with the names and units of ``dirty.proto``."""
+def plain(values: "Iterable[Host | TargetInfo | TargetMappings]") -> Iterator[str]:
+    """Give hosts, targets or their mappings, with the names and units of ``dirty.proto``."""
     return (json.dumps(asdict(value)) for value in values)
 
 

@@ -77,6 +77,12 @@ def targets(selection: Selectable | None) -> dirty_pb2.ListTargetsRequest:
     return dirty_pb2.ListTargetsRequest(selection=_message(selection), page_size=PAGE_SIZE)
 
 
+def mappings(target: str) -> dirty_pb2.ListMappingsRequest:
+    """Ask what a target has mapped."""
+    (name,) = Selection(targets=(target,)).targets
+    return dirty_pb2.ListMappingsRequest(target=name)
+
+
 def track(host: str, pid: int) -> dirty_pb2.TrackRequest:
     """Ask to track a process."""
     if not 1 <= pid <= _UINT32_MAX:

@@ -1,6 +1,7 @@
 """What ``wetink`` prints for people: tables, and the small words in them."""
 
 import itertools
+import mmap
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -9,10 +10,19 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.table import Table
 
-from wetink_client.values import NANOSECONDS_A_SECOND
+from wetink_client.values import NANOSECONDS_A_SECOND, Uncertainty
 
 if TYPE_CHECKING:
-    from wetink_client import BarrierResult, DirtyCounts, DirtySet, EventBatch, Host, TargetInfo
+    from wetink_client import (
+        BarrierResult,
+        DirtyCounts,
+        DirtySet,
+        EventBatch,
+        Host,
+        TargetInfo,
+        TargetMapping,
+        TargetMappings,
+    )
 
 WIDTH_MAX: Final = 10_000
 """Columns where nobody looks at a screen: wide enough that nothing is folded."""
@@ -78,6 +88,27 @@ class Printer:
         for backend, reason in reasons:
             if reason:
                 self._console.print(f"\n{backend}: {printable(reason)}", soft_wrap=True)
+
+    def mappings(self, found: "TargetMappings") -> None:
+        """Print what a target has mapped."""
+        self._console.print(f"{found.name}, as of round {found.incarnation}.{found.round}", soft_wrap=True)
+        table = _table("ADDRESS", ">SIZE", "PROTECTION", "UNCERTAIN", "MAPPING")
+        for mapping in found.mappings:
+            table.add_row(
+                f"{mapping.start_address:#x}-{mapping.start_address + mapping.length_bytes:#x}",
+                bytes_text(mapping.length_bytes),
+                _protection(mapping),
+                "-" if mapping.uncertainty is None else str(mapping.uncertainty),
+                printable(mapping.name),
+            )
+        self._print(table, "it has mapped nothing that has a name, is shared or uncertain")
+        if found.cut:
+            self._console.print("and more, which are not told", soft_wrap=True)
+        for writer in found.unseen_writers:
+            what = printable(writer.what)
+            self._console.print(
+                f"may write unseen, nobody can tell where ({writer.uncertainty}): {what}", soft_wrap=True
+            )
 
     def barrier(self, result: "BarrierResult") -> None:
         """Print how far each target has come."""
@@ -198,6 +229,15 @@ def _pace(target: "TargetInfo") -> tuple[str, str]:
         return "-", "-"
     agent, itself = (f"{100 * share:.1f} %" for share in (target.pace.agent_share, target.pace.target_share))
     return f"{target.pace.interval_ms / 1000:g} s", f"{agent} + {itself}"
+
+
+def _protection(mapping: "TargetMapping") -> str:
+    """Write protection and sharing as ``/proc/PID/maps`` does."""
+    if mapping.uncertainty == Uncertainty.REGISTERED_BUFFER:
+        return "-"
+    letters = ((mmap.PROT_READ, "r"), (mmap.PROT_WRITE, "w"), (mmap.PROT_EXEC, "x"))
+    rights = "".join(letter if mapping.protection & bit else "-" for bit, letter in letters)
+    return f"{rights}{'s' if mapping.shared else 'p'}"
 
 
 def _state(target: "TargetInfo") -> str:

@@ -49,6 +49,18 @@ class IncompleteReason(StrEnum):
     NO_ROUND = "no-round"
 
 
+class Uncertainty(StrEnum):
+    """How memory can change with no sign of it in the page tables of the process that maps it."""
+
+    UNKNOWN = "unknown"
+    SHARED = "shared"
+    HUGE_PAGES = "huge-pages"
+    REGISTERED_BUFFER = "registered-buffer"
+    FILE = "file"
+    DEVICE = "device"
+    DIRECT_IO = "direct-io"
+
+
 class Consistency(StrEnum):
     """How the sets of the targets of one answer fit together in time."""
 
@@ -167,6 +179,62 @@ class TargetInfo:
         if not self.last_window_ns:
             return None
         return self.last_written_page_count * NANOSECONDS_A_SECOND / self.last_window_ns
+
+
+@dataclass(frozen=True, slots=True)
+class TargetMapping:
+    """One mapping of a target, or the part of it that something can change unseen.
+
+    Attributes:
+        start_address: Its first byte.
+        length_bytes: A multiple of the page size.
+        name: As ``/proc/PID/maps`` has it; empty for anonymous memory.
+        shared: Whether it is MAP_SHARED.
+        device: Of the object, as major and minor number; None for private anonymous memory.
+        inode: Of the object; None for private anonymous memory.
+        offset_bytes: Where in the object the range begins.
+        protection: PROT_READ, PROT_WRITE and PROT_EXEC of mmap(2).
+        uncertainty: How its content can change unseen; None where it cannot.
+    """
+
+    start_address: int
+    length_bytes: int
+    name: str
+    shared: bool
+    device: tuple[int, int] | None
+    inode: int | None
+    offset_bytes: int
+    protection: int
+    uncertainty: Uncertainty | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnseenWriter:
+    """Something that may write into a target's memory unseen, and of which nobody can tell where."""
+
+    uncertainty: Uncertainty
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetMappings:
+    """What a target has mapped: with a name, shared, of a file, or uncertain.
+
+    Attributes:
+        name: The target's.
+        incarnation: The stretch of tracking it is of.
+        round: The last round that the target had then.
+        mappings: In the order of their addresses. A registered buffer lies in the mapping that holds it.
+        cut: Whether there are more than the contract allows to be told.
+        unseen_writers: What may write unseen, it cannot be told where.
+    """
+
+    name: str
+    incarnation: int
+    round: int
+    mappings: tuple[TargetMapping, ...]
+    cut: bool
+    unseen_writers: tuple[UnseenWriter, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +357,36 @@ def target_of(message: dirty_pb2.TargetInfo) -> TargetInfo:
     )
 
 
+def mappings_of(message: dirty_pb2.ListMappingsResponse) -> TargetMappings:
+    """Read what a target has mapped."""
+    return TargetMappings(
+        name=message.name,
+        incarnation=message.incarnation,
+        round=message.round,
+        mappings=tuple(_mapping_of(mapping) for mapping in message.mappings),
+        cut=message.cut,
+        unseen_writers=tuple(
+            UnseenWriter(_UNCERTAINTIES.get(writer.uncertainty, Uncertainty.UNKNOWN), writer.what)
+            for writer in message.unseen_writers
+        ),
+    )
+
+
+def _mapping_of(message: types_pb2.Mapping) -> TargetMapping:
+    is_object = bool(message.device or message.inode)
+    return TargetMapping(
+        start_address=message.range.start_address,
+        length_bytes=message.range.size_bytes,
+        name=message.name,
+        shared=message.shared,
+        device=divmod(message.device, 1 << 32) if is_object else None,
+        inode=message.inode if is_object else None,
+        offset_bytes=message.offset_bytes,
+        protection=message.protection,
+        uncertainty=_UNCERTAINTIES.get(message.uncertainty, Uncertainty.UNKNOWN) if message.uncertainty else None,
+    )
+
+
 def status_of(message: dirty_pb2.TargetStatus) -> TargetStatus:
     """Read one target's part of an answer."""
     reason = _INCOMPLETE_REASONS.get(message.incomplete_reason, IncompleteReason.UNKNOWN)
@@ -366,3 +464,4 @@ _BACKENDS: Final = _by_number(Backend, types_pb2.Backend.items(), "BACKEND_")
 _END_REASONS: Final = _by_number(EndReason, types_pb2.EndReason.items(), "END_REASON_")
 _INCOMPLETE_REASONS: Final = _by_number(IncompleteReason, types_pb2.IncompleteReason.items(), "INCOMPLETE_REASON_")
 _CONSISTENCIES: Final = _by_number(Consistency, types_pb2.Consistency.items(), "CONSISTENCY_")
+_UNCERTAINTIES: Final = _by_number(Uncertainty, types_pb2.Uncertainty.items(), "UNCERTAINTY_")

@@ -47,6 +47,7 @@ ROLES_OF: Final[Mapping[str, frozenset[Role] | None]] = {
     "/wetink.v1.IngestService/Stream": _AGENTS,
     "/wetink.v1.DirtyService/ListHosts": _READERS,
     "/wetink.v1.DirtyService/ListTargets": _READERS,
+    "/wetink.v1.DirtyService/ListMappings": _READERS,
     "/wetink.v1.DirtyService/Track": _ADMINS,
     "/wetink.v1.DirtyService/Untrack": _ADMINS,
     "/wetink.v1.DirtyService/Barrier": _READERS,

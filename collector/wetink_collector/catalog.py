@@ -16,6 +16,7 @@ from wetink.v1.types_pb2 import Pace
 from wetink_collector import metrics
 from wetink_collector.event_history import EventHistory
 from wetink_collector.identity import IncarnationKey, TargetKey
+from wetink_collector.mapping_tables import MappingTables
 from wetink_collector.round_log import Block
 from wetink_collector.store.interface import (
     Change,
@@ -92,6 +93,7 @@ class Catalog:
         self.store_id = store_id
         self.hosts: dict[str, HostRecord] = {}
         self.events = EventHistory()
+        self.mappings = MappingTables()
         self._targets: dict[TargetKey, TargetRecord] = {}
         self._by_pid: defaultdict[tuple[str, int], set[TargetKey]] = defaultdict(set)
         self._by_host: defaultdict[str, set[TargetKey]] = defaultdict(set)
@@ -210,6 +212,7 @@ class Catalog:
             case TargetForgotten():
                 self._forget(change.target)
                 self.events.forget(change.target)
+                self.mappings.forget(change.target)
                 self.ring(None)
             case TargetWanted():
                 self._wanted[change.target.host_id].add(change.target)

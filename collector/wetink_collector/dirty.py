@@ -28,6 +28,7 @@ from wetink_collector.errors import (
     AgentSilent,
     Draining,
     HostUnknown,
+    MappingsUnknown,
     ProcessUnknown,
     Refusal,
     RequestMalformed,
@@ -93,6 +94,13 @@ class DirtyService(DirtyServiceServicer):
             targets, token = page(request, found, key=lambda record: record.order, entry=self._info)
             return pb.ListTargetsResponse(targets=targets, next_page_token=token)
 
+    async def ListMappings(  # noqa: N802 (as above)
+        self, request: pb.ListMappingsRequest, context: _Context
+    ) -> pb.ListMappingsResponse:
+        """Tell what a target has mapped."""
+        async with edge(_SERVICE, "ListMappings", context):
+            return self._mappings(self._target(request.target))
+
     async def Track(self, request: pb.TrackRequest, context: _Context) -> pb.TrackResponse:  # noqa: N802 (as above)
         """Have an agent track a process, now and whenever it comes back."""
         async with edge(_SERVICE, "Track", context):
@@ -153,6 +161,23 @@ class DirtyService(DirtyServiceServicer):
             target = TargetKey.of(result.position.target)
             await self._committer.commit((TargetWanted(target),))
             return await self._when(target, lambda record: _has_begun(record, result.position.incarnation))
+
+    def _mappings(self, record: TargetRecord) -> pb.ListMappingsResponse:
+        table = self._catalog.mappings.get(record.incarnation)
+        if table is None:
+            message = (
+                f"the agent of host {record.target.host_id} has not told what {record.name} has mapped: it is older "
+                "than this call, or has not come back since the collector started"
+            )
+            raise MappingsUnknown(message)
+        return pb.ListMappingsResponse(
+            name=record.name,
+            incarnation=table.incarnation,
+            round=table.round,
+            mappings=table.mappings,
+            cut=table.cut,
+            unseen_writers=table.unseen_writers,
+        )
 
     async def _untrack(self, request: pb.UntrackRequest) -> TargetRecord:
         record = self._target(request.target)

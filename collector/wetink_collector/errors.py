@@ -54,6 +54,10 @@ class TargetUnknown(Refusal):
     """No such target is kept."""
 
 
+class MappingsUnknown(Refusal):
+    """Nobody has told what a target has mapped."""
+
+
 class ProcessUnknown(Refusal):
     """The agent finds no such process."""
 
@@ -144,6 +148,7 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
     CursorOtherStore: (StatusCode.OUT_OF_RANGE, "CURSOR_OTHER_STORE"),  # ask without a cursor
     HostUnknown: (StatusCode.NOT_FOUND, "HOST_UNKNOWN"),
     TargetUnknown: (StatusCode.NOT_FOUND, "TARGET_UNKNOWN"),
+    MappingsUnknown: (StatusCode.FAILED_PRECONDITION, "MAPPINGS_UNKNOWN"),
     ProcessUnknown: (StatusCode.NOT_FOUND, "PROCESS_UNKNOWN"),
     TrackForbidden: (StatusCode.PERMISSION_DENIED, "TRACK_REFUSED"),
     TrackRefused: (StatusCode.FAILED_PRECONDITION, "TRACK_REFUSED"),

@@ -11,7 +11,7 @@ from pyroaring import BitMap64
 
 from wetink.names import NameMalformed, check_host_id, check_labels
 from wetink.pages import CorruptPageSet, decode
-from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetStarted, WriteProtectBatch
+from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetMappings, TargetStarted, WriteProtectBatch
 from wetink.v1.types_pb2 import (
     END_REASON_LOST,
     END_REASON_UNSPECIFIED,
@@ -37,6 +37,10 @@ EVENTS_BYTES_MAX: Final = 40 << 20
 
 EVENT_NAMES_MAX: Final = 256
 """As the contract says of threads and of mappings that are named, and of the characters of a mapping's name."""
+
+TABLE_MAPPINGS_MAX: Final = 2048
+UNSEEN_WRITERS_MAX: Final = 16
+"""As the contract says of a table of mappings."""
 
 MAPPINGS_MAX: Final = 1024
 """As the contract says: ``mapped``, ``unmapped``; and ``scope``, which it leaves open."""
@@ -186,6 +190,17 @@ class Intake:
             )
             raise RoundGap(text, **_metadata(message))
         return track.take(message, _decode(message))
+
+    def mappings(self, message: TargetMappings) -> IncarnationKey | None:
+        """Take a table of mappings: whose it is; None where its incarnation is not the one that goes on here.
+
+        Raises:
+            MessageMalformed: It breaks the contract.
+        """
+        incarnation = _key(message.target, message.incarnation, self._hello)
+        _check_mappings(message)
+        track = self._tracks.get(incarnation.target)
+        return incarnation if track and track.incarnation == incarnation else None
 
     def check_reached(self, positions: Iterable[TargetPosition]) -> None:
         """Check that what an answer to a command says is of this stream's own host: nobody vouches for another's.
@@ -358,6 +373,18 @@ def _check_started(message: TargetStarted) -> None:
     except NameMalformed as error:
         text = f"TargetStarted of process {message.target.pid}: {error}"
         raise MessageMalformed(text) from error
+
+
+def _check_mappings(message: TargetMappings) -> None:
+    _check_numbers(message.target, message.round)
+    names = (*(mapping.name for mapping in message.mappings), *(writer.what for writer in message.unseen_writers))
+    if (
+        len(message.mappings) > TABLE_MAPPINGS_MAX
+        or len(message.unseen_writers) > UNSEEN_WRITERS_MAX
+        or any(len(name) > EVENT_NAMES_MAX for name in names)
+    ):
+        text = f"the mappings of process {message.target.pid} are too many, or have names that are too long"
+        raise MessageMalformed(text)
 
 
 def _check_batch(message: WriteProtectBatch) -> None:

@@ -22,6 +22,7 @@ from wetink.v1.ingest_pb2 import (
     Drain,
     Hello,
     TargetEnded,
+    TargetMappings,
     TargetStarted,
     Track,
     Untrack,
@@ -196,6 +197,8 @@ class Session:
                 self._take_reached(message.barrier_reached)
             case "command_result":
                 self._answer(message.command_result.request_id, message.command_result)
+            case "target_mappings":
+                self._take_mappings(message.target_mappings)
             case "heartbeat":
                 self._catalog.hosts[self.host_id].spool_bytes = message.heartbeat.spool_bytes
             case "hello":
@@ -252,6 +255,10 @@ class Session:
             # A process that has exited cannot be wanted: its pid will mean another.
             exited = ended.reason == END_REASON_EXITED
             await self._submit(ended, *((TargetUnwanted(ended.incarnation.target),) if exited else ()))
+
+    def _take_mappings(self, message: TargetMappings) -> None:
+        if incarnation := self._intake.mappings(message):
+            self._catalog.mappings.put(incarnation, message)
 
     def _take_reached(self, message: BarrierReached) -> None:
         self._intake.check_reached(message.positions)

@@ -119,6 +119,23 @@ class RawAgent:
                 message = f"round {tracked.round} of {tracked.name} was not acknowledged"
                 raise AssertionError(message)
 
+    def tell_mappings(
+        self,
+        tracked: Tracked,
+        *mappings: types_pb2.Mapping,
+        writers: Iterable[types_pb2.UnseenWriter] = (),
+    ) -> None:
+        """Say what a target has mapped; it is known once the next round is durable."""
+        self._say(
+            target_mappings=ingest_pb2.TargetMappings(
+                target=tracked.target,
+                incarnation=tracked.incarnation,
+                round=tracked.round,
+                mappings=mappings,
+                unseen_writers=writers,
+            )
+        )
+
     def write(self, tracked: Tracked, pages: Iterable[int]) -> None:
         """Let pages be written; the next round has them."""
         with self._changed:

@@ -530,6 +530,74 @@ class ListTargetsResponse(_message.Message):
 Global___ListTargetsResponse: _TypeAlias = ListTargetsResponse  # noqa: Y015
 
 @_typing.final
+class ListMappingsRequest(_message.Message):
+    """Asks for the mappings of one target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """`HOST/PID@START`, or `HOST/PID` for the youngest process with that pid."""
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMappingsRequest: _TypeAlias = ListMappingsRequest  # noqa: Y015
+
+@_typing.final
+class ListMappingsResponse(_message.Message):
+    """What a target has mapped, as TargetMappings tells it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    MAPPINGS_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    UNSEEN_WRITERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`HOST/PID@START`."""
+    incarnation: _builtins.int
+    """The incarnation."""
+    round: _builtins.int
+    """As in TargetMappings."""
+    cut: _builtins.bool
+    """As in TargetMappings."""
+    @_builtins.property
+    def mappings(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Mapping]:
+        """As in TargetMappings: private anonymous mappings without a name are left out."""
+
+    @_builtins.property
+    def unseen_writers(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.UnseenWriter]:
+        """As in TargetMappings."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        round: _builtins.int = ...,
+        mappings: _abc.Iterable[_types_pb2.Mapping] | None = ...,
+        cut: _builtins.bool = ...,
+        unseen_writers: _abc.Iterable[_types_pb2.UnseenWriter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "incarnation", b"incarnation", "mappings", b"mappings", "name", b"name", "round", b"round", "unseen_writers", b"unseen_writers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMappingsResponse: _TypeAlias = ListMappingsResponse  # noqa: Y015
+
+@_typing.final
 class TrackRequest(_message.Message):
     """Asks to track a process."""
 

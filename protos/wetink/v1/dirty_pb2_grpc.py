@@ -51,6 +51,11 @@ class DirtyServiceStub:
                 request_serializer=wetink_dot_v1_dot_dirty__pb2.ListTargetsRequest.SerializeToString,
                 response_deserializer=wetink_dot_v1_dot_dirty__pb2.ListTargetsResponse.FromString,
                 _registered_method=True)
+        self.ListMappings = channel.unary_unary(
+                '/wetink.v1.DirtyService/ListMappings',
+                request_serializer=wetink_dot_v1_dot_dirty__pb2.ListMappingsRequest.SerializeToString,
+                response_deserializer=wetink_dot_v1_dot_dirty__pb2.ListMappingsResponse.FromString,
+                _registered_method=True)
         self.Track = channel.unary_unary(
                 '/wetink.v1.DirtyService/Track',
                 request_serializer=wetink_dot_v1_dot_dirty__pb2.TrackRequest.SerializeToString,
@@ -105,6 +110,15 @@ class DirtyServiceServicer:
         """Lists targets, in pages. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
         Errors: INVALID_ARGUMENT SELECTION_MALFORMED, REQUEST_MALFORMED or PAGE_TOKEN_MALFORMED; RESOURCE_EXHAUSTED
         MESSAGE_TOO_LARGE where no page is asked for and the list does not fit in one message, then ask for pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMappings(self, request, context):
+        """Tells what one target has mapped, and what of it can change unseen, as its agent said last.
+        Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT REQUEST_MALFORMED; FAILED_PRECONDITION MAPPINGS_UNKNOWN where
+        the agent has not said it: it is older than this call, or has not come back since the collector started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +193,11 @@ def add_DirtyServiceServicer_to_server(servicer, server):
                     servicer.ListTargets,
                     request_deserializer=wetink_dot_v1_dot_dirty__pb2.ListTargetsRequest.FromString,
                     response_serializer=wetink_dot_v1_dot_dirty__pb2.ListTargetsResponse.SerializeToString,
+            ),
+            'ListMappings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMappings,
+                    request_deserializer=wetink_dot_v1_dot_dirty__pb2.ListMappingsRequest.FromString,
+                    response_serializer=wetink_dot_v1_dot_dirty__pb2.ListMappingsResponse.SerializeToString,
             ),
             'Track': grpc.unary_unary_rpc_method_handler(
                     servicer.Track,
@@ -272,6 +291,33 @@ class DirtyService:
             '/wetink.v1.DirtyService/ListTargets',
             wetink_dot_v1_dot_dirty__pb2.ListTargetsRequest.SerializeToString,
             wetink_dot_v1_dot_dirty__pb2.ListTargetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMappings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wetink.v1.DirtyService/ListMappings',
+            wetink_dot_v1_dot_dirty__pb2.ListMappingsRequest.SerializeToString,
+            wetink_dot_v1_dot_dirty__pb2.ListMappingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,11 @@ class DirtyServiceStub:
     Errors: INVALID_ARGUMENT SELECTION_MALFORMED, REQUEST_MALFORMED or PAGE_TOKEN_MALFORMED; RESOURCE_EXHAUSTED
     MESSAGE_TOO_LARGE where no page is asked for and the list does not fit in one message, then ask for pages.
     """
+    ListMappings: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.ListMappingsRequest, _dirty_pb2.ListMappingsResponse]
+    """Tells what one target has mapped, and what of it can change unseen, as its agent said last.
+    Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT REQUEST_MALFORMED; FAILED_PRECONDITION MAPPINGS_UNKNOWN where
+    the agent has not said it: it is older than this call, or has not come back since the collector started.
+    """
     Track: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.TrackRequest, _dirty_pb2.TrackResponse]
     """Begins to track a process, and goes on doing so when the agent or the collector restarts.
     Tracking a tracked process changes nothing and succeeds.
@@ -103,6 +108,11 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
     """Lists targets, in pages. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
     Errors: INVALID_ARGUMENT SELECTION_MALFORMED, REQUEST_MALFORMED or PAGE_TOKEN_MALFORMED; RESOURCE_EXHAUSTED
     MESSAGE_TOO_LARGE where no page is asked for and the list does not fit in one message, then ask for pages.
+    """
+    ListMappings: _aio.UnaryUnaryMultiCallable[_dirty_pb2.ListMappingsRequest, _dirty_pb2.ListMappingsResponse]  # type: ignore[assignment]
+    """Tells what one target has mapped, and what of it can change unseen, as its agent said last.
+    Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT REQUEST_MALFORMED; FAILED_PRECONDITION MAPPINGS_UNKNOWN where
+    the agent has not said it: it is older than this call, or has not come back since the collector started.
     """
     Track: _aio.UnaryUnaryMultiCallable[_dirty_pb2.TrackRequest, _dirty_pb2.TrackResponse]  # type: ignore[assignment]
     """Begins to track a process, and goes on doing so when the agent or the collector restarts.
@@ -167,6 +177,17 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists targets, in pages. Ended ones are listed until they are forgotten (`protos/README.md`, retention).
         Errors: INVALID_ARGUMENT SELECTION_MALFORMED, REQUEST_MALFORMED or PAGE_TOKEN_MALFORMED; RESOURCE_EXHAUSTED
         MESSAGE_TOO_LARGE where no page is asked for and the list does not fit in one message, then ask for pages.
+        """
+
+    @_abc_1.abstractmethod
+    def ListMappings(
+        self,
+        request: _dirty_pb2.ListMappingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dirty_pb2.ListMappingsResponse, _abc.Awaitable[_dirty_pb2.ListMappingsResponse]]:
+        """Tells what one target has mapped, and what of it can change unseen, as its agent said last.
+        Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT REQUEST_MALFORMED; FAILED_PRECONDITION MAPPINGS_UNKNOWN where
+        the agent has not said it: it is older than this call, or has not come back since the collector started.
         """
 
     @_abc_1.abstractmethod

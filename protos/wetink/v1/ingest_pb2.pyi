@@ -32,6 +32,7 @@ class AgentMessage(_message.Message):
     BARRIER_REACHED_FIELD_NUMBER: _builtins.int
     COMMAND_RESULT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    TARGET_MAPPINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First message of the stream, and only there."""
@@ -60,6 +61,10 @@ class AgentMessage(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """Sent when nothing else was for `heartbeat_interval_ms`."""
 
+    @_builtins.property
+    def target_mappings(self) -> Global___TargetMappings:
+        """What is mapped, of one target."""
+
     def __init__(
         self,
         *,
@@ -70,12 +75,13 @@ class AgentMessage(_message.Message):
         barrier_reached: Global___BarrierReached | None = ...,
         command_result: Global___CommandResult | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        target_mappings: Global___TargetMappings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["barrier_reached", b"barrier_reached", "command_result", b"command_result", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "target_ended", b"target_ended", "target_started", b"target_started", "write_protect_batch", b"write_protect_batch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["barrier_reached", b"barrier_reached", "command_result", b"command_result", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "target_ended", b"target_ended", "target_mappings", b"target_mappings", "target_started", b"target_started", "write_protect_batch", b"write_protect_batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier_reached", b"barrier_reached", "command_result", b"command_result", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "target_ended", b"target_ended", "target_started", b"target_started", "write_protect_batch", b"write_protect_batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier_reached", b"barrier_reached", "command_result", b"command_result", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "target_ended", b"target_ended", "target_mappings", b"target_mappings", "target_started", b"target_started", "write_protect_batch", b"write_protect_batch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "target_started", "write_protect_batch", "target_ended", "barrier_reached", "command_result", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "target_started", "write_protect_batch", "target_ended", "barrier_reached", "command_result", "heartbeat", "target_mappings"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -440,6 +446,58 @@ class WriteProtectBatch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WriteProtectBatch: _TypeAlias = WriteProtectBatch  # noqa: Y015
+
+@_typing.final
+class TargetMappings(_message.Message):
+    """The mappings of a target that are worth telling: those with a name, shared, of a file, or uncertain. Private anonymous
+    ones without a name are left out. Each is a whole table, which takes the place of the one before. Sent after
+    TargetStarted in each stream, and again when it has changed: at most once a round, and once a second. It is live
+    state: it is not acknowledged, nor kept when the collector restarts. An agent that sends none is older than it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    MAPPINGS_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    UNSEEN_WRITERS_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The incarnation."""
+    round: _builtins.int
+    """The last round that the target had when the table was made. What is mapped by then is in it."""
+    cut: _builtins.bool
+    """True where there are more. Those that are uncertain are kept before the others."""
+    @_builtins.property
+    def target(self) -> _types_pb2.Target:
+        """The process."""
+
+    @_builtins.property
+    def mappings(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Mapping]:
+        """The mappings, in the order of their first addresses. At most 2048."""
+
+    @_builtins.property
+    def unseen_writers(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.UnseenWriter]:
+        """What may write unseen, it cannot be told where. At most 16. They stand for more where that many are there."""
+
+    def __init__(
+        self,
+        *,
+        target: _types_pb2.Target | None = ...,
+        incarnation: _builtins.int = ...,
+        round: _builtins.int = ...,
+        mappings: _abc.Iterable[_types_pb2.Mapping] | None = ...,
+        cut: _builtins.bool = ...,
+        unseen_writers: _abc.Iterable[_types_pb2.UnseenWriter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "incarnation", b"incarnation", "mappings", b"mappings", "round", b"round", "target", b"target", "unseen_writers", b"unseen_writers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TargetMappings: _TypeAlias = TargetMappings  # noqa: Y015
 
 @_typing.final
 class TargetEnded(_message.Message):

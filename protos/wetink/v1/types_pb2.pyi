@@ -51,6 +51,62 @@ BACKEND_REPLAY: Backend.ValueType  # 4
 """A recorded file in place of a kernel."""
 Global___Backend: _TypeAlias = Backend  # noqa: Y015
 
+class _Uncertainty:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UncertaintyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Uncertainty.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNCERTAINTY_UNSPECIFIED: _Uncertainty.ValueType  # 0
+    """No way is known."""
+    UNCERTAINTY_SHARED: _Uncertainty.ValueType  # 1
+    """Shared memory (MAP_SHARED anonymous, memfd, tmpfs, System V): through other mappings and descriptors of it. Its
+    pages are in every round.
+    """
+    UNCERTAINTY_HUGE_PAGES: _Uncertainty.ValueType  # 2
+    """Huge pages of hugetlbfs: what is taken from the page table leaves no trace. Its pages are in every round."""
+    UNCERTAINTY_REGISTERED_BUFFER: _Uncertainty.ValueType  # 3
+    """A buffer that is registered with an io_uring: the kernel writes to it by other ways than the page table. Its pages
+    are in every round.
+    """
+    UNCERTAINTY_FILE: _Uncertainty.ValueType  # 4
+    """A mapping of a file on a disk or elsewhere. Its pages are the file's state and in no round, except those that are
+    the process's own copies, which are tracked like any other.
+    """
+    UNCERTAINTY_DEVICE: _Uncertainty.ValueType  # 5
+    """Memory of a device or of the kernel: graphics, VFIO, rings of io_uring, AIO and perf. It is not memory to be moved,
+    and in no round.
+    """
+    UNCERTAINTY_DIRECT_IO: _Uncertainty.ValueType  # 6
+    """Direct I/O (O_DIRECT, AIO) that may be in flight: the device writes to memory that was reported when the read began."""
+
+class Uncertainty(_Uncertainty, metaclass=_UncertaintyEnumTypeWrapper):
+    """How memory can change with no sign of it in the page tables of the process that maps it."""
+
+UNCERTAINTY_UNSPECIFIED: Uncertainty.ValueType  # 0
+"""No way is known."""
+UNCERTAINTY_SHARED: Uncertainty.ValueType  # 1
+"""Shared memory (MAP_SHARED anonymous, memfd, tmpfs, System V): through other mappings and descriptors of it. Its
+pages are in every round.
+"""
+UNCERTAINTY_HUGE_PAGES: Uncertainty.ValueType  # 2
+"""Huge pages of hugetlbfs: what is taken from the page table leaves no trace. Its pages are in every round."""
+UNCERTAINTY_REGISTERED_BUFFER: Uncertainty.ValueType  # 3
+"""A buffer that is registered with an io_uring: the kernel writes to it by other ways than the page table. Its pages
+are in every round.
+"""
+UNCERTAINTY_FILE: Uncertainty.ValueType  # 4
+"""A mapping of a file on a disk or elsewhere. Its pages are the file's state and in no round, except those that are
+the process's own copies, which are tracked like any other.
+"""
+UNCERTAINTY_DEVICE: Uncertainty.ValueType  # 5
+"""Memory of a device or of the kernel: graphics, VFIO, rings of io_uring, AIO and perf. It is not memory to be moved,
+and in no round.
+"""
+UNCERTAINTY_DIRECT_IO: Uncertainty.ValueType  # 6
+"""Direct I/O (O_DIRECT, AIO) that may be in flight: the device writes to memory that was reported when the read began."""
+Global___Uncertainty: _TypeAlias = Uncertainty  # noqa: Y015
+
 class _EndReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -373,6 +429,87 @@ class MappingName(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MappingName: _TypeAlias = MappingName  # noqa: Y015
+
+@_typing.final
+class Mapping(_message.Message):
+    """One mapping of a target, or the part of it that something can change unseen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANGE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    INODE_FIELD_NUMBER: _builtins.int
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    PROTECTION_FIELD_NUMBER: _builtins.int
+    UNCERTAINTY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As `/proc/PID/maps` names it: a path, `[heap]`, `[stack]`; empty for anonymous memory. At most 256 characters."""
+    shared: _builtins.bool
+    """Whether it is MAP_SHARED."""
+    device: _builtins.int
+    """The device of the file system that holds the object: the major number times 2^32 plus the minor one, as `maps`
+    gives them. 0 for private anonymous memory. With `inode` it tells objects of one host apart, while they are mapped,
+    but for System V memory (its name begins with `/SYSV`): that shares a device with memfds, and counts on its own.
+    """
+    inode: _builtins.int
+    """The object's inode. 0 for private anonymous memory."""
+    offset_bytes: _builtins.int
+    """Where in the object the range begins, in bytes."""
+    protection: _builtins.int
+    """PROT_READ (1), PROT_WRITE (2) and PROT_EXEC (4) of mmap(2)."""
+    uncertainty: Global___Uncertainty.ValueType
+    """How its content can change unseen. Unspecified: it cannot."""
+    @_builtins.property
+    def range(self) -> Global___AddressRange:
+        """Where. Ranges of a table may lie within each other: a registered buffer lies in the mapping that holds it."""
+
+    def __init__(
+        self,
+        *,
+        range: Global___AddressRange | None = ...,
+        name: _builtins.str = ...,
+        shared: _builtins.bool = ...,
+        device: _builtins.int = ...,
+        inode: _builtins.int = ...,
+        offset_bytes: _builtins.int = ...,
+        protection: _builtins.int = ...,
+        uncertainty: Global___Uncertainty.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["range", b"range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "inode", b"inode", "name", b"name", "offset_bytes", b"offset_bytes", "protection", b"protection", "range", b"range", "shared", b"shared", "uncertainty", b"uncertainty"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mapping: _TypeAlias = Mapping  # noqa: Y015
+
+@_typing.final
+class UnseenWriter(_message.Message):
+    """Something that may write into a target's memory unseen, and of which nobody can tell where."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNCERTAINTY_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    uncertainty: Global___Uncertainty.ValueType
+    """What kind of writing."""
+    what: _builtins.str
+    """What it is, for people: a descriptor and the path it is open on. At most 256 characters."""
+    def __init__(
+        self,
+        *,
+        uncertainty: Global___Uncertainty.ValueType = ...,
+        what: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uncertainty", b"uncertainty", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnseenWriter: _TypeAlias = UnseenWriter  # noqa: Y015
 
 @_typing.final
 class Pace(_message.Message):

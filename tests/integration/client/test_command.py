@@ -129,6 +129,42 @@ def test_dirty_line_is_as_promised(collector: str, agent: RawAgent, host_id: str
     assert (second["ranges"], second["vanished"]) == ([[0x2000, 0x1000]], [[0x9000, 0x1000]])
 
 
+def test_mappings_are_listed_with_how_they_can_change_unseen(
+    collector: str, agent: RawAgent, host_id: str, name: str
+) -> None:
+    """As a table, as JSON, and as a failure where nobody has told them."""
+    tracked = agent.start(7, [1])
+    unknown = wetink("--collector", collector, "targets", name, "--mappings")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert f"has not told what {name} has mapped" in unknown.stderr
+
+    agent.tell_mappings(
+        tracked,
+        types_pb2.Mapping(
+            range=types_pb2.AddressRange(start_address=0x1000, size_bytes=0x2000),
+            name="/memfd:\x1b[2J",
+            shared=True,
+            device=1,
+            inode=5,
+            protection=3,
+            uncertainty=types_pb2.UNCERTAINTY_SHARED,
+        ),
+        writers=[types_pb2.UnseenWriter(uncertainty=types_pb2.UNCERTAINTY_DIRECT_IO, what="descriptor 3: /data")],
+    )
+    agent.round(tracked, [1])
+
+    printed = wetink("--collector", collector, "targets", "--host", host_id, "--mappings")
+    (told,) = lines_of(collector, "targets", name, "--mappings")
+
+    assert printed.returncode == 0
+    lines = [line.split() for line in printed.stdout.splitlines()]
+    assert ["0x1000-0x3000", "8", "KiB", "rw-s", "shared", "/memfd:?[2J"] in lines
+    assert "may write unseen, nobody can tell where (direct-io): descriptor 3: /data" in printed.stdout
+    assert (told["name"], told["incarnation"], told["round"], told["cut"]) == (name, 1, 1, False)
+    assert told["mappings"][0]["uncertainty"] == "shared"
+    assert told["unseen_writers"] == [{"uncertainty": "direct-io", "what": "descriptor 3: /data"}]
+
+
 def test_dirty_of_several_targets_is_a_line_each(collector: str, agent: RawAgent, host_id: str, name: str) -> None:
     """With the one cursor of all."""
     agent.start(7, [1])

@@ -140,7 +140,8 @@ class Agent:
         | ingest_pb2.TargetEnded
         | ingest_pb2.BarrierReached
         | ingest_pb2.CommandResult
-        | ingest_pb2.Heartbeat,
+        | ingest_pb2.Heartbeat
+        | ingest_pb2.TargetMappings,
     ) -> None:
         """Say things, in order."""
         names = {one.message_type: one.name for one in ingest_pb2.AgentMessage.DESCRIPTOR.fields}

@@ -35,6 +35,7 @@ class Record:
     folds: dict[int, Fold] = field(default_factory=lambda: {0: Fold()})
     parts: list[ingest_pb2.WriteProtectBatch] = field(default_factory=list)
     ended: bool = False
+    table_round: int = 0
 
     @property
     def last(self) -> int:
@@ -62,6 +63,9 @@ class ModelCollector:
                 record = self.records[key_of(ended.target, ended.incarnation)]
                 assert not record.parts, "the end comes behind the last part"
                 record.ended = True
+            case "target_mappings":
+                table = message.target_mappings
+                self.records[key_of(table.target, table.incarnation)].table_round = table.round
             case other:
                 raise AssertionError(other)
 
@@ -108,6 +112,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.last: dict[Key, int] = {}
         self.ended: set[Key] = set()
         self.given_up: set[Key] = set()
+        self.tables: dict[Key, int] = {}
         self.living: dict[int, Key] = {}
         self.collector = ModelCollector()
         self.clock = 0
@@ -221,6 +226,14 @@ class SpoolMachine(RuleBasedStateMachine):
             self.collector.lose_after(key, data.draw(st.sampled_from(sorted(record.folds))))
         self.reconnect(self.collector.positions())
 
+    @rule(pid=st.sampled_from(PIDS), number=st.integers(1, 9))
+    def tell_mappings(self, pid: int, number: int) -> None:
+        """Say what a target has mapped, in place of what was said before."""
+        if key := self.living.get(pid):
+            table = ingest_pb2.TargetMappings(target=target_of(pid), incarnation=key[2], round=number)
+            self.spool.tell_mappings(key, table)
+            self.tables[key] = number
+
     @rule()
     def forget_ended(self) -> None:
         """Tidy up."""
@@ -245,6 +258,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.collector.records[key].ended = True
 
     def _gone(self, key: Key) -> None:
+        self.tables.pop(key, None)
         self.truth.pop(key, None)
         self.last.pop(key, None)
         self.ended.discard(key)
@@ -277,6 +291,7 @@ class SpoolMachine(RuleBasedStateMachine):
             assert record.last == self.last[key]
             assert record.folds[record.last] == self.truth[key]
             assert record.ended == (key in self.ended)
+            assert record.table_round == self.tables.get(key, 0)
 
 
 TestSpoolMachine = SpoolMachine.TestCase

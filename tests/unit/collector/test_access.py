@@ -18,7 +18,7 @@ METHODS = {
 """Every method of every service that the collector serves."""
 
 DIRTY = "/wetink.v1.DirtyService/"
-READS = ["ListHosts", "ListTargets", "Barrier", "GetDirty", "Watch", "StreamEvents"]
+READS = ["ListHosts", "ListTargets", "ListMappings", "Barrier", "GetDirty", "Watch", "StreamEvents"]
 INSIGHT = "/wetink.v1.InsightService/"
 INSIGHTS = ["GetWorkingSet", "GetHeatmap", "GetHotPages", "GetColdFirst", "GetWriters"]
 READERS = [*(DIRTY + name for name in READS), *(INSIGHT + name for name in INSIGHTS)]

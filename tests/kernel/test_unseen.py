@@ -1,0 +1,180 @@
+"""What can change unseen is classed as it appears: real mappings, io_urings and descriptors of a real process."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from tests.support.victim import PAGE, Victim, tracked, victim
+from wetink.v1 import types_pb2
+from wetink_agent import descriptors, unseen
+from wetink_agent.wp_async import WpAsync
+
+pytestmark = pytest.mark.needs("kernel", "root")
+
+RING = """
+import struct
+def ring():
+    global libc
+    got = libc.syscall(425, 8, ctypes.create_string_buffer(120))  # io_uring_setup
+    return checked(got)
+def register(fd, *ranges):
+    vectors = b"".join(struct.pack("QQ", *one) for one in ranges)
+    checked(libc.syscall(427, fd, 0, vectors, len(ranges)))  # IORING_REGISTER_BUFFERS
+def unregister(fd):
+    checked(libc.syscall(427, fd, 1, None, 0))
+globals().update(ring=ring, register=register, unregister=unregister, struct=struct)
+"""
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Victim, WpAsync]]:
+    """Give a victim that can use io_uring, tracked from here on; every look and every table is due at once."""
+    monkeypatch.setattr(unseen, "TABLE_SECONDS", 0.0)
+    monkeypatch.setattr(unseen, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(unseen, "LOOK_COST_MAX", 0)
+    with victim() as process, tracked(process.pid) as tracker:
+        process.do(RING)
+        tracker.harvest()
+        yield process, tracker
+
+
+def mappings_of(tracker: WpAsync) -> list[types_pb2.Mapping]:
+    """Harvest, and give the table, which must have changed."""
+    table = tracker.harvest().table
+    assert table is not None
+    return list(table.mappings)
+
+
+def class_at(mappings: Sequence[types_pb2.Mapping], page: int) -> list[str]:
+    """Give the classes of the entries that hold a page."""
+    return [
+        types_pb2.Uncertainty.Name(one.uncertainty).removeprefix("UNCERTAINTY_")
+        for one in mappings
+        if one.range.start_address <= page * PAGE < one.range.start_address + one.range.size_bytes
+    ]
+
+
+def test_the_first_round_has_the_table_and_a_later_one_where_it_changed() -> None:
+    """Program, libraries, heap and stack have their entries; a round without a change has no table."""
+    with victim() as process, tracked(process.pid) as tracker:
+        first = tracker.harvest().table
+        assert first is not None
+        assert {"[heap]", "[stack]"} <= {mapping.name for mapping in first.mappings}
+        assert any(mapping.uncertainty == types_pb2.UNCERTAINTY_FILE for mapping in first.mappings)
+        assert tracker.harvest().table is None
+
+
+MAPPED = {
+    "SHARED": [
+        "mmap(4, flags=0x21)",
+        "mmap(4, flags=0x01, fd=os.memfd_create('it'))",
+        "mmap(4, flags=0x01, fd=os.open('/dev/shm', os.O_TMPFILE | os.O_RDWR))",
+    ],
+    "FILE": [
+        "mmap(1, protection=1, flags=0x02, fd=os.open(sys.executable, os.O_RDONLY))",
+        "mmap(1, protection=1, flags=0x01, fd=os.open(sys.executable, os.O_RDONLY))",
+        "mmap(1, flags=0x02, fd=os.memfd_create('it'))",
+    ],
+    "DEVICE": ["mmap(1, flags=0x8001, fd=ring(), offset=0)"],
+    "UNSPECIFIED": ["mmap(1, flags=0x02, fd=os.open('/dev/zero', os.O_RDWR))"],
+}
+
+
+@pytest.mark.parametrize(
+    "wanted, expression", [(wanted, expression) for wanted, those in MAPPED.items() for expression in those]
+)
+def test_a_mapping_is_classed_when_it_appears(target: tuple[Victim, WpAsync], wanted: str, expression: str) -> None:
+    """In the table of the round after."""
+    process, tracker = target
+
+    page = process.number(expression) // PAGE
+
+    assert class_at(mappings_of(tracker), page) == [wanted]
+
+
+def test_a_registered_buffer_is_in_the_table_while_it_is_registered(target: tuple[Victim, WpAsync]) -> None:
+    """With whole pages, beside the mapping that holds it; a ring that is closed takes its buffers along."""
+    process, tracker = target
+    first = process.map(8)
+    process.do(f"globals()['fd'] = ring(); register(fd, ({first * PAGE} + 100, 5000), ({first * PAGE} + 6 * PAGE, 1))")
+
+    mappings = mappings_of(tracker)
+    assert [class_at(mappings, first + page) for page in range(8)] == [
+        ["REGISTERED_BUFFER"],
+        ["REGISTERED_BUFFER"],
+        *[[]] * 4,
+        ["REGISTERED_BUFFER"],
+        [],
+    ]
+    process.do("unregister(fd)")
+    assert not class_at(mappings_of(tracker), first)
+    process.do(f"register(fd, ({first * PAGE}, 4096))")
+    assert class_at(mappings_of(tracker), first)
+    process.do("os.close(fd)")
+    time.sleep(0.05)  # the kernel takes a ring down behind close(2)
+    assert not class_at(mappings_of(tracker), first)
+
+
+def test_direct_io_and_aio_are_told_though_not_where_they_write(target: tuple[Victim, WpAsync]) -> None:
+    """Each as a writer that nobody can locate, until it is gone."""
+    process, tracker = target
+
+    def told() -> list[tuple[int, str]]:
+        table = tracker.harvest().table
+        assert table is not None
+        return [(writer.uncertainty, writer.what) for writer in table.unseen_writers]
+
+    process.do("globals()['direct'] = os.open('/var/tmp', os.O_TMPFILE | os.O_RDWR | os.O_DIRECT)")
+    ((uncertainty, what),) = told()
+    assert uncertainty == types_pb2.UNCERTAINTY_DIRECT_IO
+    assert "O_DIRECT" in what
+    process.do("os.close(direct)")
+    assert told() == []
+
+    process.do("globals()['aio'] = ctypes.c_ulong(0); checked(libc.syscall(206, 8, ctypes.byref(aio)))")
+    ((uncertainty, what),) = told()
+    assert uncertainty == types_pb2.UNCERTAINTY_DIRECT_IO
+    assert "AIO" in what
+
+
+def test_descriptors_are_not_looked_at_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target without anything of the kind pays for one look a second; a ring that is mapped is found at once."""
+    looks = []
+    look = descriptors.look
+
+    def counted(pid: int) -> descriptors.Descriptors:
+        looks.append(pid)
+        return look(pid)
+
+    monkeypatch.setattr(descriptors, "look", counted)
+    monkeypatch.setattr(unseen, "LOOK_SECONDS", 3600.0)
+    with victim() as process, tracked(process.pid) as tracker:
+        process.do(RING)
+        for _ in range(20):
+            tracker.harvest()
+        assert len(looks) == 1
+
+        first = process.map(2)
+        process.do(f"fd = ring(); mmap(1, flags=0x8001, fd=fd); register(fd, ({first * PAGE}, 8192))")
+        tracker.harvest()
+        assert len(looks) == 2
+        tracker.harvest()  # of mappings that the harvest before has joined by registering them
+        so_far = len(looks)
+        tracker.harvest()
+        assert len(looks) == so_far
+
+
+def test_a_target_that_is_frozen_is_looked_at_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the last look: a ring of which nothing is mapped is found too."""
+    monkeypatch.setattr(unseen, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(unseen, "TABLE_SECONDS", 0.0)
+    with victim() as process, tracked(process.pid) as tracker:
+        process.do(RING)
+        tracker.harvest()
+        first = process.map(2)
+        process.do(f"globals()['fd'] = ring(); register(fd, ({first * PAGE}, 8192))")
+        tracker.harvest()
+        process.program.stop()
+
+        assert class_at(mappings_of(tracker), first) == ["REGISTERED_BUFFER"]
