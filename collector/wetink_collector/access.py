@@ -59,6 +59,12 @@ ROLES_OF: Final[Mapping[str, frozenset[Role] | None]] = {
     "/wetink.v1.InsightService/GetHotPages": _READERS,
     "/wetink.v1.InsightService/GetColdFirst": _READERS,
     "/wetink.v1.InsightService/GetWriters": _READERS,
+    "/wetink.v1.InsightService/PredictMigration": _READERS,
+    "/wetink.v1.InsightService/FindWindow": _READERS,
+    "/wetink.v1.InsightService/RankCandidates": _READERS,
+    "/wetink.v1.InsightService/PlanDrain": _READERS,
+    "/wetink.v1.InsightService/ReportMigration": _READERS,
+    "/wetink.v1.InsightService/GetAccuracy": _READERS,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": frozenset(Role),
     "/grpc.health.v1.Health/Check": ANYBODY,  # a probe has no certificate of its own
     "/grpc.health.v1.Health/List": frozenset(Role),

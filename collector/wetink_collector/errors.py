@@ -130,6 +130,14 @@ class HistoryTooShort(Refusal):
     """There are not enough rounds of any selected target to say anything."""
 
 
+class PolicyUnknown(Refusal):
+    """No stop policy has the name."""
+
+
+class TargetEnded(Refusal):
+    """The target has ended: it will not be migrated."""
+
+
 class EventsMissing(Refusal):
     """No single writes of the target are kept."""
 
@@ -158,6 +166,8 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
     BatchCorrupt: (StatusCode.INVALID_ARGUMENT, "BATCH_CORRUPT"),  # reconnect and send it again
     RoundGap: (StatusCode.FAILED_PRECONDITION, "ROUND_GAP"),  # reconnect: Welcome says what is there
     RoundTooLarge: (StatusCode.RESOURCE_EXHAUSTED, "ROUND_TOO_LARGE"),
+    PolicyUnknown: (StatusCode.INVALID_ARGUMENT, "POLICY_UNKNOWN"),
+    TargetEnded: (StatusCode.FAILED_PRECONDITION, "TARGET_ENDED"),
     HistoryTooShort: (StatusCode.FAILED_PRECONDITION, "HISTORY_TOO_SHORT"),  # wait for rounds
     EventsMissing: (StatusCode.FAILED_PRECONDITION, "EVENTS_MISSING"),  # the agent was not told to stream them
     MessageTooLarge: (StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),

@@ -23,64 +23,65 @@ _sym_db = _symbol_database.Default()
 
 
 from wetink.v1 import dirty_pb2 as wetink_dot_v1_dot_dirty__pb2
+from wetink.v1 import prediction_pb2 as wetink_dot_v1_dot_prediction__pb2
 from wetink.v1 import types_pb2 as wetink_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17wetink/v1/insight.proto\x12\twetink.v1\x1a\x15wetink/v1/dirty.proto\x1a\x15wetink/v1/types.proto\"\xd2\x02\n\rHistoryStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_round\x18\x03 \x01(\x04\x12\x12\n\nlast_round\x18\x04 \x01(\x04\x12\x15\n\rsince_time_ns\x18\x05 \x01(\x04\x12\x15\n\ras_of_time_ns\x18\x06 \x01(\x04\x12\x15\n\rstretch_count\x18\x07 \x01(\x04\x12\r\n\x05\x65xact\x18\x08 \x01(\x08\x12\x10\n\x08\x63omplete\x18\t \x01(\x08\x12\x36\n\x11incomplete_reason\x18\n \x01(\x0e\x32\x1b.wetink.v1.IncompleteReason\x12\x1a\n\x12incomplete_message\x18\x0b \x01(\t\x12(\n\nend_reason\x18\x0c \x01(\x0e\x32\x14.wetink.v1.EndReason\x12\x11\n\tpage_size\x18\r \x01(\r\"E\n\x0ePageStatistics\x12\x0c\n\x04mean\x18\x01 \x01(\x01\x12\x0b\n\x03p50\x18\x02 \x01(\x04\x12\x0b\n\x03p95\x18\x03 \x01(\x04\x12\x0b\n\x03max\x18\x04 \x01(\x04\"\xa6\x01\n\x0fWorkingSetPoint\x12\x11\n\twindow_ns\x18\x01 \x01(\x04\x12\x14\n\x0cwindow_count\x18\x02 \x01(\x04\x12(\n\x05pages\x18\x03 \x01(\x0b\x32\x19.wetink.v1.PageStatistics\x12\x31\n\x0epages_at_least\x18\x04 \x01(\x0b\x32\x19.wetink.v1.PageStatistics\x12\r\n\x05\x65xact\x18\x05 \x01(\x08\"\xdd\x01\n\nWorkingSet\x12*\n\x06points\x18\x01 \x03(\x0b\x32\x1a.wetink.v1.WorkingSetPoint\x12\x1e\n\x16\x64irty_pages_per_second\x18\x02 \x01(\x01\x12\"\n\x1a\x64irty_pages_per_second_now\x18\x03 \x01(\x01\x12\x1b\n\x13writable_page_count\x18\x04 \x01(\x04\x12$\n\x1cwritable_page_count_at_least\x18\x05 \x01(\x04\x12\x1c\n\x14populated_page_count\x18\x06 \x01(\x04\"i\n\x10TargetWorkingSet\x12)\n\x07history\x18\x01 \x01(\x0b\x32\x18.wetink.v1.HistoryStatus\x12*\n\x0bworking_set\x18\x02 \x01(\x0b\x32\x15.wetink.v1.WorkingSet\"z\n\x0fGroupWorkingSet\x12*\n\x0bworking_set\x18\x01 \x01(\x0b\x32\x15.wetink.v1.WorkingSet\x12 \n\x18targets_without_mappings\x18\x02 \x03(\t\x12\x19\n\x11shared_page_count\x18\x03 \x01(\x04\"?\n\x14GetWorkingSetRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\"\x93\x01\n\x15GetWorkingSetResponse\x12,\n\x07targets\x18\x01 \x03(\x0b\x32\x1b.wetink.v1.TargetWorkingSet\x12)\n\x05group\x18\x02 \x01(\x0b\x32\x1a.wetink.v1.GroupWorkingSet\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\x12\x0f\n\x07missing\x18\x04 \x03(\t\"\x99\x01\n\x11GetHeatmapRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x19\n\x11\x61\x64\x64ress_bin_count\x18\x02 \x01(\r\x12\x16\n\x0etime_bin_count\x18\x03 \x01(\r\x12\x15\n\rsince_time_ns\x18\x04 \x01(\x04\x12\x15\n\rstart_address\x18\x05 \x01(\x04\x12\x13\n\x0b\x65nd_address\x18\x06 \x01(\x04\"W\n\nHeatmapRow\x12&\n\x05range\x18\x01 \x01(\x0b\x32\x17.wetink.v1.AddressRange\x12\x12\n\npage_count\x18\x02 \x01(\x04\x12\r\n\x05label\x18\x03 \x01(\t\"u\n\rHeatmapColumn\x12\x15\n\rsince_time_ns\x18\x01 \x01(\x04\x12\x15\n\runtil_time_ns\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_round\x18\x03 \x01(\x04\x12\x12\n\nlast_round\x18\x04 \x01(\x04\x12\r\n\x05\x65xact\x18\x05 \x01(\x08\"\xa4\x01\n\x12GetHeatmapResponse\x12)\n\x07history\x18\x01 \x01(\x0b\x32\x18.wetink.v1.HistoryStatus\x12#\n\x04rows\x18\x02 \x03(\x0b\x32\x15.wetink.v1.HeatmapRow\x12)\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x18.wetink.v1.HeatmapColumn\x12\x13\n\x0bpage_counts\x18\x04 \x03(\r\"p\n\x12GetHotPagesRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\x12\r\n\x05limit\x18\x02 \x01(\r\x12\"\n\x05order\x18\x03 \x01(\x0e\x32\x13.wetink.v1.HotOrder\"\x8d\x01\n\x08HotPages\x12&\n\x05range\x18\x01 \x01(\x0b\x32\x17.wetink.v1.AddressRange\x12\x13\n\x0bround_count\x18\x02 \x01(\x04\x12\x17\n\x0fround_count_max\x18\x03 \x01(\x04\x12\x1c\n\x14last_written_time_ns\x18\x04 \x01(\x04\x12\r\n\x05label\x18\x05 \x01(\t\"{\n\x0eTargetHotPages\x12)\n\x07history\x18\x01 \x01(\x0b\x32\x18.wetink.v1.HistoryStatus\x12\"\n\x05pages\x18\x02 \x03(\x0b\x32\x13.wetink.v1.HotPages\x12\x1a\n\x12written_page_count\x18\x03 \x01(\x04\"A\n\x13GetHotPagesResponse\x12*\n\x07targets\x18\x01 \x03(\x0b\x32\x19.wetink.v1.TargetHotPages\":\n\x13GetColdFirstRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x13\n\x0b\x63lass_count\x18\x02 \x01(\r\"\xb1\x01\n\x14GetColdFirstResponse\x12)\n\x07history\x18\x01 \x01(\x0b\x32\x18.wetink.v1.HistoryStatus\x12\x13\n\x0b\x63lass_index\x18\x02 \x01(\r\x12!\n\x05pages\x18\x03 \x01(\x0b\x32\x12.wetink.v1.PageSet\x12\x1c\n\x14last_written_time_ns\x18\x04 \x01(\x04\x12\x18\n\x10mean_round_count\x18\x05 \x01(\x01\"I\n\x11GetWritersRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x15\n\rsince_time_ns\x18\x03 \x01(\x04\"X\n\x0cWriterThread\x12\x11\n\tthread_id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x65vent_count\x18\x03 \x01(\x04\x12\x12\n\npage_count\x18\x04 \x01(\x04\"\x85\x01\n\nWriterCode\x12\x1b\n\x13instruction_pointer\x18\x01 \x01(\x04\x12\x0e\n\x06symbol\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\x12\x13\n\x0b\x66ile_offset\x18\x04 \x01(\x04\x12\x13\n\x0b\x65vent_count\x18\x05 \x01(\x04\x12\x12\n\npage_count\x18\x06 \x01(\x04\"F\n\rWriterMapping\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x65vent_count\x18\x02 \x01(\x04\x12\x12\n\npage_count\x18\x03 \x01(\x04\"\xcb\x02\n\x12GetWritersResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_round\x18\x03 \x01(\x04\x12\x12\n\nlast_round\x18\x04 \x01(\x04\x12\x15\n\rsince_time_ns\x18\x05 \x01(\x04\x12\x15\n\runtil_time_ns\x18\x06 \x01(\x04\x12\x13\n\x0b\x65vent_count\x18\x07 \x01(\x04\x12\x12\n\nlost_count\x18\x08 \x01(\x04\x12\x17\n\x0f\x66orgotten_count\x18\t \x01(\x04\x12(\n\x07threads\x18\n \x03(\x0b\x32\x17.wetink.v1.WriterThread\x12#\n\x04\x63ode\x18\x0b \x03(\x0b\x32\x15.wetink.v1.WriterCode\x12*\n\x08mappings\x18\x0c \x03(\x0b\x32\x18.wetink.v1.WriterMapping*N\n\x08HotOrder\x12\x19\n\x15HOT_ORDER_UNSPECIFIED\x10\x00\x12\x14\n\x10HOT_ORDER_ROUNDS\x10\x01\x12\x11\n\rHOT_ORDER_AGE\x10\x02\x32\x9b\x03\n\x0eInsightService\x12R\n\rGetWorkingSet\x12\x1f.wetink.v1.GetWorkingSetRequest\x1a .wetink.v1.GetWorkingSetResponse\x12I\n\nGetHeatmap\x12\x1c.wetink.v1.GetHeatmapRequest\x1a\x1d.wetink.v1.GetHeatmapResponse\x12L\n\x0bGetHotPages\x12\x1d.wetink.v1.GetHotPagesRequest\x1a\x1e.wetink.v1.GetHotPagesResponse\x12Q\n\x0cGetColdFirst\x12\x1e.wetink.v1.GetColdFirstRequest\x1a\x1f.wetink.v1.GetColdFirstResponse0\x01\x12I\n\nGetWriters\x12\x1c.wetink.v1.GetWritersRequest\x1a\x1d.wetink.v1.GetWritersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17wetink/v1/insight.proto\x12\twetink.v1\x1a\x15wetink/v1/dirty.proto\x1a\x1awetink/v1/prediction.proto\x1a\x15wetink/v1/types.proto\"\xd2\x02\n\rHistoryStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_round\x18\x03 \x01(\x04\x12\x12\n\nlast_round\x18\x04 \x01(\x04\x12\x15\n\rsince_time_ns\x18\x05 \x01(\x04\x12\x15\n\ras_of_time_ns\x18\x06 \x01(\x04\x12\x15\n\rstretch_count\x18\x07 \x01(\x04\x12\r\n\x05\x65xact\x18\x08 \x01(\x08\x12\x10\n\x08\x63omplete\x18\t \x01(\x08\x12\x36\n\x11incomplete_reason\x18\n \x01(\x0e\x32\x1b.wetink.v1.IncompleteReason\x12\x1a\n\x12incomplete_message\x18\x0b \x01(\t\x12(\n\nend_reason\x18\x0c \x01(\x0e\x32\x14.wetink.v1.EndReason\x12\x11\n\tpage_size\x18\r \x01(\r\"E\n\x0ePageStatistics\x12\x0c\n\x04mean\x18\x01 \x01(\x01\x12\x0b\n\x03p50\x18\x02 \x01(\x04\x12\x0b\n\x03p95\x18\x03 \x01(\x04\x12\x0b\n\x03max\x18\x04 \x01(\x04\"\xa6\x01\n\x0fWorkingSetPoint\x12\x11\n\twindow_ns\x18\x01 \x01(\x04\x12\x14\n\x0cwindow_count\x18\x02 \x01(\x04\x12(\n\x05pages\x18\x03 \x01(\x0b\x32\x19.wetink.v1.PageStatistics\x12\x31\n\x0epages_at_least\x18\x04 \x01(\x0b\x32\x19.wetink.v1.PageStatistics\x12\r\n\x05\x65xact\x18\x05 \x01(\x08\"\xdd\x01\n\nWorkingSet\x12*\n\x06points\x18\x01 \x03(\x0b\x32\x1a.wetink.v1.WorkingSetPoint\x12\x1e\n\x16\x64irty_pages_per_second\x18\x02 \x01(\x01\x12\"\n\x1a\x64irty_pages_per_second_now\x18\x03 \x01(\x01\x12\x1b\n\x13writable_page_count\x18\x04 \x01(\x04\x12$\n\x1cwritable_page_count_at_least\x18\x05 \x01(\x04\x12\x1c\n\x14populated_page_count\x18\x06 \x01(\x04\"i\n\x10TargetWorkingSet\x12)\n\x07history\x18\x01 \x01(\x0b\x32\x18.wetink.v1.HistoryStatus\x12*\n\x0bworking_set\x18\x02 \x01(\x0b\x32\x15.wetink.v1.WorkingSet\"z\n\x0fGroupWorkingSet\x12*\n\x0bworking_set\x18\x01 \x01(\x0b\x32\x15.wetink.v1.WorkingSet\x12 \n\x18targets_without_mappings\x18\x02 \x03(\t\x12\x19\n\x11shared_page_count\x18\x03 \x01(\x04\"?\n\x14GetWorkingSetRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\"\x93\x01\n\x15GetWorkingSetResponse\x12,\n\x07targets\x18\x01 \x03(\x0b\x32\x1b.wetink.v1.TargetWorkingSet\x12)\n\x05group\x18\x02 \x01(\x0b\x32\x1a.wetink.v1.GroupWorkingSet\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\x12\x0f\n\x07missing\x18\x04 \x03(\t\"\x99\x01\n\x11GetHeatmapRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x19\n\x11\x61\x64\x64ress_bin_count\x18\x02 \x01(\r\x12\x16\n\x0etime_bin_count\x18\x03 \x01(\r\x12\x15\n\rsince_time_ns\x18\x04 \x01(\x04\x12\x15\n\rstart_address\x18\x05 \x01(\x04\x12\x13\n\x0b\x65nd_address\x18\x06 \x01(\x04\"W\n\nHeatmapRow\x12&\n\x05range\x18\x01 \x01(\x0b\x32\x17.wetink.v1.AddressRange\x12\x12\n\npage_count\x18\x02 \x01(\x04\x12\r\n\x05label\x18\x03 \x01(\t\"u\n\rHeatmapColumn\x12\x15\n\rsince_time_ns\x18\x01 \x01(\x04\x12\x15\n\runtil_time_ns\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_round\x18\x03 \x01(\x04\x12\x12\n\nlast_round\x18\x04 \x01(\x04\x12\r\n\x05\x65xact\x18\x05 \x01(\x08\"\xa4\x01\n\x12GetHeatmapResponse\x12)\n\x07history\x18\x01 \x01(\x0b\x32\x18.wetink.v1.HistoryStatus\x12#\n\x04rows\x18\x02 \x03(\x0b\x32\x15.wetink.v1.HeatmapRow\x12)\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x18.wetink.v1.HeatmapColumn\x12\x13\n\x0bpage_counts\x18\x04 \x03(\r\"p\n\x12GetHotPagesRequest\x12\'\n\tselection\x18\x01 \x01(\x0b\x32\x14.wetink.v1.Selection\x12\r\n\x05limit\x18\x02 \x01(\r\x12\"\n\x05order\x18\x03 \x01(\x0e\x32\x13.wetink.v1.HotOrder\"\x8d\x01\n\x08HotPages\x12&\n\x05range\x18\x01 \x01(\x0b\x32\x17.wetink.v1.AddressRange\x12\x13\n\x0bround_count\x18\x02 \x01(\x04\x12\x17\n\x0fround_count_max\x18\x03 \x01(\x04\x12\x1c\n\x14last_written_time_ns\x18\x04 \x01(\x04\x12\r\n\x05label\x18\x05 \x01(\t\"{\n\x0eTargetHotPages\x12)\n\x07history\x18\x01 \x01(\x0b\x32\x18.wetink.v1.HistoryStatus\x12\"\n\x05pages\x18\x02 \x03(\x0b\x32\x13.wetink.v1.HotPages\x12\x1a\n\x12written_page_count\x18\x03 \x01(\x04\"A\n\x13GetHotPagesResponse\x12*\n\x07targets\x18\x01 \x03(\x0b\x32\x19.wetink.v1.TargetHotPages\":\n\x13GetColdFirstRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x13\n\x0b\x63lass_count\x18\x02 \x01(\r\"\xb1\x01\n\x14GetColdFirstResponse\x12)\n\x07history\x18\x01 \x01(\x0b\x32\x18.wetink.v1.HistoryStatus\x12\x13\n\x0b\x63lass_index\x18\x02 \x01(\r\x12!\n\x05pages\x18\x03 \x01(\x0b\x32\x12.wetink.v1.PageSet\x12\x1c\n\x14last_written_time_ns\x18\x04 \x01(\x04\x12\x18\n\x10mean_round_count\x18\x05 \x01(\x01\"I\n\x11GetWritersRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x15\n\rsince_time_ns\x18\x03 \x01(\x04\"X\n\x0cWriterThread\x12\x11\n\tthread_id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x65vent_count\x18\x03 \x01(\x04\x12\x12\n\npage_count\x18\x04 \x01(\x04\"\x85\x01\n\nWriterCode\x12\x1b\n\x13instruction_pointer\x18\x01 \x01(\x04\x12\x0e\n\x06symbol\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\x12\x13\n\x0b\x66ile_offset\x18\x04 \x01(\x04\x12\x13\n\x0b\x65vent_count\x18\x05 \x01(\x04\x12\x12\n\npage_count\x18\x06 \x01(\x04\"F\n\rWriterMapping\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x65vent_count\x18\x02 \x01(\x04\x12\x12\n\npage_count\x18\x03 \x01(\x04\"\xcb\x02\n\x12GetWritersResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_round\x18\x03 \x01(\x04\x12\x12\n\nlast_round\x18\x04 \x01(\x04\x12\x15\n\rsince_time_ns\x18\x05 \x01(\x04\x12\x15\n\runtil_time_ns\x18\x06 \x01(\x04\x12\x13\n\x0b\x65vent_count\x18\x07 \x01(\x04\x12\x12\n\nlost_count\x18\x08 \x01(\x04\x12\x17\n\x0f\x66orgotten_count\x18\t \x01(\x04\x12(\n\x07threads\x18\n \x03(\x0b\x32\x17.wetink.v1.WriterThread\x12#\n\x04\x63ode\x18\x0b \x03(\x0b\x32\x15.wetink.v1.WriterCode\x12*\n\x08mappings\x18\x0c \x03(\x0b\x32\x18.wetink.v1.WriterMapping*N\n\x08HotOrder\x12\x19\n\x15HOT_ORDER_UNSPECIFIED\x10\x00\x12\x14\n\x10HOT_ORDER_ROUNDS\x10\x01\x12\x11\n\rHOT_ORDER_AGE\x10\x02\x32\x8a\x07\n\x0eInsightService\x12R\n\rGetWorkingSet\x12\x1f.wetink.v1.GetWorkingSetRequest\x1a .wetink.v1.GetWorkingSetResponse\x12I\n\nGetHeatmap\x12\x1c.wetink.v1.GetHeatmapRequest\x1a\x1d.wetink.v1.GetHeatmapResponse\x12L\n\x0bGetHotPages\x12\x1d.wetink.v1.GetHotPagesRequest\x1a\x1e.wetink.v1.GetHotPagesResponse\x12Q\n\x0cGetColdFirst\x12\x1e.wetink.v1.GetColdFirstRequest\x1a\x1f.wetink.v1.GetColdFirstResponse0\x01\x12I\n\nGetWriters\x12\x1c.wetink.v1.GetWritersRequest\x1a\x1d.wetink.v1.GetWritersResponse\x12[\n\x10PredictMigration\x12\".wetink.v1.PredictMigrationRequest\x1a#.wetink.v1.PredictMigrationResponse\x12I\n\nFindWindow\x12\x1c.wetink.v1.FindWindowRequest\x1a\x1d.wetink.v1.FindWindowResponse\x12U\n\x0eRankCandidates\x12 .wetink.v1.RankCandidatesRequest\x1a!.wetink.v1.RankCandidatesResponse\x12\x46\n\tPlanDrain\x12\x1b.wetink.v1.PlanDrainRequest\x1a\x1c.wetink.v1.PlanDrainResponse\x12X\n\x0fReportMigration\x12!.wetink.v1.ReportMigrationRequest\x1a\".wetink.v1.ReportMigrationResponse\x12L\n\x0bGetAccuracy\x12\x1d.wetink.v1.GetAccuracyRequest\x1a\x1e.wetink.v1.GetAccuracyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wetink.v1.insight_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HOTORDER']._serialized_start=3263
-  _globals['_HOTORDER']._serialized_end=3341
-  _globals['_HISTORYSTATUS']._serialized_start=85
-  _globals['_HISTORYSTATUS']._serialized_end=423
-  _globals['_PAGESTATISTICS']._serialized_start=425
-  _globals['_PAGESTATISTICS']._serialized_end=494
-  _globals['_WORKINGSETPOINT']._serialized_start=497
-  _globals['_WORKINGSETPOINT']._serialized_end=663
-  _globals['_WORKINGSET']._serialized_start=666
-  _globals['_WORKINGSET']._serialized_end=887
-  _globals['_TARGETWORKINGSET']._serialized_start=889
-  _globals['_TARGETWORKINGSET']._serialized_end=994
-  _globals['_GROUPWORKINGSET']._serialized_start=996
-  _globals['_GROUPWORKINGSET']._serialized_end=1118
-  _globals['_GETWORKINGSETREQUEST']._serialized_start=1120
-  _globals['_GETWORKINGSETREQUEST']._serialized_end=1183
-  _globals['_GETWORKINGSETRESPONSE']._serialized_start=1186
-  _globals['_GETWORKINGSETRESPONSE']._serialized_end=1333
-  _globals['_GETHEATMAPREQUEST']._serialized_start=1336
-  _globals['_GETHEATMAPREQUEST']._serialized_end=1489
-  _globals['_HEATMAPROW']._serialized_start=1491
-  _globals['_HEATMAPROW']._serialized_end=1578
-  _globals['_HEATMAPCOLUMN']._serialized_start=1580
-  _globals['_HEATMAPCOLUMN']._serialized_end=1697
-  _globals['_GETHEATMAPRESPONSE']._serialized_start=1700
-  _globals['_GETHEATMAPRESPONSE']._serialized_end=1864
-  _globals['_GETHOTPAGESREQUEST']._serialized_start=1866
-  _globals['_GETHOTPAGESREQUEST']._serialized_end=1978
-  _globals['_HOTPAGES']._serialized_start=1981
-  _globals['_HOTPAGES']._serialized_end=2122
-  _globals['_TARGETHOTPAGES']._serialized_start=2124
-  _globals['_TARGETHOTPAGES']._serialized_end=2247
-  _globals['_GETHOTPAGESRESPONSE']._serialized_start=2249
-  _globals['_GETHOTPAGESRESPONSE']._serialized_end=2314
-  _globals['_GETCOLDFIRSTREQUEST']._serialized_start=2316
-  _globals['_GETCOLDFIRSTREQUEST']._serialized_end=2374
-  _globals['_GETCOLDFIRSTRESPONSE']._serialized_start=2377
-  _globals['_GETCOLDFIRSTRESPONSE']._serialized_end=2554
-  _globals['_GETWRITERSREQUEST']._serialized_start=2556
-  _globals['_GETWRITERSREQUEST']._serialized_end=2629
-  _globals['_WRITERTHREAD']._serialized_start=2631
-  _globals['_WRITERTHREAD']._serialized_end=2719
-  _globals['_WRITERCODE']._serialized_start=2722
-  _globals['_WRITERCODE']._serialized_end=2855
-  _globals['_WRITERMAPPING']._serialized_start=2857
-  _globals['_WRITERMAPPING']._serialized_end=2927
-  _globals['_GETWRITERSRESPONSE']._serialized_start=2930
-  _globals['_GETWRITERSRESPONSE']._serialized_end=3261
-  _globals['_INSIGHTSERVICE']._serialized_start=3344
-  _globals['_INSIGHTSERVICE']._serialized_end=3755
+  _globals['_HOTORDER']._serialized_start=3291
+  _globals['_HOTORDER']._serialized_end=3369
+  _globals['_HISTORYSTATUS']._serialized_start=113
+  _globals['_HISTORYSTATUS']._serialized_end=451
+  _globals['_PAGESTATISTICS']._serialized_start=453
+  _globals['_PAGESTATISTICS']._serialized_end=522
+  _globals['_WORKINGSETPOINT']._serialized_start=525
+  _globals['_WORKINGSETPOINT']._serialized_end=691
+  _globals['_WORKINGSET']._serialized_start=694
+  _globals['_WORKINGSET']._serialized_end=915
+  _globals['_TARGETWORKINGSET']._serialized_start=917
+  _globals['_TARGETWORKINGSET']._serialized_end=1022
+  _globals['_GROUPWORKINGSET']._serialized_start=1024
+  _globals['_GROUPWORKINGSET']._serialized_end=1146
+  _globals['_GETWORKINGSETREQUEST']._serialized_start=1148
+  _globals['_GETWORKINGSETREQUEST']._serialized_end=1211
+  _globals['_GETWORKINGSETRESPONSE']._serialized_start=1214
+  _globals['_GETWORKINGSETRESPONSE']._serialized_end=1361
+  _globals['_GETHEATMAPREQUEST']._serialized_start=1364
+  _globals['_GETHEATMAPREQUEST']._serialized_end=1517
+  _globals['_HEATMAPROW']._serialized_start=1519
+  _globals['_HEATMAPROW']._serialized_end=1606
+  _globals['_HEATMAPCOLUMN']._serialized_start=1608
+  _globals['_HEATMAPCOLUMN']._serialized_end=1725
+  _globals['_GETHEATMAPRESPONSE']._serialized_start=1728
+  _globals['_GETHEATMAPRESPONSE']._serialized_end=1892
+  _globals['_GETHOTPAGESREQUEST']._serialized_start=1894
+  _globals['_GETHOTPAGESREQUEST']._serialized_end=2006
+  _globals['_HOTPAGES']._serialized_start=2009
+  _globals['_HOTPAGES']._serialized_end=2150
+  _globals['_TARGETHOTPAGES']._serialized_start=2152
+  _globals['_TARGETHOTPAGES']._serialized_end=2275
+  _globals['_GETHOTPAGESRESPONSE']._serialized_start=2277
+  _globals['_GETHOTPAGESRESPONSE']._serialized_end=2342
+  _globals['_GETCOLDFIRSTREQUEST']._serialized_start=2344
+  _globals['_GETCOLDFIRSTREQUEST']._serialized_end=2402
+  _globals['_GETCOLDFIRSTRESPONSE']._serialized_start=2405
+  _globals['_GETCOLDFIRSTRESPONSE']._serialized_end=2582
+  _globals['_GETWRITERSREQUEST']._serialized_start=2584
+  _globals['_GETWRITERSREQUEST']._serialized_end=2657
+  _globals['_WRITERTHREAD']._serialized_start=2659
+  _globals['_WRITERTHREAD']._serialized_end=2747
+  _globals['_WRITERCODE']._serialized_start=2750
+  _globals['_WRITERCODE']._serialized_end=2883
+  _globals['_WRITERMAPPING']._serialized_start=2885
+  _globals['_WRITERMAPPING']._serialized_end=2955
+  _globals['_GETWRITERSRESPONSE']._serialized_start=2958
+  _globals['_GETWRITERSRESPONSE']._serialized_end=3289
+  _globals['_INSIGHTSERVICE']._serialized_start=3372
+  _globals['_INSIGHTSERVICE']._serialized_end=4278
 # @@protoc_insertion_point(module_scope)

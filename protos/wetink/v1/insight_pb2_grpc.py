@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from wetink.v1 import insight_pb2 as wetink_dot_v1_dot_insight__pb2
+from wetink.v1 import prediction_pb2 as wetink_dot_v1_dot_prediction__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -68,6 +69,36 @@ class InsightServiceStub:
                 request_serializer=wetink_dot_v1_dot_insight__pb2.GetWritersRequest.SerializeToString,
                 response_deserializer=wetink_dot_v1_dot_insight__pb2.GetWritersResponse.FromString,
                 _registered_method=True)
+        self.PredictMigration = channel.unary_unary(
+                '/wetink.v1.InsightService/PredictMigration',
+                request_serializer=wetink_dot_v1_dot_prediction__pb2.PredictMigrationRequest.SerializeToString,
+                response_deserializer=wetink_dot_v1_dot_prediction__pb2.PredictMigrationResponse.FromString,
+                _registered_method=True)
+        self.FindWindow = channel.unary_unary(
+                '/wetink.v1.InsightService/FindWindow',
+                request_serializer=wetink_dot_v1_dot_prediction__pb2.FindWindowRequest.SerializeToString,
+                response_deserializer=wetink_dot_v1_dot_prediction__pb2.FindWindowResponse.FromString,
+                _registered_method=True)
+        self.RankCandidates = channel.unary_unary(
+                '/wetink.v1.InsightService/RankCandidates',
+                request_serializer=wetink_dot_v1_dot_prediction__pb2.RankCandidatesRequest.SerializeToString,
+                response_deserializer=wetink_dot_v1_dot_prediction__pb2.RankCandidatesResponse.FromString,
+                _registered_method=True)
+        self.PlanDrain = channel.unary_unary(
+                '/wetink.v1.InsightService/PlanDrain',
+                request_serializer=wetink_dot_v1_dot_prediction__pb2.PlanDrainRequest.SerializeToString,
+                response_deserializer=wetink_dot_v1_dot_prediction__pb2.PlanDrainResponse.FromString,
+                _registered_method=True)
+        self.ReportMigration = channel.unary_unary(
+                '/wetink.v1.InsightService/ReportMigration',
+                request_serializer=wetink_dot_v1_dot_prediction__pb2.ReportMigrationRequest.SerializeToString,
+                response_deserializer=wetink_dot_v1_dot_prediction__pb2.ReportMigrationResponse.FromString,
+                _registered_method=True)
+        self.GetAccuracy = channel.unary_unary(
+                '/wetink.v1.InsightService/GetAccuracy',
+                request_serializer=wetink_dot_v1_dot_prediction__pb2.GetAccuracyRequest.SerializeToString,
+                response_deserializer=wetink_dot_v1_dot_prediction__pb2.GetAccuracyResponse.FromString,
+                _registered_method=True)
 
 
 class InsightServiceServicer:
@@ -122,6 +153,52 @@ class InsightServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PredictMigration(self, request, context):
+        """How a migration of a target would go: whether it converges, what it sends, how long the target stands still.
+        Errors besides: INVALID_ARGUMENT POLICY_UNKNOWN; FAILED_PRECONDITION TARGET_ENDED where the target has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindWindow(self, request, context):
+        """When to begin: the next stretch in which a target that writes in cycles writes little, long enough to migrate it.
+        Errors besides: as PredictMigration.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RankCandidates(self, request, context):
+        """Which of some targets are the cheapest to move. Those of which nothing can be said are in the answer, with the reason.
+        Errors besides: INVALID_ARGUMENT POLICY_UNKNOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanDrain(self, request, context):
+        """In which order, and how many at once, to move every target off a host over a link, in the shortest time found.
+        Errors besides: NOT_FOUND HOST_UNKNOWN; INVALID_ARGUMENT POLICY_UNKNOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportMigration(self, request, context):
+        """Says how a migration went: predictions are scored by it, and learn what rounds and downtimes cost besides pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAccuracy(self, request, context):
+        """How good the predictions were that were reported on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InsightServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +226,36 @@ def add_InsightServiceServicer_to_server(servicer, server):
                     servicer.GetWriters,
                     request_deserializer=wetink_dot_v1_dot_insight__pb2.GetWritersRequest.FromString,
                     response_serializer=wetink_dot_v1_dot_insight__pb2.GetWritersResponse.SerializeToString,
+            ),
+            'PredictMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.PredictMigration,
+                    request_deserializer=wetink_dot_v1_dot_prediction__pb2.PredictMigrationRequest.FromString,
+                    response_serializer=wetink_dot_v1_dot_prediction__pb2.PredictMigrationResponse.SerializeToString,
+            ),
+            'FindWindow': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindWindow,
+                    request_deserializer=wetink_dot_v1_dot_prediction__pb2.FindWindowRequest.FromString,
+                    response_serializer=wetink_dot_v1_dot_prediction__pb2.FindWindowResponse.SerializeToString,
+            ),
+            'RankCandidates': grpc.unary_unary_rpc_method_handler(
+                    servicer.RankCandidates,
+                    request_deserializer=wetink_dot_v1_dot_prediction__pb2.RankCandidatesRequest.FromString,
+                    response_serializer=wetink_dot_v1_dot_prediction__pb2.RankCandidatesResponse.SerializeToString,
+            ),
+            'PlanDrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanDrain,
+                    request_deserializer=wetink_dot_v1_dot_prediction__pb2.PlanDrainRequest.FromString,
+                    response_serializer=wetink_dot_v1_dot_prediction__pb2.PlanDrainResponse.SerializeToString,
+            ),
+            'ReportMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportMigration,
+                    request_deserializer=wetink_dot_v1_dot_prediction__pb2.ReportMigrationRequest.FromString,
+                    response_serializer=wetink_dot_v1_dot_prediction__pb2.ReportMigrationResponse.SerializeToString,
+            ),
+            'GetAccuracy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAccuracy,
+                    request_deserializer=wetink_dot_v1_dot_prediction__pb2.GetAccuracyRequest.FromString,
+                    response_serializer=wetink_dot_v1_dot_prediction__pb2.GetAccuracyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -295,6 +402,168 @@ class InsightService:
             '/wetink.v1.InsightService/GetWriters',
             wetink_dot_v1_dot_insight__pb2.GetWritersRequest.SerializeToString,
             wetink_dot_v1_dot_insight__pb2.GetWritersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wetink.v1.InsightService/PredictMigration',
+            wetink_dot_v1_dot_prediction__pb2.PredictMigrationRequest.SerializeToString,
+            wetink_dot_v1_dot_prediction__pb2.PredictMigrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindWindow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wetink.v1.InsightService/FindWindow',
+            wetink_dot_v1_dot_prediction__pb2.FindWindowRequest.SerializeToString,
+            wetink_dot_v1_dot_prediction__pb2.FindWindowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RankCandidates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wetink.v1.InsightService/RankCandidates',
+            wetink_dot_v1_dot_prediction__pb2.RankCandidatesRequest.SerializeToString,
+            wetink_dot_v1_dot_prediction__pb2.RankCandidatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanDrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wetink.v1.InsightService/PlanDrain',
+            wetink_dot_v1_dot_prediction__pb2.PlanDrainRequest.SerializeToString,
+            wetink_dot_v1_dot_prediction__pb2.PlanDrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wetink.v1.InsightService/ReportMigration',
+            wetink_dot_v1_dot_prediction__pb2.ReportMigrationRequest.SerializeToString,
+            wetink_dot_v1_dot_prediction__pb2.ReportMigrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAccuracy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wetink.v1.InsightService/GetAccuracy',
+            wetink_dot_v1_dot_prediction__pb2.GetAccuracyRequest.SerializeToString,
+            wetink_dot_v1_dot_prediction__pb2.GetAccuracyResponse.FromString,
             options,
             channel_credentials,
             insecure,

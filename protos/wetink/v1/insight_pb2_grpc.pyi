@@ -6,6 +6,7 @@ For orchestrators: what the rounds that a collector keeps say about a target, an
 from collections import abc as _abc
 from grpc import aio as _aio
 from wetink.v1 import insight_pb2 as _insight_pb2
+from wetink.v1 import prediction_pb2 as _prediction_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -61,6 +62,26 @@ class InsightServiceStub:
     """Which threads and which code write the most, from the stream of events (`wetink-agent --events`).
     Errors besides: FAILED_PRECONDITION EVENTS_MISSING where no event of the target is kept.
     """
+    PredictMigration: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.PredictMigrationRequest, _prediction_pb2.PredictMigrationResponse]
+    """How a migration of a target would go: whether it converges, what it sends, how long the target stands still.
+    Errors besides: INVALID_ARGUMENT POLICY_UNKNOWN; FAILED_PRECONDITION TARGET_ENDED where the target has ended.
+    """
+    FindWindow: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.FindWindowRequest, _prediction_pb2.FindWindowResponse]
+    """When to begin: the next stretch in which a target that writes in cycles writes little, long enough to migrate it.
+    Errors besides: as PredictMigration.
+    """
+    RankCandidates: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.RankCandidatesRequest, _prediction_pb2.RankCandidatesResponse]
+    """Which of some targets are the cheapest to move. Those of which nothing can be said are in the answer, with the reason.
+    Errors besides: INVALID_ARGUMENT POLICY_UNKNOWN.
+    """
+    PlanDrain: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.PlanDrainRequest, _prediction_pb2.PlanDrainResponse]
+    """In which order, and how many at once, to move every target off a host over a link, in the shortest time found.
+    Errors besides: NOT_FOUND HOST_UNKNOWN; INVALID_ARGUMENT POLICY_UNKNOWN.
+    """
+    ReportMigration: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.ReportMigrationRequest, _prediction_pb2.ReportMigrationResponse]
+    """Says how a migration went: predictions are scored by it, and learn what rounds and downtimes cost besides pages."""
+    GetAccuracy: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.GetAccuracyRequest, _prediction_pb2.GetAccuracyResponse]
+    """How good the predictions were that were reported on."""
 
 @_typing.type_check_only
 class InsightServiceAsyncStub(InsightServiceStub):
@@ -95,6 +116,26 @@ class InsightServiceAsyncStub(InsightServiceStub):
     """Which threads and which code write the most, from the stream of events (`wetink-agent --events`).
     Errors besides: FAILED_PRECONDITION EVENTS_MISSING where no event of the target is kept.
     """
+    PredictMigration: _aio.UnaryUnaryMultiCallable[_prediction_pb2.PredictMigrationRequest, _prediction_pb2.PredictMigrationResponse]  # type: ignore[assignment]
+    """How a migration of a target would go: whether it converges, what it sends, how long the target stands still.
+    Errors besides: INVALID_ARGUMENT POLICY_UNKNOWN; FAILED_PRECONDITION TARGET_ENDED where the target has ended.
+    """
+    FindWindow: _aio.UnaryUnaryMultiCallable[_prediction_pb2.FindWindowRequest, _prediction_pb2.FindWindowResponse]  # type: ignore[assignment]
+    """When to begin: the next stretch in which a target that writes in cycles writes little, long enough to migrate it.
+    Errors besides: as PredictMigration.
+    """
+    RankCandidates: _aio.UnaryUnaryMultiCallable[_prediction_pb2.RankCandidatesRequest, _prediction_pb2.RankCandidatesResponse]  # type: ignore[assignment]
+    """Which of some targets are the cheapest to move. Those of which nothing can be said are in the answer, with the reason.
+    Errors besides: INVALID_ARGUMENT POLICY_UNKNOWN.
+    """
+    PlanDrain: _aio.UnaryUnaryMultiCallable[_prediction_pb2.PlanDrainRequest, _prediction_pb2.PlanDrainResponse]  # type: ignore[assignment]
+    """In which order, and how many at once, to move every target off a host over a link, in the shortest time found.
+    Errors besides: NOT_FOUND HOST_UNKNOWN; INVALID_ARGUMENT POLICY_UNKNOWN.
+    """
+    ReportMigration: _aio.UnaryUnaryMultiCallable[_prediction_pb2.ReportMigrationRequest, _prediction_pb2.ReportMigrationResponse]  # type: ignore[assignment]
+    """Says how a migration went: predictions are scored by it, and learn what rounds and downtimes cost besides pages."""
+    GetAccuracy: _aio.UnaryUnaryMultiCallable[_prediction_pb2.GetAccuracyRequest, _prediction_pb2.GetAccuracyResponse]  # type: ignore[assignment]
+    """How good the predictions were that were reported on."""
 
 class InsightServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers from the history of rounds. Nothing here changes what DirtyService answers, and nothing is asked of agents.
@@ -156,5 +197,61 @@ class InsightServiceServicer(metaclass=_abc_1.ABCMeta):
         """Which threads and which code write the most, from the stream of events (`wetink-agent --events`).
         Errors besides: FAILED_PRECONDITION EVENTS_MISSING where no event of the target is kept.
         """
+
+    @_abc_1.abstractmethod
+    def PredictMigration(
+        self,
+        request: _prediction_pb2.PredictMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.PredictMigrationResponse, _abc.Awaitable[_prediction_pb2.PredictMigrationResponse]]:
+        """How a migration of a target would go: whether it converges, what it sends, how long the target stands still.
+        Errors besides: INVALID_ARGUMENT POLICY_UNKNOWN; FAILED_PRECONDITION TARGET_ENDED where the target has ended.
+        """
+
+    @_abc_1.abstractmethod
+    def FindWindow(
+        self,
+        request: _prediction_pb2.FindWindowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.FindWindowResponse, _abc.Awaitable[_prediction_pb2.FindWindowResponse]]:
+        """When to begin: the next stretch in which a target that writes in cycles writes little, long enough to migrate it.
+        Errors besides: as PredictMigration.
+        """
+
+    @_abc_1.abstractmethod
+    def RankCandidates(
+        self,
+        request: _prediction_pb2.RankCandidatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.RankCandidatesResponse, _abc.Awaitable[_prediction_pb2.RankCandidatesResponse]]:
+        """Which of some targets are the cheapest to move. Those of which nothing can be said are in the answer, with the reason.
+        Errors besides: INVALID_ARGUMENT POLICY_UNKNOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def PlanDrain(
+        self,
+        request: _prediction_pb2.PlanDrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.PlanDrainResponse, _abc.Awaitable[_prediction_pb2.PlanDrainResponse]]:
+        """In which order, and how many at once, to move every target off a host over a link, in the shortest time found.
+        Errors besides: NOT_FOUND HOST_UNKNOWN; INVALID_ARGUMENT POLICY_UNKNOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportMigration(
+        self,
+        request: _prediction_pb2.ReportMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.ReportMigrationResponse, _abc.Awaitable[_prediction_pb2.ReportMigrationResponse]]:
+        """Says how a migration went: predictions are scored by it, and learn what rounds and downtimes cost besides pages."""
+
+    @_abc_1.abstractmethod
+    def GetAccuracy(
+        self,
+        request: _prediction_pb2.GetAccuracyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.GetAccuracyResponse, _abc.Awaitable[_prediction_pb2.GetAccuracyResponse]]:
+        """How good the predictions were that were reported on."""
 
 def add_InsightServiceServicer_to_server(servicer: InsightServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

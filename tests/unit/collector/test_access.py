@@ -21,7 +21,8 @@ DIRTY = "/wetink.v1.DirtyService/"
 READS = ["ListHosts", "ListTargets", "ListMappings", "Barrier", "GetDirty", "Watch", "StreamEvents"]
 INSIGHT = "/wetink.v1.InsightService/"
 INSIGHTS = ["GetWorkingSet", "GetHeatmap", "GetHotPages", "GetColdFirst", "GetWriters"]
-READERS = [*(DIRTY + name for name in READS), *(INSIGHT + name for name in INSIGHTS)]
+PREDICTIONS = ["PredictMigration", "FindWindow", "RankCandidates", "PlanDrain", "ReportMigration", "GetAccuracy"]
+READERS = [*(DIRTY + name for name in READS), *(INSIGHT + name for name in [*INSIGHTS, *PREDICTIONS])]
 
 
 def caller(role: Role) -> Caller:
