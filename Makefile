@@ -56,7 +56,7 @@ format: $(STAMP) ## lay out Python and .proto files
 	$(BIN)/ruff format
 	$(BIN)/buf format --write
 
-$(STAMP): uv.lock pyproject.toml hatch_build.py agent/wetink_agent/resolver_loop.c | $(VENV)/bin/uv
+$(STAMP): uv.lock pyproject.toml hatch_build.py $(wildcard agent/wetink_agent/*.[ch]) | $(VENV)/bin/uv
 	$(BIN)/uv sync --frozen --all-extras
 	@touch $@
 

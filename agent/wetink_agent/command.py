@@ -19,6 +19,7 @@ from wetink.command_line import ConfigOption, ExitCode, Failure, run
 from wetink.names import NameMalformed, check_address, check_host_id, parse_labels
 from wetink.tls import Security, SecurityUnusable
 from wetink.v1 import types_pb2
+from wetink_agent import preload as preloading
 from wetink_agent import recorder
 from wetink_agent.agent import Agent, Settings
 from wetink_agent.backends import HAZARDS, BackendName, Choice, choose
@@ -83,6 +84,7 @@ def main() -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(agent)
     app.command()(record)
+    app.command()(preload)
     run(app, "wetink-agent")
 
 
@@ -387,6 +389,26 @@ def record(
     if ended.reason == types_pb2.END_REASON_FAILED:
         message = f"{file} ends before its time: {ended.message}"
         raise Failure(message)
+
+
+def preload(
+    *,
+    header: Annotated[bool, typer.Option("--header", help="Print the path of the C header instead.")] = False,
+) -> None:
+    """Print the path of the library under which a program offers its own memory to an agent with --handshake.
+
+    Needs no right over the program, and no change to it. WETINK_OFFER_SOCKET names the agent's socket;
+    WETINK_OFFER_MILLISECONDS (1000) bounds the wait for its answer; with WETINK_OFFER_FORKS=1 children of fork(2) offer
+    too. Programs without the dynamic loader, and set-user-ID ones, do not load it.
+
+    Example: LD_PRELOAD=$(wetink-agent preload) WETINK_OFFER_SOCKET=/run/wetink-agent/offers redis-server
+    """
+    if header:
+        typer.echo(preloading.HEADER)
+        return
+    if (why := preloading.why_no_library()) is not None:
+        raise Failure(why)
+    typer.echo(preloading.LIBRARY)
 
 
 def _replay(settings: Settings, path: Path, pace: Pace) -> None:

@@ -7,6 +7,8 @@ The agent still needs to read ``/proc/PID/pagemap`` of this process: run it as t
 CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH.
 """
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -71,17 +73,19 @@ def offer_memory(path: str | Path, regions: Sequence[tuple[int, int]] = (), *, s
 def _own_userfaultfd() -> int:
     """Make a userfaultfd over this process; from the device where the system call is forbidden.
 
-    The seccomp filters that container runtimes put over every container forbid the call and allow ioctl.
+    Full mode where this process may have it: ``wp-sync`` needs it, and nobody can see which of the two it is. The
+    seccomp filters that container runtimes put over every container forbid the call and allow ioctl.
     """
-    flags = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    for mode in (0, UFFD_USER_MODE_ONLY):
+        with contextlib.suppress(PermissionError):
+            return syscalls.userfaultfd(flags | mode)
+    forbidden = PermissionError(errno.EPERM, f"{os.strerror(errno.EPERM)} (userfaultfd)")
     try:
-        return syscalls.userfaultfd(flags)
-    except PermissionError as forbidden:
-        try:
-            device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            raise forbidden from None
-        try:
-            return fcntl.ioctl(device, USERFAULTFD_IOC_NEW, flags)
-        finally:
-            os.close(device)
+        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        raise forbidden from None
+    try:
+        return fcntl.ioctl(device, USERFAULTFD_IOC_NEW, flags)
+    finally:
+        os.close(device)

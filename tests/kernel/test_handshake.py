@@ -1,10 +1,8 @@
 """Processes that offer their own memory to a real agent over its socket, and what else may come through it."""
 
-import array
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import stat
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.offers import PATIENCE_SECONDS, Agent, agent, armed_mappings
 from tests.support.programs import Program
 from tests.support.seccomp import NR_USERFAULTFD, UNDER_A_FILTER
 from tests.support.victim import PAGE, victim
@@ -27,91 +26,6 @@ from wetink_agent.handshake import ANSWER_SECONDS_MAX
 from wetink_agent.uapi.userfaultfd import UFFD_USER_MODE_ONLY
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
-
-PATIENCE_SECONDS = 20.0
-OF_TRACKING = re.compile(r"userfaultfd|pidfd|pagemap|/dev/zero")
-
-
-class Agent:
-    """A ``wetink-agent`` without a collector, that listens for offers."""
-
-    def __init__(self, process: subprocess.Popen[bytes], path: Path) -> None:
-        """Take it over."""
-        self.process = process
-        self.path = path
-
-    def descriptors(self) -> list[str]:
-        """Give those of its descriptors that offers and tracking make; gRPC's own come and go with its attempts."""
-        links = []
-        for path in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            try:
-                links.append(str(path.readlink()))
-            except FileNotFoundError:
-                continue
-        return sorted(link for link in links if OF_TRACKING.search(link))
-
-    def settled_descriptors(self, expected: list[str]) -> list[str]:
-        """Give the same, waiting a while for what is expected: answers come before the last clean-up."""
-        until = time.monotonic() + 3
-        while (found := self.descriptors()) != expected and time.monotonic() < until:
-            time.sleep(0.02)
-        return found
-
-    def connect(self) -> socket.socket:
-        """Connect to its socket."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(PATIENCE_SECONDS)
-            connection.connect(str(self.path))
-        except OSError:
-            connection.close()
-            raise
-        return connection
-
-    def offer(self, body: bytes, descriptors: Sequence[int] = (), *, half_close: bool = True) -> dict[str, str]:
-        """Send an offer from this process and give the answer; the descriptors are closed here."""
-        with self.connect() as connection:
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-            connection.sendmsg([body], ancillary)
-            for descriptor in descriptors:
-                os.close(descriptor)
-            if half_close:
-                connection.shutdown(socket.SHUT_WR)
-            answer = connection.makefile("rb").readline()
-        told: dict[str, str] = json.loads(answer)
-        return told
-
-
-@contextmanager
-def agent(path: Path) -> Iterator[Agent]:
-    """Start an agent whose collector is never there."""
-    command = [sys.executable, "-c", "from wetink_agent.command import main; main()"]
-    arguments = [
-        "--collector",
-        "127.0.0.1:9",
-        "--handshake",
-        str(path),
-        "--host-id",
-        "here",
-        "--interval",
-        "50ms",
-    ]
-    with (
-        tempfile.NamedTemporaryFile() as log,
-        subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=log) as process,
-    ):
-        try:
-            until = time.monotonic() + PATIENCE_SECONDS
-            while b"handshake_listening" not in (said := Path(log.name).read_bytes()):
-                assert process.poll() is None, said
-                assert time.monotonic() < until, said
-                time.sleep(0.01)
-            yield Agent(process, path)
-            assert b"Traceback" not in Path(log.name).read_bytes()
-            assert b"offer_failed" not in Path(log.name).read_bytes()
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_SECONDS)
 
 
 def fresh_userfaultfd() -> int:
@@ -149,18 +63,13 @@ def traced_by(pid: int) -> str:
     return next(line for line in lines if line.startswith("TracerPid"))
 
 
-def armed_pages(pid: int) -> int:
-    """Count the mappings of a process that are registered."""
-    return Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").count(" uw")
-
-
 def test_a_python_program_offers_its_memory(tmp_path: Path) -> None:
     """One call of the helper and the process is tracked, with no copy of the descriptor left in it."""
     with agent(tmp_path / "agent") as here:
         before = here.descriptors()
         with offering(f"result = offer_memory({str(here.path)!r})\n") as program:
             assert program.read_line().startswith(f"here/{program.pid}@")
-            assert armed_pages(program.pid) > 10
+            assert armed_mappings(program.pid) > 10
             assert traced_by(program.pid).split()[1] == "0"
             links = [str(path.readlink()) for path in Path(f"/proc/{program.pid}/fd").iterdir()]
             assert not [link for link in links if "userfaultfd" in link]
@@ -176,7 +85,7 @@ def test_a_program_under_a_filter_offers_its_memory_by_the_device(tmp_path: Path
         offering(f"result = offer_memory({str(here.path)!r})\n", under=under) as program,
     ):
         assert program.read_line().startswith(f"here/{program.pid}@")
-        assert armed_pages(program.pid) > 10
+        assert armed_mappings(program.pid) > 10
         links = [str(path.readlink()) for path in Path(f"/proc/{program.pid}/fd").iterdir()]
         assert not [link for link in links if "userfaultfd" in link]
 
@@ -204,7 +113,7 @@ def test_a_program_offers_a_part_of_its_memory(tmp_path: Path) -> None:
         for form in (ours, firecracker):
             with offering(source + form.format(path=str(here.path))) as program:
                 assert program.read_line().startswith(f"here/{program.pid}@")
-                assert armed_pages(program.pid) == 1
+                assert armed_mappings(program.pid) == 1
 
 
 HELLO = json.dumps({"wetink": 1, "regions": []}).encode()
@@ -412,11 +321,11 @@ def test_a_killed_agent_leaves_a_cooperating_process_alone(tmp_path: Path) -> No
             "import sys; from wetink_agent.offer import offer_memory\n"
             f"result = offer_memory({str(here.path)!r}, [({first * PAGE}, {64 * PAGE})])"
         )
-        assert armed_pages(target.pid) == 1
+        assert armed_mappings(target.pid) == 1
         here.process.send_signal(signal.SIGKILL)
         here.process.wait()
         until = time.monotonic() + 5
-        while armed_pages(target.pid) and time.monotonic() < until:
+        while armed_mappings(target.pid) and time.monotonic() < until:
             time.sleep(0.01)
-        assert armed_pages(target.pid) == 0
+        assert armed_mappings(target.pid) == 0
         target.write(*range(first, first + 64))

@@ -126,6 +126,18 @@ def _no_loop() -> str | None:
     return "the compiled loop of wp-sync was not built; apt-get install gcc libc6-dev linux-libc-dev, and sync again"
 
 
+def _no_preload() -> str | None:
+    try:
+        from wetink_agent.preload import why_no_library  # noqa: PLC0415 (as above)
+    except ModuleNotFoundError as error:
+        return f"the agent's preload cannot be imported: {error}"
+    return why_no_library()
+
+
+def _no_cpp() -> str | None:
+    return None if shutil.which("c++") else "there is no C++ compiler `c++`; apt-get install g++"
+
+
 def _no_docker() -> str | None:
     absent = [name for name in ("dockerd", "docker", "docker-compose", "debootstrap") if shutil.which(name) is None]
     if not absent:
@@ -154,6 +166,8 @@ PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
     "root": _no_root,  # ptrace of others, their pagemap, pidfd_getfd
     "cc": _no_cc,  # a C compiler, the C library's headers, the kernel's headers
     "loop": _no_loop,  # the agent's loop in C, built with the package
+    "preload": _no_preload,  # the library under which programs offer their memory, built with the package
+    "c++": _no_cpp,  # what else includes the agent's C header
     "promtool": _no_promtool,  # what tests the alert rules
     "systemd-analyze": _no_systemd_analyze,  # what checks the units
     "docker": _no_docker,  # an engine for the tests to start, and what makes its base image
