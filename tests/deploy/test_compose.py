@@ -1,6 +1,8 @@
 import ipaddress
 import json
-from collections.abc import Iterator
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +23,9 @@ pytestmark = [pytest.mark.needs("docker", "root", "kernel"), pytest.mark.timeout
 PROJECT: Final = "wetink-test"
 FILE: Final = ROOT / "deploy" / "compose.yaml"
 UP_SECONDS_MAX: Final = 180.0
+CLIENTS: Final = (("docker-compose",), ("docker", "compose"))
+"""Compose 1.29, as Debian has it, and Compose 2, where its plugin is installed."""
+
 ROUNDS: Final = 5
 LISTENING: Final = "0A"
 
@@ -30,9 +35,10 @@ class Stack:
     """What ``compose.yaml`` has started."""
 
     engine: Engine
+    client: tuple[str, ...]
 
     def compose(self, *arguments: str) -> str:
-        """Run docker-compose on it."""
+        """Run Compose on it."""
         environment = {
             **self.engine.environment,
             "BASE_IMAGE": BASE,
@@ -40,7 +46,7 @@ class Stack:
             "WETINK_INTERVAL": "100ms",
             "PROMETHEUS_IMAGE": "wetink-test-prometheus",
         }
-        command = ["docker-compose", f"--project-name={PROJECT}", f"--file={FILE}", *arguments]
+        command = [*self.client, f"--project-name={PROJECT}", f"--file={FILE}", *arguments]
         return run(command, environment, deadline_seconds=UP_SECONDS_MAX)
 
     def state(self, service: str) -> Any:  # noqa: ANN401 - JSON
@@ -58,10 +64,13 @@ class Stack:
         return f"unix:{self.engine.volume(f'{PROJECT}_socket')}/collector.sock"
 
 
-@pytest.fixture(scope="module")
-def stack(engine: Engine) -> Iterator[Stack]:
+@pytest.fixture(scope="module", params=CLIENTS, ids=" ".join)
+def stack(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """Collector, agent and workload, as an operator starts them."""
-    stack = Stack(engine)
+    client: tuple[str, ...] = request.param
+    if not works(client):
+        pytest.skip(f"needs Compose: `{' '.join(client)} version` fails here")
+    stack = Stack(engine, client)
     try:
         stack.compose("up", "--detach")
         yield stack
@@ -70,6 +79,14 @@ def stack(engine: Engine) -> Iterator[Stack]:
         raise
     finally:
         stack.compose("--profile=monitoring", "down", "--volumes")
+
+
+def works(client: Sequence[str]) -> bool:
+    """Whether there is this client."""
+    return (
+        shutil.which(client[0]) is not None
+        and not subprocess.run([*client, "version"], check=False, capture_output=True).returncode
+    )
 
 
 def time_of(text: str) -> datetime:
