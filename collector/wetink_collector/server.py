@@ -304,14 +304,15 @@ async def _health_served(address: Address | None, collector: _Collector) -> Asyn
     if address is None:
         yield None
         return
-    options = (
-        *OPTIONS,
-        ("grpc.max_allowed_incoming_connections", PROBES_MAX),
+    # By name: of two values for one option gRPC takes the first.
+    options = {
+        **dict(OPTIONS),
+        "grpc.max_allowed_incoming_connections": PROBES_MAX,
         # Anybody can connect here, so nobody stays: a probe asks once.
-        ("grpc.max_connection_age_ms", PROBE_SECONDS_MAX * 1000),
-        ("grpc.max_connection_age_grace_ms", 1000),
-    )
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=PROBES_MAX)
+        "grpc.max_connection_age_ms": PROBE_SECONDS_MAX * 1000,
+        "grpc.max_connection_age_grace_ms": 1000,
+    }
+    server = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=PROBES_MAX)
     add_HealthServicer_to_server(collector.health, server)
     bound = _bind(server, address, None)
     await server.start()
