@@ -31,14 +31,15 @@ from wetink.v1.types_pb2 import (
 from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.cursor import Cursor, Position, encode
 from wetink_collector.errors import (
+    CursorExpired,
     CursorForeign,
     CursorIncarnationEnded,
     CursorOtherStore,
     StoreUnavailable,
     TargetUnknown,
 )
-from wetink_collector.identity import IncarnationKey, TargetKey
-from wetink_collector.round_log import Block, RoundPages, fold, is_exact, is_whole
+from wetink_collector.identity import TargetKey
+from wetink_collector.round_log import Block, RoundPages, fold, is_exact, is_expired, is_whole
 from wetink_collector.selection import Chosen
 from wetink_collector.store.interface import RecordDamaged, Store, StoreFailed
 
@@ -230,6 +231,7 @@ class Answerer:
 
         Raises:
             CursorIncarnationEnded: A position does not go on.
+            CursorExpired: A position is older than what is kept.
             StoreUnavailable: Pages cannot be read now.
         """
         statuses: list[TargetStatus] = []
@@ -298,7 +300,7 @@ class Answerer:
         """Read and merge what one target's part needs. Runs on a thread."""
         after_round = position.round if position else 0
         blocks: list[Block] = []
-        pages = fold(self._pages(record.incarnation, after_round, blocks))
+        pages = fold(self._pages(record, after_round, blocks))
         if not is_whole(blocks, after_round=after_round, last_round=record.round):
             raise RecordDamaged(record.incarnation, f"rounds after {after_round} are missing")
         vanished = pages.vanished if after_round else BitMap64()
@@ -313,9 +315,15 @@ class Answerer:
             more_messages=messages,
         )
 
-    def _pages(self, incarnation: IncarnationKey, after_round: int, blocks: list[Block]) -> Iterator[RoundPages]:
-        for stored in self._store.read(incarnation, after_round=after_round):
+    def _pages(self, record: TargetRecord, after_round: int, blocks: list[Block]) -> Iterator[RoundPages]:
+        for stored in self._store.read(record.incarnation, after_round=after_round):
             blocks.append(stored.block)
+            if is_expired(blocks, after_round):
+                message = (
+                    f"the cursor is from round {after_round} of {record.name}, and of the rounds up to "
+                    f"{stored.block.last_round} only their sum is kept; drop the copy and ask without a cursor"
+                )
+                raise CursorExpired(message, targets=record.name, target_count="1")
             yield stored.pages
 
     async def _on_thread(self, function: Callable[..., T], *arguments: object) -> T:

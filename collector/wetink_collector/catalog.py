@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Final, TypeVar
 
 from wetink.names import TargetName
@@ -97,6 +98,9 @@ class Catalog:
         self._targets: dict[TargetKey, TargetRecord] = {}
         self._by_pid: defaultdict[tuple[str, int], set[TargetKey]] = defaultdict(set)
         self._by_host: defaultdict[str, set[TargetKey]] = defaultdict(set)
+        self._arrived: dict[TargetKey, int] = {}
+        self._arrivals = count()
+        self._ended: dict[TargetKey, float | None] = {}
         self._wanted: defaultdict[str, set[TargetKey]] = defaultdict(set)
         self._bells: set[Bell] = set()
         self.load(contents)
@@ -129,12 +133,17 @@ class Catalog:
     def find(self, name: TargetName) -> TargetRecord | None:
         """Give the target with a name; where the name leaves it open, the youngest with that pid.
 
-        Of several boots, the one on which tracking began last is the newest.
+        Of several boots the one that its agent named last counts, or else the one of which something began last: no
+        clock says which is newer.
         """
         keys = self._by_pid.get((name.host_id, name.pid), ())
         start = name.start_time_ticks
         found = [self._targets[key] for key in keys if start is None or key.start_time_ticks == start]
-        newest = max(found, key=lambda record: record.started.time_ns, default=None)
+        host = self.hosts.get(name.host_id)
+        boot_id = host.boot_id if host else ""
+        newest = max(
+            found, key=lambda record: (record.target.boot_id == boot_id, self._arrived[record.target]), default=None
+        )
         on_newest_boot = (record for record in found if newest and record.target.boot_id == newest.target.boot_id)
         return max(on_newest_boot, key=lambda record: record.target.start_time_ticks, default=None)
 
@@ -160,15 +169,24 @@ class Catalog:
         self.hosts[host_id].connected = connected
         self.ring(None)
 
-    def to_forget(self, now_ns: int) -> list[TargetKey]:
-        """Give the ended targets that are kept long enough, or are too many."""
-        ended = [(record.ended.time_ns, record.target) for record in self._targets.values() if record.ended]
-        ended.sort(reverse=True)
-        kept_since_ns = now_ns - ENDED_KEPT_SECONDS * 10**9
+    def ended(self) -> list[IncarnationKey]:
+        """Give the incarnations that have ended, in the order in which they did."""
+        return [self._targets[target].incarnation for target in self._ended]
+
+    def to_forget(self, now: float) -> list[TargetKey]:
+        """Give the ended targets that are kept long enough since this saw them first, or are too many.
+
+        Args:
+            now: As ``time.monotonic`` gives it: by a clock that jumps, targets would be forgotten too early or never.
+        """
+        for target, since in self._ended.items():
+            if since is None:
+                self._ended[target] = now
+        too_many = len(self._ended) - ENDED_KEPT_MAX
         return [
             target
-            for place, (time_ns, target) in enumerate(ended)
-            if place >= ENDED_KEPT_MAX or time_ns < kept_since_ns
+            for place, (target, since) in enumerate(self._ended.items())
+            if place < too_many or (since is not None and now - since >= ENDED_KEPT_SECONDS)
         ]
 
     @contextmanager
@@ -194,6 +212,7 @@ class Catalog:
             case HostSeen():
                 self._see(change)
             case IncarnationStarted():
+                self._arrived.pop(change.incarnation.target, None)
                 self._put(TargetRecord(change.incarnation, change.started))
                 self.ring(None)
             case RoundsAppended():
@@ -234,11 +253,18 @@ class Catalog:
     def _put(self, record: TargetRecord) -> None:
         target = record.target
         self._targets[target] = record
+        self._arrived.setdefault(target, next(self._arrivals))
+        if record.ended:
+            self._ended.setdefault(target, None)
+        else:
+            self._ended.pop(target, None)
         self._by_pid[target.host_id, target.pid].add(target)
         self._by_host[target.host_id].add(target)
 
     def _forget(self, target: TargetKey) -> None:
         if self._targets.pop(target, None):
+            del self._arrived[target]
+            self._ended.pop(target, None)
             _drop(self._by_pid, (target.host_id, target.pid), target)
             _drop(self._by_host, target.host_id, target)
 

@@ -19,6 +19,8 @@ from wetink.tls import SecurityUnusable
 from wetink_collector import tracing
 from wetink_collector.address import Address, AddressUnusable, TcpAddress, parse_address
 from wetink_collector.caller import TRUST_DOMAIN
+from wetink_collector.retention import Retention, RetentionMalformed
+from wetink_collector.retention import parse as parse_retention
 from wetink_collector.server import Settings, serve
 from wetink_collector.store.interface import StoreUnusable
 from wetink_collector.tls import TlsFiles
@@ -51,6 +53,25 @@ def collector(
             envvar="WETINK_COLLECTOR_DATA",
             metavar="DIR",
             help="Keep everything in this directory, made where it is not there. Without it: in memory.",
+            show_default=False,
+        ),
+    ] = None,
+    retention_age: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WETINK_COLLECTOR_RETENTION_AGE",
+            metavar="TIME",
+            help="Answer no cursor that is older (30m, 12h, 7d), and keep less. Without it: as long as its incarnation "
+            "goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    retention_size: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WETINK_COLLECTOR_RETENTION_SIZE",
+            metavar="SIZE",
+            help="Where more is kept than this (500MiB, 20GiB), forget targets that have ended, then old cursors.",
             show_default=False,
         ),
     ] = None,
@@ -177,6 +198,7 @@ def collector(
         _address("--health", health) if health else None,
         _unix_allow(unix_allow or (), listen),
         _trust_domains(trust_domain or (), tls),
+        _retention(retention_age, retention_size),
     )
     # Each connection takes a descriptor.
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -253,6 +275,13 @@ def _data_directory(text: str | None) -> Path | None:
         message = "--data is empty: name a directory, or leave it out to keep everything in memory"
         raise Failure(message, ExitCode.USAGE)
     return Path(text) if text is not None else None
+
+
+def _retention(age: str | None, size: str | None) -> Retention:
+    try:
+        return parse_retention(age, size)
+    except RetentionMalformed as error:
+        raise Failure(str(error), ExitCode.USAGE) from error
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:

@@ -14,14 +14,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import structlog
 
 from wetink_collector import metrics, tracing
 from wetink_collector.catalog import Catalog
 from wetink_collector.errors import StoreUnavailable
-from wetink_collector.store.interface import Change, Contents, RecordDamaged, Store, StoreFailed
+from wetink_collector.store.interface import Change, Contents, RecordDamaged, Store, StoreFailed, Usage
 
 QUEUE_BYTES_MAX: Final = 64 << 20
 """Bound on the page sets that wait for the writer: half a second of it at its slowest. Streams are read no further
@@ -38,6 +38,8 @@ RECOVER_SECONDS: Final = 1.0
 
 STORE_SENTENCE: Final = "the collector cannot write to its store now; try again later, and see its log for the reason"
 
+T = TypeVar("T")
+
 log = structlog.get_logger()
 
 
@@ -53,6 +55,11 @@ class _Recovery:
     done: asyncio.Future[Contents | None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    answer: asyncio.Future[Usage | None]
+
+
 class Committer:
     """Writes to a store from one thread of its own, and tells the catalog what is durable."""
 
@@ -61,8 +68,8 @@ class Committer:
         self._store = store
         self._catalog = catalog
         self._listener: Listener
-        self._queue: SimpleQueue[_Item | _Recovery | None] = SimpleQueue()
-        self._held: list[_Item | _Recovery | None] = []
+        self._queue: SimpleQueue[_Item | _Recovery | _Question | None] = SimpleQueue()
+        self._held: list[_Item | _Recovery | _Question | None] = []
         self._loop = asyncio.get_running_loop()
         self._queued_bytes = 0
         self._room = asyncio.Event()
@@ -122,6 +129,12 @@ class Committer:
         with suppress(StoreUnavailable):
             await self.commit(())
 
+    async def usage(self) -> Usage | None:
+        """Give how much room the store takes; None while it has failed."""
+        question = _Question(self._loop.create_future())
+        self._queue.put(question)
+        return await question.answer
+
     def _run(self) -> None:
         """Serve the queue until it says stop: the writer thread."""
         failed = False
@@ -129,6 +142,8 @@ class Committer:
         while (work := self._take(wait=idle or failed)) is not None:
             if isinstance(work, _Recovery):
                 failed = not self._recover(work)
+            elif isinstance(work, _Question):
+                self._tell(_settle, work.answer, None if failed else self._usage())
             elif failed:
                 self._tell(self._on_settled, work, STORE_SENTENCE)
             else:
@@ -136,7 +151,7 @@ class Committer:
                 if not failed:
                     failed, idle = self._maintain()
 
-    def _take(self, *, wait: bool) -> "list[_Item] | _Recovery | None":
+    def _take(self, *, wait: bool) -> "list[_Item] | _Recovery | _Question | None":
         """Take the items that wait, up to a group's bound, or what stands alone between them.
 
         Args:
@@ -193,8 +208,15 @@ class Committer:
             contents: Contents | None = self._store.recover()
         except StoreFailed:
             contents = None
-        self._tell(self._on_recovery, recovery, contents)
+        self._tell(_settle, recovery.done, contents)
         return contents is not None
+
+    def _usage(self) -> Usage | None:
+        try:
+            return self._store.usage()
+        except StoreFailed:
+            # The next commit will say so too.
+            return None
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         self._loop.call_soon_threadsafe(callback, *arguments)
@@ -215,10 +237,6 @@ class Committer:
                 item.settled.set_exception(StoreUnavailable(STORE_SENTENCE))
         metrics.UNACKED_BYTES.set(self._queued_bytes)
         self._room.set()
-
-    def _on_recovery(self, recovery: _Recovery, contents: Contents | None) -> None:
-        if not recovery.done.cancelled():
-            recovery.done.set_result(contents)
 
     def _fail(self, error: str) -> None:
         if self._failed:
@@ -253,6 +271,11 @@ class Listener(Protocol):
 
     def record_damaged(self, damage: RecordDamaged) -> None:
         """An incarnation cannot be answered any more."""
+
+
+def _settle(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
 def _look_at(settled: asyncio.Future[None]) -> None:

@@ -38,6 +38,10 @@ class CursorIncarnationEnded(Refusal):
     """The incarnation that a cursor names does not go on."""
 
 
+class CursorExpired(Refusal):
+    """A cursor is older than what is kept."""
+
+
 class CursorOtherStore(Refusal):
     """A cursor was made by a collector with another store."""
 
@@ -153,6 +157,7 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
     CursorForeign: (StatusCode.INVALID_ARGUMENT, "CURSOR_FOREIGN"),
     PageTokenMalformed: (StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_MALFORMED"),
     CursorIncarnationEnded: (StatusCode.OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED"),  # ask without a cursor
+    CursorExpired: (StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED"),  # ask without a cursor
     CursorOtherStore: (StatusCode.OUT_OF_RANGE, "CURSOR_OTHER_STORE"),  # ask without a cursor
     HostUnknown: (StatusCode.NOT_FOUND, "HOST_UNKNOWN"),
     TargetUnknown: (StatusCode.NOT_FOUND, "TARGET_UNKNOWN"),

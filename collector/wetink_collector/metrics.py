@@ -49,6 +49,7 @@ COMMITS_FAILED: Final = Counter("wetink_store_failures", "Times the store could 
 MERGE_SECONDS: Final = Histogram(
     "wetink_store_merge_duration_seconds", "Time of one piece of merging old rounds.", buckets=_SECONDS
 )
+STORE_BYTES: Final = Gauge("wetink_store_bytes", "Bytes of the store's file that are in use.")
 TARGETS: Final = Gauge("wetink_targets", "Targets kept, by state.", ["state"])
 HOSTS: Final = Gauge("wetink_hosts", "Hosts known.")
 CALLS: Final = Counter("wetink_calls", "Calls of orchestrators by how they ended.", ["method", "code"])

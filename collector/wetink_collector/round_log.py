@@ -3,10 +3,13 @@
 A log is a sequence of blocks, oldest first, that touch without overlap. A block is one batch as it came (level 0),
 or several older blocks merged into one (a higher level). ``protos/README.md`` states the promises: the last 8 batches
 are always single, older ones stand in blocks of 8, 64, 512 and so on, at most 15 of a size.
+
+Retention makes one block of all that is older than it keeps: the *base*. It has what is written and nothing that
+vanished, so that it takes no more room than what is populated: enough for a reader that begins, and for no cursor.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Final
 
@@ -18,6 +21,9 @@ BLOCKS_A_LEVEL_MAX: Final = 15
 BLOCKS_MERGED: Final = 8
 """How many blocks become one. Merging the oldest 8 of 16 leaves 8 single, so a reader that asks at least every eighth
 round always gets an exact answer."""
+
+BASE_LEVEL: Final = 255
+"""The level of a log's *base*: what its oldest rounds came to, which retention has let go of. No merge gets there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,17 @@ def united(blocks: Sequence[Block], pages: RoundPages) -> Block:
     )
 
 
+def based(blocks: Sequence[Block], pages: RoundPages) -> tuple[Block, RoundPages]:
+    """Describe the base that takes the place of several blocks, and give its pages.
+
+    Args:
+        blocks: The oldest blocks of a log, oldest first.
+        pages: What they fold to.
+    """
+    kept = RoundPages(pages.written, BitMap64())
+    return replace(united(blocks, kept), level=BASE_LEVEL), kept
+
+
 def check_follows(block: Block, last_round: int) -> None:
     """Assert that a block begins where a log ends: only a bug can break it, and it would lose pages in silence."""
     assert block.oldest_round <= block.first_round == last_round + 1 <= block.last_round, (block, last_round)
@@ -118,9 +135,35 @@ def plan_merge(blocks: Sequence[Block]) -> Sequence[Block]:
     return next((level[:BLOCKS_MERGED] for level in reversed(levels) if len(level) > BLOCKS_A_LEVEL_MAX), ())
 
 
+def plan_base(blocks: Sequence[Block], expired_round: int) -> Sequence[Block]:
+    """Say which blocks are to become the base now: the oldest ones, at most 8, that end before what is kept.
+
+    The last 8 blocks stay as they are, whatever retention says.
+
+    Args:
+        blocks: A whole log, oldest first.
+        expired_round: The last round that retention lets go of.
+
+    Returns:
+        The blocks, oldest first; none when the base is where it is to be.
+    """
+    old = [block for block in blocks[:-BLOCKS_MERGED] if block.last_round <= expired_round][:BLOCKS_MERGED]
+    return () if len(old) == 1 and old[0].level == BASE_LEVEL else old
+
+
 def since(blocks: Sequence[Block], after_round: int) -> Sequence[Block]:
     """Give the blocks that hold every round after a cursor's."""
     return [block for block in blocks if block.last_round > after_round]
+
+
+def is_expired(used: Sequence[Block], after_round: int) -> bool:
+    """Whether a cursor cannot be answered, because what vanished since then is not known any more.
+
+    Args:
+        used: What ``since`` gave.
+        after_round: The cursor's round. From the beginning (0) nothing is needed but what is written.
+    """
+    return after_round > 0 and any(block.level == BASE_LEVEL for block in used)
 
 
 def is_exact(used: Sequence[Block], after_round: int) -> bool:

@@ -36,6 +36,7 @@ from wetink_collector.dirty import DirtyService
 from wetink_collector.errors import StoreUnavailable
 from wetink_collector.ingest import IngestService
 from wetink_collector.insight.service import InsightService
+from wetink_collector.retention import KEPT_WITHOUT_END, Ages, Retention, beyond_size
 from wetink_collector.store.interface import (
     Change,
     IncarnationEnded,
@@ -125,6 +126,7 @@ class Settings:
     health: Address | None = None
     unix_allow: Sequence[Allowed] = ()
     trust_domains: Collection[str] = ()
+    retention: Retention = KEPT_WITHOUT_END
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -155,7 +157,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     ):
         catalog = Catalog(store.store_id, store.contents())
         committer = Committer(store, catalog)
-        collector = _Collector(catalog, committer)
+        collector = _Collector(catalog, committer, settings.retention)
         async with committer.running(collector):
             answerer = Answerer(store, catalog, threads, collector.drop)
             dirty = DirtyService(catalog, collector.agents, committer, answerer)
@@ -186,12 +188,15 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 class _Collector:
     """Acts on the state of the store: listens to the committer, and speaks to agents and to health probes."""
 
-    def __init__(self, catalog: Catalog, committer: Committer) -> None:
+    def __init__(self, catalog: Catalog, committer: Committer, retention: Retention) -> None:
         self.agents = Agents(catalog)
         self.committer = committer
         self.health = health.aio.HealthServicer()
         self._catalog = catalog
         self._tasks: set[asyncio.Task[None]] = set()
+        self._size_bytes_max = retention.size_bytes
+        self._ages = Ages(retention.age_seconds) if retention.age_seconds is not None else None
+        self._is_too_large = False
 
     def store_failed(self) -> None:
         self.agents.store_failed()
@@ -247,14 +252,37 @@ class _Collector:
             await asyncio.sleep(TIDY_SECONDS)
             self.agents.end_silent(time.monotonic())
             with suppress(StoreUnavailable):
-                await self.committer.commit(list(self._forgetting()))
+                await self.committer.commit([*self._forgetting(), *self._expiring(), *await self._shrinking()])
 
     def _forgetting(self) -> Iterator[Change]:
-        for target in self._catalog.to_forget(time.time_ns()):
+        for target in self._catalog.to_forget(time.monotonic()):
             yield TargetForgotten(target)
             if self._catalog.connected(target.host_id):
                 # Its agent was told that it is wanted and has not found it for as long.
                 yield TargetUnwanted(target)
+
+    def _expiring(self) -> Iterator[Change]:
+        if self._ages:
+            yield from self._ages.look(self._catalog.all(), time.monotonic())
+
+    async def _shrinking(self) -> Sequence[Change]:
+        usage = await self.committer.usage()
+        if usage is None:
+            return ()
+        metrics.STORE_BYTES.set(usage.size_bytes)
+        if self._size_bytes_max is None:
+            return ()
+        changes = beyond_size(usage, self._size_bytes_max, self._catalog.ended())
+        is_too_large = usage.size_bytes > self._size_bytes_max and not usage.shrinking and not changes
+        if is_too_large and not self._is_too_large:
+            log.warning(
+                "store_too_large",
+                size_bytes=usage.size_bytes,
+                size_bytes_max=self._size_bytes_max,
+                why="what living targets have populated, and their last rounds, take more than that",
+            )
+        self._is_too_large = is_too_large
+        return changes
 
     def _count(self) -> None:
         records = self._catalog.all()

@@ -10,6 +10,7 @@ from typing import Any, Final
 from wetink_collector import command, lasting, server
 
 CHECK_SECONDS: Final = 0.2
+TIDY_SECONDS: Final = 0.1
 OPTIONS: Final = "HASTY_OPTIONS"
 """Name of the variable."""
 
@@ -20,5 +21,6 @@ def main() -> None:
     bounds.CHECK_SECONDS = CHECK_SECONDS
     options: Any = server
     changed = json.loads(os.environ.get(OPTIONS, "{}"))
+    options.TIDY_SECONDS = TIDY_SECONDS
     options.OPTIONS = tuple((name, changed.get(name, value)) for name, value in server.OPTIONS)
     command.main()

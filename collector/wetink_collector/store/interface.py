@@ -4,7 +4,7 @@ A store keeps, of each target, the newest incarnation only: no cursor of an olde
 rules of the round log, but not those of delivery; whoever writes has checked what agents said.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,6 +84,18 @@ class IncarnationEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundsExpired:
+    """No cursor of a living incarnation before a round needs an answer any more: ``maintain`` makes these rounds its
+    base.
+
+    That they are to go is not kept: it is said again after ``recover`` and after a restart. That they have gone is.
+    """
+
+    incarnation: IncarnationKey
+    last_round: int
+
+
+@dataclass(frozen=True, slots=True)
 class TargetForgotten:
     """A target and all that is kept of it goes."""
 
@@ -105,7 +117,14 @@ class TargetUnwanted:
 
 
 Change = (
-    HostSeen | IncarnationStarted | RoundsAppended | IncarnationEnded | TargetForgotten | TargetWanted | TargetUnwanted
+    HostSeen
+    | IncarnationStarted
+    | RoundsAppended
+    | IncarnationEnded
+    | RoundsExpired
+    | TargetForgotten
+    | TargetWanted
+    | TargetUnwanted
 )
 """One thing to be written."""
 
@@ -127,6 +146,19 @@ class Contents:
     hosts: Sequence[HostSeen]
     incarnations: Sequence[StoredIncarnation]
     wanted: Sequence[TargetKey]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How much room a store takes.
+
+    ``size_bytes`` is all of it, ``block_bytes`` what the page sets of each log take, block by block, oldest first.
+    ``shrinking`` says that ``maintain`` is still to free some of it.
+    """
+
+    size_bytes: int
+    block_bytes: Mapping[IncarnationKey, Sequence[tuple[Block, int]]]
+    shrinking: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +194,8 @@ class Store(Protocol):
         """
 
     def maintain(self) -> bool:
-        """Do one small piece of the work that nobody waits for: merge old blocks of a log, or free what was dropped.
+        """Do one small piece of the work that nobody waits for: merge old blocks of a log, or its oldest ones with its
+        base, or free what was dropped.
 
         Returns:
             Whether there was something to do.
@@ -170,6 +203,13 @@ class Store(Protocol):
         Raises:
             RecordDamaged: A block that was to be merged is damaged. Its log is left as it is until it is dropped.
             StoreFailed: As in ``commit``.
+        """
+
+    def usage(self) -> Usage:
+        """Say how much room is taken.
+
+        Raises:
+            StoreFailed: It cannot be read.
         """
 
     def read(self, incarnation: IncarnationKey, *, after_round: int) -> Iterator[StoredBlock]:

@@ -7,7 +7,16 @@ from uuid import uuid4
 
 from wetink.v1.ingest_pb2 import TargetStarted
 from wetink_collector.identity import IncarnationKey, TargetKey
-from wetink_collector.round_log import Block, RoundPages, check_follows, fold, plan_merge, united
+from wetink_collector.round_log import (
+    Block,
+    RoundPages,
+    based,
+    check_follows,
+    fold,
+    plan_base,
+    plan_merge,
+    united,
+)
 from wetink_collector.store.interface import (
     Change,
     Contents,
@@ -15,11 +24,13 @@ from wetink_collector.store.interface import (
     IncarnationEnded,
     IncarnationStarted,
     RoundsAppended,
+    RoundsExpired,
     StoredBlock,
     StoredIncarnation,
     TargetForgotten,
     TargetUnwanted,
     TargetWanted,
+    Usage,
     decode_stored,
     encode_stored,
 )
@@ -58,13 +69,19 @@ class MemoryStore:
         """Merge old blocks of one log."""
         while self._grown:
             incarnation = next(iter(self._grown))
-            log = self._kept(incarnation)
-            blocks = plan_merge([record.block for record in log.records]) if log else ()
-            if log and blocks:
-                self._merge(log, blocks)
+            if (log := self._kept(incarnation)) and self._merge(log):
                 return True
             del self._grown[incarnation]
         return False
+
+    def usage(self) -> Usage:
+        """Say how much room the page sets take."""
+        block_bytes = {
+            log.incarnation: [(record.block, len(record.written) + len(record.vanished)) for record in log.records]
+            for log in self._logs.values()
+        }
+        size_bytes = sum(size for blocks in block_bytes.values() for _, size in blocks)
+        return Usage(size_bytes, block_bytes, any(log.is_to_expire for log in self._logs.values()))
 
     def read(self, incarnation: IncarnationKey, *, after_round: int) -> Iterator[StoredBlock]:
         """Give the blocks that hold every round after one."""
@@ -91,13 +108,10 @@ class MemoryStore:
                 self._hosts[change.host_id] = change
             case IncarnationStarted():
                 self._logs[change.incarnation.target] = _Log(change.incarnation, change.started)
-            case RoundsAppended():
+            case RoundsAppended() | IncarnationEnded() | RoundsExpired():
                 if log := self._kept(change.incarnation):
-                    log.append(_Record(change.block, change.written, change.vanished))
+                    log.apply(change)
                     self._grown[change.incarnation] = None
-            case IncarnationEnded():
-                if log := self._kept(change.incarnation):
-                    log.end(change)
             case TargetForgotten():
                 self._logs.pop(change.target, None)
             case TargetWanted():
@@ -105,13 +119,20 @@ class MemoryStore:
             case TargetUnwanted():
                 self._wanted.discard(change.target)
 
-    def _merge(self, log: "_Log", blocks: Sequence[Block]) -> None:
-        first = next(index for index, record in enumerate(log.records) if record.block == blocks[0])
+    def _merge(self, log: "_Log") -> bool:
+        """Make one block of several where some are due; say whether there were any."""
+        kept = [record.block for record in log.records]
+        oldest = plan_base(kept, log.expired_round)
+        blocks = oldest or plan_merge(kept)
+        if not blocks:
+            return False
+        first = kept.index(blocks[0])
         slots = slice(first, first + len(blocks))
         pages = fold(record.pages(log.incarnation) for record in log.records[slots])
-        merged = _Record(united(blocks, pages), encode_stored(pages.written), encode_stored(pages.vanished))
+        block, pages = based(blocks, pages) if oldest else (united(blocks, pages), pages)
         with self._lock:
-            log.records[slots] = [merged]
+            log.records[slots] = [_Record(block, encode_stored(pages.written), encode_stored(pages.vanished))]
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +151,20 @@ class _Log:
     started: TargetStarted
     records: list[_Record] = field(default_factory=list)
     ended: IncarnationEnded | None = None
+    expired_round: int = 0
 
-    def append(self, record: _Record) -> None:
-        check_follows(record.block, self.records[-1].block.last_round if self.records else 0)
-        self.records.append(record)
+    @property
+    def is_to_expire(self) -> bool:
+        return bool(plan_base([record.block for record in self.records], self.expired_round))
 
-    def end(self, ended: IncarnationEnded) -> None:
-        self.ended = ended
-        if ended.rounds_dropped:
-            self.records.clear()
+    def apply(self, change: RoundsAppended | IncarnationEnded | RoundsExpired) -> None:
+        match change:
+            case RoundsAppended():
+                check_follows(change.block, self.records[-1].block.last_round if self.records else 0)
+                self.records.append(_Record(change.block, change.written, change.vanished))
+            case IncarnationEnded():
+                self.ended = change
+                if change.rounds_dropped:
+                    self.records.clear()
+            case RoundsExpired():
+                self.expired_round = max(self.expired_round, change.last_round)

@@ -59,7 +59,11 @@ def _format_1(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
-STEPS: Final[Sequence[Step]] = (_format_1,)
+def _format_2(_: sqlite3.Connection) -> None:
+    """Change nothing: a log may have a base now (``round_log``), with which 0.1.0 would answer cursors too sparely."""
+
+
+STEPS: Final[Sequence[Step]] = (_format_1, _format_2)
 """How each format is made. A step is never changed once it was released: files are about that it has made."""
 
 FORMAT: Final = len(STEPS)

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,16 @@ from zlib import crc32
 from wetink.v1.ingest_pb2 import TargetStarted
 from wetink.v1.types_pb2 import EndReason
 from wetink_collector.identity import IncarnationKey, TargetKey
-from wetink_collector.round_log import Block, RoundPages, check_follows, fold, plan_merge, united
+from wetink_collector.round_log import (
+    Block,
+    RoundPages,
+    based,
+    check_follows,
+    fold,
+    plan_base,
+    plan_merge,
+    united,
+)
 from wetink_collector.store.interface import (
     Change,
     Contents,
@@ -31,12 +40,14 @@ from wetink_collector.store.interface import (
     IncarnationStarted,
     RecordDamaged,
     RoundsAppended,
+    RoundsExpired,
     StoredBlock,
     StoredIncarnation,
     StoreFailed,
     TargetForgotten,
     TargetUnwanted,
     TargetWanted,
+    Usage,
     decode_stored,
     encode_stored,
 )
@@ -55,12 +66,12 @@ ROWS_FREED_MAX: Final = 64
 """Bound on the blocks freed in one piece of maintenance: a commit waits for one piece at most."""
 
 _TARGET: Final = "host_id = ? AND boot_id = ? AND pid = ? AND start_time_ticks = ?"
-_BLOCK_COLUMNS: Final = ", ".join(field.name for field in fields(Block))
+_BLOCK_COLUMNS: Final = ", ".join(column.name for column in fields(Block))
 _BLOCK_FIELD_COUNT: Final = len(fields(Block))
-_host_values: Final = attrgetter(*(field.name for field in fields(HostSeen)))
-_target_values: Final = attrgetter(*(field.name for field in fields(TargetKey)))
-_block_values: Final = attrgetter(*(field.name for field in fields(Block)))
-_FROZEN: Final = [field.name for field in fields(Block)].index("frozen")
+_host_values: Final = attrgetter(*(column.name for column in fields(HostSeen)))
+_target_values: Final = attrgetter(*(column.name for column in fields(TargetKey)))
+_block_values: Final = attrgetter(*(column.name for column in fields(Block)))
+_FROZEN: Final = [column.name for column in fields(Block)].index("frozen")
 _RECORD: Final = struct.Struct("<qqq")
 
 
@@ -78,9 +89,13 @@ class SqliteStore:
         self._readers = _Readers(self._path)
         try:
             self._connection = _connect(self._path)
+        except sqlite3.Error as error:
+            raise unusable(self._path, error) from error
+        try:
             self.store_id = prepare(self._connection, self._path)
             self._logs, self._dropped = _load(self._connection)
         except sqlite3.Error as error:
+            self._connection.close()
             raise unusable(self._path, error) from error
         self._grown = dict.fromkeys(log.incarnation for log in self._logs.values())
 
@@ -111,13 +126,23 @@ class SqliteStore:
             return True
         while self._grown:
             incarnation = next(iter(self._grown))
-            log = self._kept(incarnation)
-            blocks = plan_merge(log.blocks) if log else ()
-            if log and blocks:
-                self._merge(log, blocks)
+            if (log := self._kept(incarnation)) and self._merge(log):
                 return True
             del self._grown[incarnation]
         return False
+
+    def usage(self) -> Usage:
+        """Say how much of the file is in use."""
+        with _failing_as_store(), closing(self._connection.cursor()) as cursor:
+            pages, free = (cursor.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+        logs = self._logs.values()
+        return Usage(
+            size_bytes=(pages - free) * PAGE_BYTES,
+            block_bytes={
+                log.incarnation: [(block, log.size_bytes[block.last_round]) for block in log.blocks] for log in logs
+            },
+            shrinking=bool(self._dropped) or any(plan_base(log.blocks, log.expired_round) for log in logs),
+        )
 
     def read(self, incarnation: IncarnationKey, *, after_round: int) -> Iterator[StoredBlock]:
         """Give the blocks that hold every round after one: one statement, hence one moment."""
@@ -173,6 +198,8 @@ class SqliteStore:
                 self._append(cursor, change)
             case IncarnationEnded():
                 self._end(cursor, change)
+            case RoundsExpired():
+                self._expire(change)
             case TargetForgotten():
                 self._forget(cursor, change.target)
             case TargetWanted():
@@ -189,7 +216,7 @@ class SqliteStore:
             (*_target_values(target), change.incarnation.incarnation, change.started.SerializeToString()),
         )
         assert cursor.lastrowid is not None
-        self._logs[target] = _Log(cursor.lastrowid, change.incarnation, change.started, [], None)
+        self._logs[target] = _Log(cursor.lastrowid, change.incarnation, change.started)
 
     def _forget(self, cursor: sqlite3.Cursor, target: TargetKey) -> None:
         if log := self._logs.pop(target, None):
@@ -201,7 +228,12 @@ class SqliteStore:
         if log := self._kept(change.incarnation):
             check_follows(change.block, log.blocks[-1].last_round if log.blocks else 0)
             _insert(cursor, log.row, change.block, change.written, change.vanished)
-            log.blocks.append(change.block)
+            log.append(change.block, len(change.written) + len(change.vanished))
+            self._grown[change.incarnation] = None
+
+    def _expire(self, change: RoundsExpired) -> None:
+        if log := self._kept(change.incarnation):
+            log.expired_round = max(log.expired_round, change.last_round)
             self._grown[change.incarnation] = None
 
     def _end(self, cursor: sqlite3.Cursor, change: IncarnationEnded) -> None:
@@ -228,22 +260,28 @@ class SqliteStore:
         if done:
             self._dropped.popleft()
 
-    def _merge(self, log: "_Log", blocks: Sequence[Block]) -> None:
+    def _merge(self, log: "_Log") -> bool:
+        """Make one block of several where some are due; say whether there were any."""
+        oldest = plan_base(log.blocks, log.expired_round)
+        blocks = oldest or plan_merge(log.blocks)
+        if not blocks:
+            return False
         try:
             pages = fold(self._pages(log, blocks))
         except RecordDamaged:
             # Whoever hears of it drops the log; until then it is not tried again.
             del self._grown[log.incarnation]
             raise
-        block = united(blocks, pages)
+        block, pages = based(blocks, pages) if oldest else (united(blocks, pages), pages)
+        written, vanished = encode_stored(pages.written), encode_stored(pages.vanished)
         with self._transaction() as cursor:
             cursor.execute(
                 "DELETE FROM block WHERE incarnation_id = ? AND last_round BETWEEN ? AND ?",
                 (log.row, block.first_round, block.last_round),
             )
-            _insert(cursor, log.row, block, encode_stored(pages.written), encode_stored(pages.vanished))
-        first = log.blocks.index(blocks[0])
-        log.blocks[first : first + len(blocks)] = [block]
+            _insert(cursor, log.row, block, written, vanished)
+        log.replace(blocks, block, len(written) + len(vanished))
+        return True
 
     def _pages(self, log: "_Log", blocks: Sequence[Block]) -> Iterator[RoundPages]:
         with _failing_as_store(log.incarnation), closing(self._connection.cursor()) as cursor:
@@ -259,24 +297,28 @@ class SqliteStore:
                 yield _stored_block(row, log.incarnation).pages
 
 
+@dataclass(slots=True)
 class _Log:
-    """What is known in memory of an incarnation's log."""
+    """What is known in memory of an incarnation's log. ``size_bytes`` is of each block's pages, by its last round."""
 
-    __slots__ = ("blocks", "ended", "incarnation", "row", "started")
+    row: int
+    incarnation: IncarnationKey
+    started: TargetStarted
+    ended: IncarnationEnded | None = None
+    blocks: list[Block] = field(default_factory=list)
+    size_bytes: dict[int, int] = field(default_factory=dict)
+    expired_round: int = 0
 
-    def __init__(
-        self,
-        row: int,
-        incarnation: IncarnationKey,
-        started: TargetStarted,
-        blocks: list[Block],
-        ended: IncarnationEnded | None,
-    ) -> None:
-        self.row = row
-        self.incarnation = incarnation
-        self.started = started
-        self.blocks = blocks
-        self.ended = ended
+    def append(self, block: Block, size_bytes: int) -> None:
+        self.blocks.append(block)
+        self.size_bytes[block.last_round] = size_bytes
+
+    def replace(self, blocks: Sequence[Block], block: Block, size_bytes: int) -> None:
+        first = self.blocks.index(blocks[0])
+        self.blocks[first : first + len(blocks)] = [block]
+        for gone in blocks:
+            del self.size_bytes[gone.last_round]
+        self.size_bytes[block.last_round] = size_bytes
 
 
 class _Readers:
@@ -320,15 +362,16 @@ def _load(connection: sqlite3.Connection) -> tuple[dict[TargetKey, _Log], deque[
     logs: dict[int, _Log] = {}
     for row in connection.execute(
         "SELECT id, host_id, boot_id, pid, start_time_ticks, incarnation, started, end_reason, end_time_ns, end_message"
-        " FROM incarnation"
+        " FROM incarnation ORDER BY id"
     ):
         incarnation = IncarnationKey(TargetKey(*row[1:5]), row[5])
         ended = None if row[7] is None else IncarnationEnded(incarnation, EndReason.ValueType(row[7]), row[8], row[9])
-        logs[row[0]] = _Log(row[0], incarnation, TargetStarted.FromString(row[6]), [], ended)
+        logs[row[0]] = _Log(row[0], incarnation, TargetStarted.FromString(row[6]), ended)
     dropped: dict[int, None] = {}
-    for row in connection.execute(f"SELECT incarnation_id, {_BLOCK_COLUMNS} FROM block ORDER BY last_round"):  # noqa: S608 (our own column names)
+    columns = f"incarnation_id, length(written) + length(vanished), {_BLOCK_COLUMNS}"
+    for row in connection.execute(f"SELECT {columns} FROM block ORDER BY last_round"):  # noqa: S608 (as above)
         if log := logs.get(row[0]):
-            log.blocks.append(_block(row[1:]))
+            log.append(_block(row[2:]), row[1])
         else:
             dropped[row[0]] = None
     return {log.incarnation.target: log for log in logs.values()}, deque(dropped)

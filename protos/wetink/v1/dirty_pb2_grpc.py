@@ -155,7 +155,8 @@ class DirtyServiceServicer:
         """What is dirty since a cursor. The stream is any number of `pages`, then one `summary`, which is always last:
         a stream without it is not an answer.
         Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED, CURSOR_MALFORMED, or CURSOR_FOREIGN (it
-        names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets, target_count) or CURSOR_OTHER_STORE.
+        names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED or CURSOR_EXPIRED (metadata of both: targets,
+        target_count) or CURSOR_OTHER_STORE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

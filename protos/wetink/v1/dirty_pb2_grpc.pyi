@@ -73,7 +73,8 @@ class DirtyServiceStub:
     """What is dirty since a cursor. The stream is any number of `pages`, then one `summary`, which is always last:
     a stream without it is not an answer.
     Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED, CURSOR_MALFORMED, or CURSOR_FOREIGN (it
-    names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets, target_count) or CURSOR_OTHER_STORE.
+    names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED or CURSOR_EXPIRED (metadata of both: targets,
+    target_count) or CURSOR_OTHER_STORE.
     """
     Watch: _grpc.UnaryStreamMultiCallable[_dirty_pb2.WatchRequest, _dirty_pb2.WatchResponse]
     """The same, again and again: first what is dirty since the cursor, then each time rounds were committed. A reader
@@ -133,7 +134,8 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
     """What is dirty since a cursor. The stream is any number of `pages`, then one `summary`, which is always last:
     a stream without it is not an answer.
     Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED, CURSOR_MALFORMED, or CURSOR_FOREIGN (it
-    names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets, target_count) or CURSOR_OTHER_STORE.
+    names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED or CURSOR_EXPIRED (metadata of both: targets,
+    target_count) or CURSOR_OTHER_STORE.
     """
     Watch: _aio.UnaryStreamMultiCallable[_dirty_pb2.WatchRequest, _dirty_pb2.WatchResponse]  # type: ignore[assignment]
     """The same, again and again: first what is dirty since the cursor, then each time rounds were committed. A reader
@@ -232,7 +234,8 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         """What is dirty since a cursor. The stream is any number of `pages`, then one `summary`, which is always last:
         a stream without it is not an answer.
         Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED, CURSOR_MALFORMED, or CURSOR_FOREIGN (it
-        names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED (metadata: targets, target_count) or CURSOR_OTHER_STORE.
+        names none of the targets); OUT_OF_RANGE CURSOR_INCARNATION_ENDED or CURSOR_EXPIRED (metadata of both: targets,
+        target_count) or CURSOR_OTHER_STORE.
         """
 
     @_abc_1.abstractmethod

@@ -2,11 +2,13 @@
 
 import asyncio
 
+import pytest
+
 from tests.unit.collector.changes import appended, ended, incarnation, started, target
 from wetink.names import TargetName
 from wetink_collector.catalog import ENDED_KEPT_MAX, ENDED_KEPT_SECONDS, Catalog
 from wetink_collector.identity import IncarnationKey
-from wetink_collector.store.interface import Contents, HostSeen, TargetForgotten, TargetUnwanted, TargetWanted
+from wetink_collector.store.interface import Change, Contents, HostSeen, TargetForgotten, TargetUnwanted, TargetWanted
 from wetink_collector.store.memory import MemoryStore
 
 ONE = incarnation()
@@ -22,7 +24,7 @@ def catalog_of(*changes: object) -> Catalog:
 
 def test_catalog_of_a_store_is_that_of_its_changes() -> None:
     """After a restart everything is known as before."""
-    changes = [
+    changes: list[Change] = [
         HostSeen("host-1", "boot-1", "1.0", 5),
         started(ONE),
         appended(ONE, 1, [1]),
@@ -34,7 +36,7 @@ def test_catalog_of_a_store_is_that_of_its_changes() -> None:
         TargetUnwanted(target(4)),
     ]
     store = MemoryStore()
-    store.commit(changes)  # type: ignore[arg-type]
+    store.commit(changes)
 
     loaded, applied = Catalog(store.store_id, store.contents()), catalog_of(*changes)
 
@@ -73,33 +75,61 @@ def test_young_process_that_is_tracked_first_stays_the_youngest() -> None:
     assert catalog.find(TargetName("host-1", 1)).target == young  # type: ignore[union-attr]
 
 
-def test_targets_that_ended_are_kept_for_an_hour() -> None:
-    """And not longer; those that live are never forgotten."""
-    now_ns = 10 * ENDED_KEPT_SECONDS * SECOND_NS
-    hour_ns = ENDED_KEPT_SECONDS * SECOND_NS
+def test_boot_that_the_agent_is_on_is_the_newest_whatever_the_clocks_say() -> None:
+    """A host that boots with a clock in the past is asked about as it is now, and so it is once it is gone."""
+    before, now = target(1, boot_id="boot-1"), target(1, boot_id="boot-2", start_time_ticks=50)
+    changes: list[Change] = [
+        HostSeen("host-1", "boot-1", "1", 10**18),
+        started(IncarnationKey(before, 1), time_ns=(1 << 63) - 1),
+        HostSeen("host-1", "boot-2", "1", 0),
+        started(IncarnationKey(now, 1), time_ns=0),
+    ]
+    store = MemoryStore()
+    store.commit(changes)
+
+    for catalog in (catalog_of(*changes), Catalog(store.store_id, store.contents()), catalog_of(*changes[1::2])):
+        assert catalog.find(TargetName("host-1", 1)).target == now  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("time_ns", [0, 10**18, (1 << 63) - 1])
+def test_targets_that_ended_are_kept_for_an_hour(time_ns: int) -> None:
+    """And not longer, by a clock that cannot jump; those that live are never forgotten."""
     catalog = catalog_of(
         started(incarnation(1)),
         started(incarnation(2)),
-        ended(incarnation(2), time_ns=now_ns - hour_ns + 1),
         started(incarnation(3)),
-        ended(incarnation(3), time_ns=now_ns - hour_ns - 1),
+        ended(incarnation(3), time_ns=time_ns),
     )
+    assert catalog.to_forget(1000.0) == []
+    catalog.apply([ended(incarnation(2), time_ns=0)])
 
-    assert catalog.to_forget(now_ns) == [target(3)]
+    assert catalog.to_forget(1000.0 + ENDED_KEPT_SECONDS - 1) == []
+    assert catalog.to_forget(1000.0 + ENDED_KEPT_SECONDS) == [target(3)]
     catalog.apply([TargetForgotten(target(3))])
-    assert catalog.to_forget(now_ns) == []
+    assert catalog.to_forget(1000.0 + 2 * ENDED_KEPT_SECONDS - 2) == []
+    assert catalog.to_forget(1000.0 + 2 * ENDED_KEPT_SECONDS - 1) == [target(2)]
     assert catalog.find(TargetName("host-1", 3)) is None
     assert {record.target for record in catalog.on_host("host-1")} == {target(1), target(2)}
 
 
+def test_target_that_lives_again_is_not_forgotten() -> None:
+    """What ended was an incarnation before."""
+    catalog = catalog_of(started(ONE), ended(ONE))
+    assert catalog.to_forget(0.0) == []
+    catalog.apply([started(IncarnationKey(ONE.target, 2))])
+
+    assert catalog.to_forget(10.0 * ENDED_KEPT_SECONDS) == []
+    assert catalog.ended() == []
+
+
 def test_no_more_than_the_bound_of_ended_targets_is_kept() -> None:
-    """The oldest ends go first."""
+    """Those go first that ended first, whatever a clock said then."""
     catalog = catalog_of(
         *(started(incarnation(pid)) for pid in range(1, ENDED_KEPT_MAX + 4)),
-        *(ended(incarnation(pid), time_ns=10**18 + pid) for pid in range(1, ENDED_KEPT_MAX + 4)),
+        *(ended(incarnation(pid), time_ns=10**18 - pid) for pid in range(1, ENDED_KEPT_MAX + 4)),
     )
 
-    assert sorted(catalog.to_forget(10**18)) == [target(1), target(2), target(3)]
+    assert sorted(catalog.to_forget(0.0)) == [target(1), target(2), target(3)]
 
 
 def test_rounds_of_an_older_incarnation_change_nothing() -> None:

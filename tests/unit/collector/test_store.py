@@ -15,11 +15,20 @@ from pyroaring import BitMap64
 from tests.unit.collector.changes import appended, ended, incarnation, started, target
 from wetink.v1.types_pb2 import END_REASON_LOST
 from wetink_collector.identity import IncarnationKey
-from wetink_collector.round_log import BLOCKS_A_LEVEL_MAX, RoundPages, fold, is_exact, is_whole
+from wetink_collector.round_log import (
+    BASE_LEVEL,
+    BLOCKS_A_LEVEL_MAX,
+    RoundPages,
+    fold,
+    is_exact,
+    is_expired,
+    is_whole,
+)
 from wetink_collector.store.interface import (
     HostSeen,
     RecordDamaged,
     RoundsAppended,
+    RoundsExpired,
     Store,
     StoreFailed,
     StoreUnusable,
@@ -195,6 +204,54 @@ def test_maintenance_keeps_levels_in_their_bounds_and_changes_no_union(store: St
     assert pages_since(store, ONE) == RoundPages(BitMap64([600]), BitMap64(range(600)))
 
 
+def test_expired_rounds_become_a_base_of_what_is_written(store: Store) -> None:
+    """It has no more than that, and every cursor from its end on is answered as before."""
+    store.commit([started(ONE), *rounds(ONE, 40)])
+    store.commit([RoundsExpired(ONE, 20)])
+    settle(store)
+
+    first, *others = store.read(ONE, after_round=0)
+    assert (first.block.level, first.block.first_round, first.block.last_round) == (BASE_LEVEL, 1, 20)
+    assert first.pages == RoundPages(BitMap64([20]), BitMap64())
+    assert first.block.vanished_page_count == 0
+    assert is_whole([first.block, *(stored.block for stored in others)], after_round=0, last_round=40)
+    assert pages_since(store, ONE).written == BitMap64([40])
+    for cursor in range(1, 41):
+        blocks = [stored.block for stored in store.read(ONE, after_round=cursor)]
+        assert is_expired(blocks, cursor) == (cursor < 20)
+    assert pages_since(store, ONE, 20) == RoundPages(BitMap64([40]), BitMap64(range(20, 40)))
+
+
+def test_base_grows_and_never_takes_the_last_rounds(store: Store) -> None:
+    """However much is said to have expired, a reader that asks at every eighth round goes on."""
+    store.commit([started(ONE)])
+    for number in range(1, 101):
+        store.commit([rounds(ONE, number)[-1], RoundsExpired(ONE, number)])
+        settle(store)
+
+    blocks = store.contents().incarnations[0].blocks
+    assert [block.level for block in blocks] == [BASE_LEVEL, *[0] * 8]
+    assert pages_since(store, ONE).written == BitMap64([100])
+    assert pages_since(store, ONE, 92) == RoundPages(BitMap64([100]), BitMap64(range(92, 100)))
+
+
+def test_usage_is_what_page_sets_take(store: Store) -> None:
+    """Block by block; and it says when less is on its way."""
+    store.commit([started(ONE), *rounds(ONE, 12)])
+    sizes = [len(change.written) + len(change.vanished) for change in rounds(ONE, 12)]
+
+    usage = store.usage()
+    assert [size for _, size in usage.block_bytes[ONE]] == sizes
+    assert [block for block, _ in usage.block_bytes[ONE]] == list(store.contents().incarnations[0].blocks)
+    assert usage.size_bytes >= sum(sizes)
+    assert not usage.shrinking
+    store.commit([RoundsExpired(ONE, 12)])
+    assert store.usage().shrinking
+    settle(store)
+    assert not store.usage().shrinking
+    assert len(store.usage().block_bytes[ONE]) == 9
+
+
 def test_reader_sees_one_moment_while_blocks_are_merged(store: Store) -> None:
     """A read that has begun goes on over the blocks as they were."""
     store.commit([started(ONE), *rounds(ONE, 40)])
@@ -344,6 +401,21 @@ def test_dropped_blocks_are_freed(file: SqliteStore, tmp_path: Path) -> None:
     settle(file)
 
     assert block_count(tmp_path) == 0
+
+
+def test_base_and_sizes_survive_a_restart(tmp_path: Path) -> None:
+    """What has expired stays so."""
+    with closing(SqliteStore(tmp_path)) as store:
+        store.commit([started(ONE), *rounds(ONE, 40), RoundsExpired(ONE, 20)])
+        settle(store)
+        before = store.usage()
+    with closing(SqliteStore(tmp_path)) as store:
+        assert store.usage().block_bytes == before.block_bytes
+        store.commit([*rounds(ONE, 60)[40:], RoundsExpired(ONE, 50)])
+        settle(store)
+
+        assert pages_since(store, ONE).written == BitMap64([60])
+        assert store.contents().incarnations[0].blocks[0].last_round == 50
 
 
 def test_dropped_blocks_are_freed_after_a_restart_too(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A store's file says its format: an older one becomes the present one whole, a newer one is refused untouched."""
 
+import gc
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -174,17 +175,21 @@ def test_step_that_fails_leaves_the_file_as_it_was(old: Path) -> None:
     assert _prepare(old, _add_column) == STORE_ID
 
 
-def test_newer_store_is_refused_and_not_touched(old: Path) -> None:
+def test_newer_store_is_refused_and_not_touched(old: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One sentence names both formats; not a byte of the file is different, and its log was not folded into it."""
-    path = old / FILE_NAME
-    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
-        # What is new stands in the write-ahead log alone, as after a crash of the newer collector.
-        holder.execute(f"PRAGMA user_version = {FORMAT + 1}")
-        before = {name.name: name.read_bytes() for name in old.iterdir() if not name.name.endswith("-shm")}
-        assert before[f"{FILE_NAME}-wal"]
+    left = tmp_path_factory.mktemp("left")
+    with closing(sqlite3.connect(old / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
+        # As after a crash of the newer collector: what is new stands in the write-ahead log alone.
+        before = {name: (old / name).read_bytes() for name in (FILE_NAME, f"{FILE_NAME}-wal")}
+    assert all(before.values())
+    for name, data in before.items():
+        (left / name).write_bytes(data)
 
-        with pytest.raises(StoreUnusable, match=rf"format {FORMAT + 1}.*knows {FORMAT} at most") as refusal:
-            SqliteStore(old)
+    with pytest.raises(StoreUnusable, match=rf"format {FORMAT + 1}.*knows {FORMAT} at most") as refusal:
+        SqliteStore(left)
 
-        assert "\n" not in str(refusal.value)
-        assert {name.name: name.read_bytes() for name in old.iterdir() if not name.name.endswith("-shm")} == before
+    assert "\n" not in str(refusal.value)
+    del refusal
+    gc.collect()
+    assert {name: (left / name).read_bytes() for name in before} == before
