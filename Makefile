@@ -14,7 +14,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compose-demo test soak test-kernels test-deploy check bench proto format
+.PHONY: help demo compose-demo test soak test-kernels test-deploy check kernel-matrix bench proto format
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-deploy: $(STAMP) ## build the images and run them, with compose and as a si
 
 check: $(STAMP) ## run the conventions: style, types, contract, layers, kernel headers
 	$(BIN)/pytest tests/conventions $(ARGS)
+
+kernel-matrix: $(STAMP) ## run the rows of the kernel matrix and write docs/kernel-matrix.md (needs root)
+	@$(BIN)/python -m tests.kernel.matrix.page $(ARGS)
 
 bench: $(STAMP) ## measure, as JSON lines with ratios
 	@$(BIN)/python -m tests.bench $(ARGS)

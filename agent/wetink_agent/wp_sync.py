@@ -66,6 +66,7 @@ HAZARDS: Final = (
     "A thread that exits may leave its thread id in a protected page: pthread_join(3) can then wait for ever.",
     "A robust mutex whose owner is killed may not become EOWNERDEAD when it lies in a protected page.",
     "A thread whose system call writes to protected memory cannot be stopped before the agent has answered.",
+    "A debugger's write to protected memory fails with EIO (PTRACE_POKEDATA, /proc/PID/mem): a breakpoint, say.",
     "KSM takes the protection from pages that it merges: they are reported, but their next writes make no events.",
     "With UFFD_USER_MODE_ONLY, read(2) into protected memory fails, and a signal on a protected stack kills.",
     "A process that the agent waits for (its collector, a proxy, a FUSE server) may come to wait for the agent.",

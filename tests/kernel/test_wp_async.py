@@ -6,14 +6,13 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support import programs, truth
-from tests.support.victim import PAGE, Victim, tracked, victim, within
+from tests.support.huge_pages import huge_pages
+from tests.support.victim import PAGE, USERFAULTFD, Victim, tracked, victim, within
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.errors import TargetExited, TargetReplaced, Untrackable
 from wetink_agent.wp_async import PIECES_MAX, WpAsync
@@ -548,34 +547,6 @@ def test_a_target_that_begins_to_use_userfaultfd_is_given_up() -> None:
         target.do(f"fill({first * PAGE}, 16)")
         with pytest.raises(Untrackable, match="uses userfaultfd itself"):
             tracker.harvest()
-
-
-USERFAULTFD = """
-def own_userfaultfd(start, size_bytes, features, mode):
-    import fcntl, struct
-    global own
-    own = checked(libc.syscall(323, ctypes.c_long(1 | 0o2000000)))
-    fcntl.ioctl(own, 0xc018aa3f, bytearray(struct.pack('QQQ', 0xaa, features, 0)))
-    fcntl.ioctl(own, 0xc020aa00, bytearray(struct.pack('QQQQ', start, size_bytes, mode, 0)))
-globals()['own_userfaultfd'] = own_userfaultfd
-"""
-
-
-@contextmanager
-def huge_pages(count: int) -> Iterator[None]:
-    """Have the kernel set huge pages aside, and give back what there was."""
-    path = Path("/proc/sys/vm/nr_hugepages")
-    if not path.exists():
-        pytest.skip("needs huge pages: this kernel has no hugetlb")
-    before = path.read_text(encoding="ascii")
-    try:
-        path.write_text(str(int(before) + count), encoding="ascii")
-        free = int(path.read_text(encoding="ascii")) - int(before)
-        if free < count:
-            pytest.skip(f"needs {count} huge pages: the kernel could set {free} aside")
-        yield
-    finally:
-        path.write_text(before, encoding="ascii")
 
 
 @pytest.mark.parametrize("flags", ["0x40022", "0x40021"])

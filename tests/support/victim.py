@@ -64,6 +64,18 @@ for line in sys.stdin:
 """
 
 
+USERFAULTFD: Final = """
+def own_userfaultfd(start, size_bytes, features, mode):
+    import fcntl, struct
+    global own
+    own = checked(libc.syscall(323, ctypes.c_long(1 | 0o2000000)))
+    fcntl.ioctl(own, 0xc018aa3f, bytearray(struct.pack('QQQ', 0xaa, features, 0)))
+    fcntl.ioctl(own, 0xc020aa00, bytearray(struct.pack('QQQQ', start, size_bytes, mode, 0)))
+globals()['own_userfaultfd'] = own_userfaultfd
+"""
+"""Source that defines ``own_userfaultfd``: the victim registers memory of its own."""
+
+
 class Victim:
     """The process."""
 

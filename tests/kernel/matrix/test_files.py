@@ -1,0 +1,135 @@
+"""Rows of the kernel matrix: files, and memory that more than one mapping or process has."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.huge_pages import huge_pages
+from tests.support.obedient import (
+    ANONYMOUS,
+    HUGE,
+    MADV_DONTNEED,
+    MADV_REMOVE,
+    MAP_ANONYMOUS,
+    MAP_HUGETLB,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PAGE,
+)
+from tests.support.victim import within
+from tests.support.watched import Watched, async_only
+from wetink.v1 import types_pb2
+
+pytestmark = pytest.mark.needs("kernel", "root", "cc")
+
+PUNCH_HOLE_KEEP_SIZE = 3
+HUGE_PAGES = HUGE // PAGE
+
+
+def test_row_06_zap_of_a_copied_file_page(row: Watched, file: Path) -> None:
+    """The process's own copy of a file's page is given back: the file's content is there again, and is not kept."""
+    memory = row.target.map(8, flags=MAP_PRIVATE, fd=row.target.open(file), filled=False)
+    row.target.store(memory + PAGE, memory + 3 * PAGE)
+    row.settle()
+    row.target.advise(memory + 3 * PAGE, 1, MADV_DONTNEED)
+    row.target.do(f"touch {memory + 3 * PAGE} 1")
+    written, vanished = within(row.round(), memory // PAGE, 8)
+    assert 3 in written | vanished
+    assert row.target.word(memory + 3 * PAGE) & 0xFF == 4, "not the file's content"
+    row.check()
+
+
+def test_row_07_zap_of_a_page_of_hugetlbfs(row: Watched, says: Callable[[str], None]) -> None:
+    """A huge page that is given back leaves no trace of that: it is in every round, and vanished once it is gone."""
+    with huge_pages(2):
+        memory = row.target.map(2 * HUGE_PAGES, flags=ANONYMOUS | MAP_HUGETLB, filled=False)
+        row.target.store(memory, memory + HUGE)
+        row.settle()
+        row.target.advise(memory, HUGE_PAGES, MADV_DONTNEED)
+        harvest = row.round()
+        written, vanished = within(harvest, memory // PAGE, 2 * HUGE_PAGES)
+        assert set(range(HUGE_PAGES)) <= written | vanished
+        assert harvest.cautious_page_count >= HUGE_PAGES
+        says("cautious pages, in every round")
+        row.check()
+        row.target.call("munmap", memory, 2 * HUGE)
+
+
+@pytest.mark.parametrize("way", ["MADV_REMOVE", "fallocate", "ftruncate"])
+def test_row_08_holes_in_shared_memory(row: Watched, way: str) -> None:
+    """The object's pages go, through the mapping or the descriptor: they have vanished."""
+    fd = row.target.memfd(8)
+    memory = row.target.map(8, flags=MAP_SHARED, fd=fd)
+    row.settle()
+    if way == "MADV_REMOVE":
+        row.target.advise(memory + 4 * PAGE, 4, MADV_REMOVE)
+    elif way == "fallocate":
+        row.target.call("fallocate", fd, PUNCH_HOLE_KEEP_SIZE, 4 * PAGE, 4 * PAGE)
+    else:
+        row.target.call("ftruncate", fd, 4 * PAGE)
+        row.target.call("ftruncate", fd, 8 * PAGE)
+    assert set(range(4, 8)) <= within(row.round(), memory // PAGE, 8)[1]
+    row.check()
+
+
+def test_row_09_truncated_under_private_copies(row: Watched, file: Path) -> None:
+    """Copies of pages beyond a file's new end are dropped with them: they have vanished."""
+    fd = row.target.open(file)
+    memory = row.target.map(8, flags=MAP_PRIVATE, fd=fd)
+    row.settle()
+    row.target.call("ftruncate", fd, 4 * PAGE)
+    row.target.call("ftruncate", fd, 16 * PAGE)
+    written, vanished = within(row.round(), memory // PAGE, 8)
+    assert set(range(4, 8)) <= written | vanished
+    assert row.target.word(memory + 5 * PAGE) == 0
+    row.check()
+
+
+@async_only
+@pytest.mark.parametrize("flags", [MAP_PRIVATE, MAP_SHARED], ids=["private", "shared"])
+def test_row_10_a_write_to_the_file_beneath(row: Watched, file: Path, flags: int, says: Callable[[str], None]) -> None:
+    """A page that is the file's own changes with the file: the file's state, not told as memory, and said so."""
+    fd = row.target.open(file)
+    memory = row.target.map(8, flags=flags, fd=fd, filled=False)
+    row.target.do(f"touch {memory} 8")
+    row.settle()
+    row.target.call("pwrite64", fd, row.target.pointed(b"changed!"), 8, 2 * PAGE)
+    assert row.target.peek(memory + 2 * PAGE, 8) == b"changed!"
+    row.expect(memory, 8)
+    assert row.uncertainties(memory + 2 * PAGE) == {types_pb2.UNCERTAINTY_FILE}
+    says("the mapping is listed as UNCERTAINTY_FILE")
+    row.check()
+
+
+@pytest.mark.parametrize("way", ["second mapping", "other process", "pwrite"])
+def test_row_11_shared_memory_changed_from_elsewhere(
+    row: Watched, backend: str, way: str, says: Callable[[str], None]
+) -> None:
+    """No trace in this mapping: shared memory is in every round whole, and said to be so out of caution."""
+    fd = row.target.memfd(8)
+    memory = row.target.map(8, flags=MAP_SHARED, fd=fd)
+    other = row.target.map(8, flags=MAP_SHARED, fd=fd, filled=False)
+    row.settle()
+    if way == "second mapping":
+        row.target.store(other + 2 * PAGE)
+    elif way == "other process":
+        row.target.do(f"fork store {memory + 2 * PAGE} 99")
+    else:
+        row.target.call("pwrite64", fd, row.target.pointed(b"changed!"), 8, 2 * PAGE)
+    harvest = row.expect(memory, 8, written=range(8))
+    assert harvest.cautious_page_count >= 8
+    says("cautious pages" + ("; the mapping is listed as UNCERTAINTY_SHARED" if backend == "wp-async" else ""))
+    if backend == "wp-async":
+        assert row.uncertainties(memory) == {types_pb2.UNCERTAINTY_SHARED}
+    row.check()
+
+
+def test_row_12_zap_of_shared_memory(row: Watched) -> None:
+    """MADV_DONTNEED takes it from the page table and leaves the object as it is: nothing has vanished."""
+    memory = row.target.map(8, flags=MAP_SHARED | MAP_ANONYMOUS)
+    row.settle()
+    row.target.advise(memory, 8, MADV_DONTNEED)
+    assert within(row.round(), memory // PAGE, 8)[1] == set()
+    assert row.target.word(memory + 3 * PAGE) == (1 << 32) + 3
+    row.check()

@@ -1,0 +1,24 @@
+"""Huge pages of hugetlbfs, set aside for a test and given back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def huge_pages(count: int) -> Iterator[None]:
+    """Have the kernel set huge pages aside, and give back what there was."""
+    path = Path("/proc/sys/vm/nr_hugepages")
+    if not path.exists():
+        pytest.skip("needs huge pages: this kernel has no hugetlb")
+    before = path.read_text(encoding="ascii")
+    try:
+        path.write_text(str(int(before) + count), encoding="ascii")
+        free = int(path.read_text(encoding="ascii")) - int(before)
+        if free < count:
+            pytest.skip(f"needs {count} huge pages: the kernel could set {free} aside")
+        yield
+    finally:
+        path.write_text(before, encoding="ascii")
