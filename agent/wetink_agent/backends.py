@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from wetink_agent import probe, resolver_loop, soft_dirty, wp_sync
+from wetink_agent import offered, probe, resolver_loop, soft_dirty, wp_sync
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Backend
 from wetink_agent.errors import KernelLacks, Untrackable
@@ -87,9 +87,11 @@ def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ran
             os.close(uffd)  # it is not what finds the pages, but it says who offered them and which
         return SoftDirty(pid, scope)
     tracker = WpAsync(pid, _userfaultfd(choice, pid) if uffd is None else uffd, scope)
-    if not choice.events_ring_bytes:
-        return tracker
     try:
+        if uffd is not None:
+            offered.check_is_over(pid, uffd)
+        if not choice.events_ring_bytes:
+            return tracker
         return WithEvents(tracker, PageFaults(pid, choice.events_ring_bytes))
     except BaseException:
         tracker.close()

@@ -2,8 +2,9 @@
 
 One message: a body of UTF-8 JSON, and the descriptor as SCM_RIGHTS. The body is either Firecracker's array of regions,
 ``[{"base_host_virt_addr": u64, "size": usize, ...}, ...]``, or a versioned hello, ``{"wetink": 1, "regions": [...]}``
-with regions of the same form. No regions means all of the process's memory. The answer is one line of JSON:
-``{"target": "HOST/PID@START"}`` or ``{"error": "..."}``.
+with regions of the same form, addresses and sizes in bytes; what else a region has is not looked at (``offset``,
+``page_size``, and ``page_size_kib``, which is bytes too). No regions means all of the process's memory. The answer is
+one line of JSON: ``{"target": "HOST/PID@START"}`` or ``{"error": "..."}``; Firecracker does not read it.
 
 Source: the format is that of Firecracker's ``src/vmm/src/persist.rs``; unix(7), SCM_RIGHTS and SO_PEERCRED.
 """
@@ -159,16 +160,24 @@ def receive(connection: socket.socket) -> Offer:
     deadline = time.monotonic() + ANSWER_SECONDS_MAX
     body, descriptors, _, _ = socket.recv_fds(connection, BODY_BYTES_MAX, DESCRIPTORS_MAX)
     try:
-        # Firecracker sends one message; a large one may still come in pieces.
-        while not _is_whole(body) and len(body) < BODY_BYTES_MAX:
+        # Firecracker sends one message and leaves the socket open. A large one may still come in pieces, and its own
+        # example of a handler has seen the body arrive before the descriptor.
+        while not (_is_whole(body) and descriptors) and len(body) < BODY_BYTES_MAX:
             # For the whole offer: byte by byte it would hold its place for days.
             connection.settimeout(_left_until(deadline))
-            piece, more, _, _ = socket.recv_fds(connection, BODY_BYTES_MAX - len(body), DESCRIPTORS_MAX)
+            try:
+                piece, more, _, _ = socket.recv_fds(connection, BODY_BYTES_MAX - len(body), DESCRIPTORS_MAX)
+            except TimeoutError:
+                if not _is_whole(body):
+                    raise
+                break  # what is whole but for its descriptor gets an answer
             descriptors += more
             if not piece:
                 break
-            body += piece
+            # A descriptor needs some byte to come with.
+            body += piece.strip(b"\0") if _is_whole(body) else piece
         connection.settimeout(ANSWER_SECONDS_MAX)
+        _check_visible(pid)
         _check_one(descriptors, pid)
         return Offer(pid, descriptors[0], _scope(body, pid))
     except BaseException:
@@ -182,6 +191,14 @@ def _left_until(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError
     return left
+
+
+def _check_visible(pid: int) -> None:
+    if pid == 0:
+        message = (
+            "a process offered its memory that this agent's pid namespace does not show: run the agent with hostPID"
+        )
+        raise Untrackable(message)
 
 
 def _check_one(descriptors: Sequence[int], pid: int) -> None:

@@ -22,6 +22,7 @@ _ADDR_NO_RANDOMIZE: Final = 0x0040000  # linux/personality.h
 _PF_KTHREAD: Final = 0x00200000
 _STATE_STOPPED: Final = frozenset("Tt")
 _STATE_GONE: Final = frozenset("ZX")
+_USERFAULTFD_FLAGS: Final = frozenset({"um", "uw", "ui"})
 _SECCOMP_MODE_DISABLED: Final = "0"
 _SECCOMP_MODE_STRICT: Final = "1"
 
@@ -110,6 +111,26 @@ def vdso_range(pid: int) -> tuple[int, int]:
     """Give the first address of a process's vdso and the one after its last; two zeros where it has none."""
     match = _VDSO.search(read_maps(pid))
     return (int(match[1], 16), int(match[2], 16)) if match else (0, 0)
+
+
+def registered(pid: int) -> Iterator[tuple[int, int, frozenset[str]]]:
+    """Give the mappings of a process that are registered with a userfaultfd, each with its flags, as in ``VmFlags``.
+
+    Those are ``um`` for missing pages, ``uw`` for write-protection, ``ui`` for minor faults. The kernel walks all of
+    the memory for the answer: not for every round.
+
+    Raises:
+        NoSuchProcess: It is gone.
+        PermissionError: It belongs to somebody else.
+    """
+    start = end = 0
+    for line in _read(pid, f"task/{living_thread(pid)}/smaps").splitlines():
+        if (match := _MAPPING.match(line)) is not None:
+            start, end = int(match[1], 16), int(match[2], 16)
+        elif line.startswith(b"VmFlags:"):
+            flags = frozenset(line.decode().split()[1:]) & _USERFAULTFD_FLAGS
+            if flags:
+                yield start, end, flags
 
 
 def stat(pid: int) -> Stat:

@@ -34,9 +34,10 @@ from wetink import syscalls
 from wetink.pages import PAGE_SIZE
 from wetink.pages import runs as runs_of
 from wetink.v1 import types_pb2
-from wetink_agent import procfs, shared_memory
+from wetink_agent import offered, procfs, shared_memory
 from wetink_agent.backend import Harvest
 from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TargetExited, TargetReplaced, Untrackable
+from wetink_agent.offered import ADDRESS_END, ADDRESS_MIN
 from wetink_agent.probe import FEATURES
 from wetink_agent.runs import Runs, adjacent_runs, joined_runs
 from wetink_agent.shared_memory import Range
@@ -65,8 +66,6 @@ PIECES_MAX: Final = 64
 GROWN_LOOKS_MAX: Final = 2
 """Looks at the mappings of a target that maps all the while; what they miss is seen to in the next round."""
 
-_ADDRESS_MIN: Final = 0x1000
-_ADDRESS_END: Final = 0x7FFFFFFFF000
 _KERNEL_START: Final = 1 << 63
 _POPULATED: Final = fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED
 _ANY_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
@@ -82,6 +81,7 @@ class WpAsync:
 
     kind: types_pb2.Backend.ValueType = types_pb2.BACKEND_WP_ASYNC
     features: int = FEATURES
+    features_forbidden: int = 0
     newest_feature: str = "UFFD_FEATURE_WP_ASYNC (Linux 6.7 has it)"
 
     def __init__(self, pid: int, uffd: int, scope: Sequence[Range] = ()) -> None:
@@ -100,9 +100,10 @@ class WpAsync:
         self._uffd = uffd
         self._pidfd = -1
         self._pagemap = -1
+        self._is_second_hand = False
         self._scope = tuple(scope)
         self._plan: list[Range] = []
-        self._address_end = _ADDRESS_END
+        self._address_end = ADDRESS_END
         self._maps = b""
         self._maps_told = b""
         self._ours = BitMap64()
@@ -175,11 +176,14 @@ class WpAsync:
             if error.errno != errno.EINVAL:
                 message = f"cannot track process {self._pid}: what it offered is no userfaultfd"
                 raise Untrackable(message) from error
-            message = (
-                f"cannot track process {self._pid}: this kernel lacks {self.newest_feature}, "
-                "or its userfaultfd has been through UFFDIO_API before: offer a fresh one"
-            )
-            raise KernelLacks(message) from error
+            features = offered.features_of(self._uffd)
+            if features is None:
+                message = f"cannot track process {self._pid}: this kernel lacks {self.newest_feature}"
+                raise KernelLacks(message) from error
+            self._is_second_hand = True
+            # PAGEFAULT_FLAG_WP is what the kernel says of itself: nothing depends on who asked for it.
+            needed = self.features & ~uf.UFFD_FEATURE_PAGEFAULT_FLAG_WP
+            offered.check(self._pid, features, self._scope, needed=needed, forbidden=self.features_forbidden)
         try:
             self._pidfd = os.pidfd_open(self._pid)
             self._layout = procfs.layout(self._pid)
@@ -199,11 +203,17 @@ class WpAsync:
     def _refuse_a_second_reader(self) -> None:
         """Make sure that nobody else reads the marks of asynchronous write-protection: reading takes them away.
 
-        Our descriptor is fresh and has nothing registered yet, so that whatever is registered is somebody else's.
+        Our descriptor is fresh and has nothing registered yet, so that whatever is registered is somebody else's. One
+        that was offered after UFFDIO_API may have memory of its own; where any of it is armed, somebody reads it.
         """
         self._look_at_maps()
         allowed = fs.PAGE_IS_WPALLOWED
         for regions in self._scan(self._whole(), mask=allowed, inverted=0, anyof=0, returned=allowed):
+            for start, end in regions[:, :2].tolist():
+                if not (self._is_second_hand and offered.take_over(self._uffd, start, end)):
+                    raise _uses_userfaultfd(self._pid, start, end)
+        armed = allowed | fs.PAGE_IS_WRITTEN
+        for regions in self._scan(self._whole(), mask=armed, inverted=fs.PAGE_IS_WRITTEN):
             raise _uses_userfaultfd(self._pid, int(regions[0, 0]), int(regions[0, 1]))
 
     # The steps of a round, in their order.
@@ -431,13 +441,13 @@ class WpAsync:
         return result
 
     def _whole(self) -> tuple[Range, ...]:
-        return self._scope or ((_ADDRESS_MIN, self._address_end),)
+        return self._scope or ((ADDRESS_MIN, self._address_end),)
 
     def _make_plan(self) -> None:
         """Cut the address space into scans of bounded work. They leave no address out, mapped or not."""
         mappings = [(int(start, 16), int(end, 16)) for start, end in _ANY_LINE.findall(self._maps)]
         # Above the usual end only where five-level paging lets a process map there; the vsyscall page is the kernel's.
-        self._address_end = max([_ADDRESS_END, *(end for start, end in mappings if start < _KERNEL_START)])
+        self._address_end = max([ADDRESS_END, *(end for start, end in mappings if start < _KERNEL_START)])
         self._audited = _without(
             self._whole(), [(int(a, 16), int(b, 16)) for a, b in _KERNEL_MADE_LINE.findall(self._maps)]
         )
@@ -481,7 +491,7 @@ class WpAsync:
             raise TargetExited(message)
         # The highest page of user memory, where nothing lies: ENOENT in a live memory, ESRCH in a dead one. Were
         # something there, it would count as written.
-        nowhere = uf.uffdio_range(start=_ADDRESS_END - PAGE_SIZE, len=PAGE_SIZE)
+        nowhere = uf.uffdio_range(start=ADDRESS_END - PAGE_SIZE, len=PAGE_SIZE)
         try:
             syscalls.ioctl(
                 self._uffd, uf.UFFDIO_WRITEPROTECT, uf.uffdio_writeprotect(range=nowhere), "UFFDIO_WRITEPROTECT"
@@ -508,7 +518,7 @@ class WpAsync:
         except PermissionError:
             return True  # it has become undumpable; a layout that we may not read any more tells of execve(2)
         try:
-            return _has_registered(pagemap) or not _has_registered(self._pagemap)
+            return offered.has_registered(pagemap) or not offered.has_registered(self._pagemap)
         except ProcessLookupError:
             return False
         finally:
@@ -569,22 +579,6 @@ def _uses_userfaultfd(pid: int, start: int, end: int) -> Untrackable:
 
 def _replaced(pid: int) -> TargetReplaced:
     return TargetReplaced(f"process {pid} replaced its memory with execve(2)")
-
-
-def _has_registered(pagemap: int) -> bool:
-    """Whether anything in a memory is registered for asynchronous write-protection; looks no further than the first."""
-    region = np.empty(3, dtype=np.uint64)
-    argument = fs.pm_scan_arg(
-        size=syscalls.size_bytes(fs.pm_scan_arg),
-        start=_ADDRESS_MIN,
-        end=_ADDRESS_END,
-        vec=region.ctypes.data,
-        vec_len=1,
-        max_pages=1,
-        category_mask=fs.PAGE_IS_WPALLOWED,
-        return_mask=fs.PAGE_IS_WPALLOWED,
-    )
-    return syscalls.ioctl(pagemap, fs.PAGEMAP_SCAN, argument, "PAGEMAP_SCAN") > 0
 
 
 def _without(spans: Iterable[Range], holes: Iterable[Range]) -> list[Range]:

@@ -85,6 +85,7 @@ class WpSync(WpAsync):
 
     kind: types_pb2.Backend.ValueType = types_pb2.BACKEND_WP_SYNC
     features: int = FEATURES
+    features_forbidden: int = uf.UFFD_FEATURE_WP_ASYNC | uf.UFFD_FEATURE_SIGBUS
     newest_feature: str = "UFFD_FEATURE_EXACT_ADDRESS (Linux 5.18 has it)"
 
     def __init__(

@@ -28,10 +28,22 @@ OF_TRACKING: Final = re.compile(r"userfaultfd|pidfd|pagemap|/dev/zero")
 class Agent:
     """A ``wetink-agent`` without a collector, that listens for offers."""
 
-    def __init__(self, process: subprocess.Popen[bytes], path: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], path: Path, log: Path) -> None:
         """Take it over."""
         self.process = process
         self.path = path
+        self._log = log
+
+    def wait_for_log(self, *words: str) -> str:
+        """Give the first line of its log that has all of these words, as soon as it is there."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            lines = self._log.read_text(encoding="utf-8").splitlines()
+            for line in lines:
+                if all(word in line for word in words):
+                    return line
+            assert time.monotonic() < until, lines
+            time.sleep(0.01)
 
     def descriptors(self) -> list[str]:
         """Give those of its descriptors that offers and tracking make; gRPC's own come and go with its attempts."""
@@ -99,7 +111,7 @@ def agent(path: Path) -> Iterator[Agent]:
                 assert process.poll() is None, said
                 assert time.monotonic() < until, said
                 time.sleep(0.01)
-            yield Agent(process, path)
+            yield Agent(process, path, Path(log.name))
             assert b"Traceback" not in Path(log.name).read_bytes()
             assert b"offer_failed" not in Path(log.name).read_bytes()
         finally:
