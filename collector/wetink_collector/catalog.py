@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from wetink.names import TargetName
 from wetink.v1.ingest_pb2 import TargetStarted
@@ -103,6 +103,7 @@ class Catalog:
         self._ended: dict[TargetKey, float | None] = {}
         self._wanted: defaultdict[str, set[TargetKey]] = defaultdict(set)
         self._bells: set[Bell] = set()
+        self._followers: list[Follower] = []
         self.load(contents)
 
     def load(self, contents: Contents) -> None:
@@ -119,12 +120,20 @@ class Catalog:
             self._put(TargetRecord(stored.incarnation, stored.started, last, window_ns, stored.ended))
         for target in contents.wanted:
             self._wanted[target.host_id].add(target)
+        for follower in self._followers:
+            follower.loaded()
         self.ring(None)
+
+    def follow(self, follower: "Follower") -> None:
+        """Let somebody hear of every change from now on, right after it."""
+        self._followers.append(follower)
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Take changes that are durable now."""
         for change in changes:
             self._apply(change)
+            for follower in self._followers:
+                follower.took(change)
 
     def get(self, target: TargetKey) -> TargetRecord | None:
         """Give a target."""
@@ -267,6 +276,16 @@ class Catalog:
             self._ended.pop(target, None)
             _drop(self._by_pid, (target.host_id, target.pid), target)
             _drop(self._by_host, target.host_id, target)
+
+
+class Follower(Protocol):
+    """Who keeps up with what is durable. Called on the event loop, which must not wait."""
+
+    def loaded(self) -> None:
+        """Everything may be different: the catalog has what a store has."""
+
+    def took(self, change: Change) -> None:
+        """A change is durable, and in the catalog."""
 
 
 class Bell:

@@ -18,6 +18,7 @@ EVENTS_CENSUS_ONLY: Final = Counter(
     "wetink_events_census_only_pages", "Pages that were written with no event: by the kernel, or the event was lost."
 )
 EVENTS_BYTES: Final = Gauge("wetink_events_kept_bytes", "Bytes of single writes kept in memory.")
+HISTORY_BYTES: Final = Gauge("wetink_insight_history_bytes", "Bytes of rounds and counts kept in memory for insight.")
 ROUND_INTERVAL_SECONDS: Final = Histogram(
     "wetink_round_interval_seconds",
     "From round to round of a target, as its agent paces it.",

@@ -35,6 +35,8 @@ from wetink_collector.data_directory import held
 from wetink_collector.dirty import DirtyService
 from wetink_collector.errors import StoreUnavailable
 from wetink_collector.ingest import IngestService
+from wetink_collector.insight.histories import Histories
+from wetink_collector.insight.inquiry import Inquiry
 from wetink_collector.insight.service import InsightService
 from wetink_collector.retention import KEPT_WITHOUT_END, Ages, Retention, beyond_size
 from wetink_collector.store.interface import (
@@ -161,9 +163,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         async with committer.running(collector):
             answerer = Answerer(store, catalog, threads, collector.drop)
             dirty = DirtyService(catalog, collector.agents, committer, answerer)
-            insight = InsightService(catalog)  # type: ignore[abstract]
+            histories = Histories(store, catalog)
+            insight = InsightService(Inquiry(catalog, store, histories, threads))
             where = peers.address if peers else settings.listen
             async with (
+                histories.running(),
                 _health_served(settings.health, collector) as health_address,
                 _listening(where, collector, (dirty, insight), gate, tls) as address,
                 peers.serving() if peers else nullcontext(),

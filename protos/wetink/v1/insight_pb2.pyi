@@ -281,7 +281,8 @@ class GroupWorkingSet(_message.Message):
     @_builtins.property
     def working_set(self) -> Global___WorkingSet:
         """Of all targets together. A page of shared memory counts once, by the object behind it, where mappings are known.
-        Of several targets the curve has bounds: their rounds do not begin and end at the same time.
+        Of several targets the curve has bounds: their rounds do not begin and end at the same time. It is of their newest
+        rounds, 2048 of all targets together; the writable pages are of all their histories.
         """
 
     @_builtins.property
@@ -664,7 +665,7 @@ class GetColdFirstRequest(_message.Message):
     target: _builtins.str
     """`HOST/PID@START`, or `HOST/PID` for the youngest process with that pid."""
     class_count: _builtins.int
-    """Into how many classes at most. 0 means 16, at most 256."""
+    """Into how many classes at most. 0 means 16, at least 2, at most 256."""
     def __init__(
         self,
         *,

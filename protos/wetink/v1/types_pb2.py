@@ -24,23 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15wetink/v1/types.proto\x12\twetink.v1\"Q\n\x06Target\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x18\n\x10start_time_ticks\x18\x04 \x01(\x04\"?\n\x07PageSet\x12\x11\n\troaring64\x18\x01 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x02 \x01(\x07\x12\x12\n\npage_count\x18\x03 \x01(\x04\"9\n\x0c\x41\x64\x64ressRange\x12\x15\n\rstart_address\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\x90\x02\n\x0c\x45ventColumns\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x12\n\nuffd_flags\x18\x02 \x01(\x0c\x12\x11\n\tthread_id\x18\x03 \x01(\x0c\x12\x0f\n\x07time_ns\x18\x04 \x01(\x0c\x12\x1b\n\x13instruction_pointer\x18\x05 \x01(\x0c\x12\x12\n\nlost_count\x18\x06 \x01(\x04\x12&\n\x07threads\x18\x07 \x03(\x0b\x32\x15.wetink.v1.ThreadName\x12(\n\x08mappings\x18\x08 \x03(\x0b\x32\x16.wetink.v1.MappingName\x12\x19\n\x11stream_only_count\x18\t \x01(\x04\x12\x19\n\x11\x63\x65nsus_only_count\x18\n \x01(\x04\"-\n\nThreadName\x12\x11\n\tthread_id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\"C\n\x0bMappingName\x12&\n\x05range\x18\x01 \x01(\x0b\x32\x17.wetink.v1.AddressRange\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xc5\x01\n\x07Mapping\x12&\n\x05range\x18\x01 \x01(\x0b\x32\x17.wetink.v1.AddressRange\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06shared\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\x04\x12\r\n\x05inode\x18\x05 \x01(\x04\x12\x14\n\x0coffset_bytes\x18\x06 \x01(\x04\x12\x12\n\nprotection\x18\x07 \x01(\r\x12+\n\x0buncertainty\x18\x08 \x01(\x0e\x32\x16.wetink.v1.Uncertainty\"I\n\x0cUnseenWriter\x12+\n\x0buncertainty\x18\x01 \x01(\x0e\x32\x16.wetink.v1.Uncertainty\x12\x0c\n\x04what\x18\x02 \x01(\t\"F\n\x04Pace\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\x12\x13\n\x0b\x61gent_share\x18\x02 \x01(\x01\x12\x14\n\x0ctarget_share\x18\x03 \x01(\x01\"g\n\x0eTargetPosition\x12!\n\x06target\x18\x01 \x01(\x0b\x32\x11.wetink.v1.Target\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06\x66rozen\x18\x04 \x01(\x08*y\n\x07\x42\x61\x63kend\x12\x17\n\x13\x42\x41\x43KEND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42\x41\x43KEND_WP_ASYNC\x10\x01\x12\x13\n\x0f\x42\x41\x43KEND_WP_SYNC\x10\x02\x12\x16\n\x12\x42\x41\x43KEND_SOFT_DIRTY\x10\x03\x12\x12\n\x0e\x42\x41\x43KEND_REPLAY\x10\x04*\xca\x01\n\x0bUncertainty\x12\x1b\n\x17UNCERTAINTY_UNSPECIFIED\x10\x00\x12\x16\n\x12UNCERTAINTY_SHARED\x10\x01\x12\x1a\n\x16UNCERTAINTY_HUGE_PAGES\x10\x02\x12!\n\x1dUNCERTAINTY_REGISTERED_BUFFER\x10\x03\x12\x14\n\x10UNCERTAINTY_FILE\x10\x04\x12\x16\n\x12UNCERTAINTY_DEVICE\x10\x05\x12\x19\n\x15UNCERTAINTY_DIRECT_IO\x10\x06*\xb8\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45ND_REASON_EXITED\x10\x01\x12\x13\n\x0f\x45ND_REASON_EXEC\x10\x02\x12\x18\n\x14\x45ND_REASON_UNTRACKED\x10\x03\x12\x13\n\x0f\x45ND_REASON_LOST\x10\x04\x12\x15\n\x11\x45ND_REASON_FAILED\x10\x05\x12\x1d\n\x19\x45ND_REASON_RESYNCHRONISED\x10\x06*\xca\x01\n\x10IncompleteReason\x12!\n\x1dINCOMPLETE_REASON_UNSPECIFIED\x10\x00\x12(\n$INCOMPLETE_REASON_AGENT_DISCONNECTED\x10\x01\x12%\n!INCOMPLETE_REASON_BARRIER_TIMEOUT\x10\x02\x12\"\n\x1eINCOMPLETE_REASON_TARGET_ENDED\x10\x03\x12\x1e\n\x1aINCOMPLETE_REASON_NO_ROUND\x10\x04*u\n\x0b\x43onsistency\x12\x1b\n\x17\x43ONSISTENCY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43ONSISTENCY_NONE\x10\x01\x12\x1b\n\x17\x43ONSISTENCY_PER_PROCESS\x10\x02\x12\x16\n\x12\x43ONSISTENCY_FROZEN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15wetink/v1/types.proto\x12\twetink.v1\"Q\n\x06Target\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x18\n\x10start_time_ticks\x18\x04 \x01(\x04\"?\n\x07PageSet\x12\x11\n\troaring64\x18\x01 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x02 \x01(\x07\x12\x12\n\npage_count\x18\x03 \x01(\x04\"9\n\x0c\x41\x64\x64ressRange\x12\x15\n\rstart_address\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xb3\x02\n\x0c\x45ventColumns\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x12\n\nuffd_flags\x18\x02 \x01(\x0c\x12\x11\n\tthread_id\x18\x03 \x01(\x0c\x12\x0f\n\x07time_ns\x18\x04 \x01(\x0c\x12\x1b\n\x13instruction_pointer\x18\x05 \x01(\x0c\x12\x12\n\nlost_count\x18\x06 \x01(\x04\x12&\n\x07threads\x18\x07 \x03(\x0b\x32\x15.wetink.v1.ThreadName\x12(\n\x08mappings\x18\x08 \x03(\x0b\x32\x16.wetink.v1.MappingName\x12\x19\n\x11stream_only_count\x18\t \x01(\x04\x12\x19\n\x11\x63\x65nsus_only_count\x18\n \x01(\x04\x12!\n\x04\x63ode\x18\x0b \x03(\x0b\x32\x13.wetink.v1.CodeName\"Z\n\x08\x43odeName\x12\x1b\n\x13instruction_pointer\x18\x01 \x01(\x04\x12\x0e\n\x06symbol\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\x12\x13\n\x0b\x66ile_offset\x18\x04 \x01(\x04\"-\n\nThreadName\x12\x11\n\tthread_id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\"C\n\x0bMappingName\x12&\n\x05range\x18\x01 \x01(\x0b\x32\x17.wetink.v1.AddressRange\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xc5\x01\n\x07Mapping\x12&\n\x05range\x18\x01 \x01(\x0b\x32\x17.wetink.v1.AddressRange\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06shared\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\x04\x12\r\n\x05inode\x18\x05 \x01(\x04\x12\x14\n\x0coffset_bytes\x18\x06 \x01(\x04\x12\x12\n\nprotection\x18\x07 \x01(\r\x12+\n\x0buncertainty\x18\x08 \x01(\x0e\x32\x16.wetink.v1.Uncertainty\"I\n\x0cUnseenWriter\x12+\n\x0buncertainty\x18\x01 \x01(\x0e\x32\x16.wetink.v1.Uncertainty\x12\x0c\n\x04what\x18\x02 \x01(\t\"F\n\x04Pace\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\x12\x13\n\x0b\x61gent_share\x18\x02 \x01(\x01\x12\x14\n\x0ctarget_share\x18\x03 \x01(\x01\"g\n\x0eTargetPosition\x12!\n\x06target\x18\x01 \x01(\x0b\x32\x11.wetink.v1.Target\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06\x66rozen\x18\x04 \x01(\x08*y\n\x07\x42\x61\x63kend\x12\x17\n\x13\x42\x41\x43KEND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42\x41\x43KEND_WP_ASYNC\x10\x01\x12\x13\n\x0f\x42\x41\x43KEND_WP_SYNC\x10\x02\x12\x16\n\x12\x42\x41\x43KEND_SOFT_DIRTY\x10\x03\x12\x12\n\x0e\x42\x41\x43KEND_REPLAY\x10\x04*\xca\x01\n\x0bUncertainty\x12\x1b\n\x17UNCERTAINTY_UNSPECIFIED\x10\x00\x12\x16\n\x12UNCERTAINTY_SHARED\x10\x01\x12\x1a\n\x16UNCERTAINTY_HUGE_PAGES\x10\x02\x12!\n\x1dUNCERTAINTY_REGISTERED_BUFFER\x10\x03\x12\x14\n\x10UNCERTAINTY_FILE\x10\x04\x12\x16\n\x12UNCERTAINTY_DEVICE\x10\x05\x12\x19\n\x15UNCERTAINTY_DIRECT_IO\x10\x06*\xb8\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45ND_REASON_EXITED\x10\x01\x12\x13\n\x0f\x45ND_REASON_EXEC\x10\x02\x12\x18\n\x14\x45ND_REASON_UNTRACKED\x10\x03\x12\x13\n\x0f\x45ND_REASON_LOST\x10\x04\x12\x15\n\x11\x45ND_REASON_FAILED\x10\x05\x12\x1d\n\x19\x45ND_REASON_RESYNCHRONISED\x10\x06*\xca\x01\n\x10IncompleteReason\x12!\n\x1dINCOMPLETE_REASON_UNSPECIFIED\x10\x00\x12(\n$INCOMPLETE_REASON_AGENT_DISCONNECTED\x10\x01\x12%\n!INCOMPLETE_REASON_BARRIER_TIMEOUT\x10\x02\x12\"\n\x1eINCOMPLETE_REASON_TARGET_ENDED\x10\x03\x12\x1e\n\x1aINCOMPLETE_REASON_NO_ROUND\x10\x04*u\n\x0b\x43onsistency\x12\x1b\n\x17\x43ONSISTENCY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43ONSISTENCY_NONE\x10\x01\x12\x1b\n\x17\x43ONSISTENCY_PER_PROCESS\x10\x02\x12\x16\n\x12\x43ONSISTENCY_FROZEN\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wetink.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BACKEND']._serialized_start=1086
-  _globals['_BACKEND']._serialized_end=1207
-  _globals['_UNCERTAINTY']._serialized_start=1210
-  _globals['_UNCERTAINTY']._serialized_end=1412
-  _globals['_ENDREASON']._serialized_start=1415
-  _globals['_ENDREASON']._serialized_end=1599
-  _globals['_INCOMPLETEREASON']._serialized_start=1602
-  _globals['_INCOMPLETEREASON']._serialized_end=1804
-  _globals['_CONSISTENCY']._serialized_start=1806
-  _globals['_CONSISTENCY']._serialized_end=1923
+  _globals['_BACKEND']._serialized_start=1213
+  _globals['_BACKEND']._serialized_end=1334
+  _globals['_UNCERTAINTY']._serialized_start=1337
+  _globals['_UNCERTAINTY']._serialized_end=1539
+  _globals['_ENDREASON']._serialized_start=1542
+  _globals['_ENDREASON']._serialized_end=1726
+  _globals['_INCOMPLETEREASON']._serialized_start=1729
+  _globals['_INCOMPLETEREASON']._serialized_end=1931
+  _globals['_CONSISTENCY']._serialized_start=1933
+  _globals['_CONSISTENCY']._serialized_end=2050
   _globals['_TARGET']._serialized_start=36
   _globals['_TARGET']._serialized_end=117
   _globals['_PAGESET']._serialized_start=119
@@ -48,17 +48,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADDRESSRANGE']._serialized_start=184
   _globals['_ADDRESSRANGE']._serialized_end=241
   _globals['_EVENTCOLUMNS']._serialized_start=244
-  _globals['_EVENTCOLUMNS']._serialized_end=516
-  _globals['_THREADNAME']._serialized_start=518
-  _globals['_THREADNAME']._serialized_end=563
-  _globals['_MAPPINGNAME']._serialized_start=565
-  _globals['_MAPPINGNAME']._serialized_end=632
-  _globals['_MAPPING']._serialized_start=635
-  _globals['_MAPPING']._serialized_end=832
-  _globals['_UNSEENWRITER']._serialized_start=834
-  _globals['_UNSEENWRITER']._serialized_end=907
-  _globals['_PACE']._serialized_start=909
-  _globals['_PACE']._serialized_end=979
-  _globals['_TARGETPOSITION']._serialized_start=981
-  _globals['_TARGETPOSITION']._serialized_end=1084
+  _globals['_EVENTCOLUMNS']._serialized_end=551
+  _globals['_CODENAME']._serialized_start=553
+  _globals['_CODENAME']._serialized_end=643
+  _globals['_THREADNAME']._serialized_start=645
+  _globals['_THREADNAME']._serialized_end=690
+  _globals['_MAPPINGNAME']._serialized_start=692
+  _globals['_MAPPINGNAME']._serialized_end=759
+  _globals['_MAPPING']._serialized_start=762
+  _globals['_MAPPING']._serialized_end=959
+  _globals['_UNSEENWRITER']._serialized_start=961
+  _globals['_UNSEENWRITER']._serialized_end=1034
+  _globals['_PACE']._serialized_start=1036
+  _globals['_PACE']._serialized_end=1106
+  _globals['_TARGETPOSITION']._serialized_start=1108
+  _globals['_TARGETPOSITION']._serialized_end=1211
 # @@protoc_insertion_point(module_scope)

@@ -322,6 +322,7 @@ class EventColumns(_message.Message):
     MAPPINGS_FIELD_NUMBER: _builtins.int
     STREAM_ONLY_COUNT_FIELD_NUMBER: _builtins.int
     CENSUS_ONLY_COUNT_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
     address: _builtins.bytes
     """Byte address of the access, u64 each: uffd_msg.arg.pagefault.address."""
     uffd_flags: _builtins.bytes
@@ -354,6 +355,12 @@ class EventColumns(_message.Message):
     def mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___MappingName]:
         """The mappings that hold `address`, likewise."""
 
+    @_builtins.property
+    def code(self) -> _containers.RepeatedCompositeFieldContainer[Global___CodeName]:
+        """What the most frequent addresses in `instruction_pointer` are in, as far as the agent could read it, in the round's
+        first message only. At most 256.
+        """
+
     def __init__(
         self,
         *,
@@ -367,14 +374,51 @@ class EventColumns(_message.Message):
         mappings: _abc.Iterable[Global___MappingName] | None = ...,
         stream_only_count: _builtins.int = ...,
         census_only_count: _builtins.int = ...,
+        code: _abc.Iterable[Global___CodeName] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "census_only_count", b"census_only_count", "instruction_pointer", b"instruction_pointer", "lost_count", b"lost_count", "mappings", b"mappings", "stream_only_count", b"stream_only_count", "thread_id", b"thread_id", "threads", b"threads", "time_ns", b"time_ns", "uffd_flags", b"uffd_flags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "census_only_count", b"census_only_count", "code", b"code", "instruction_pointer", b"instruction_pointer", "lost_count", b"lost_count", "mappings", b"mappings", "stream_only_count", b"stream_only_count", "thread_id", b"thread_id", "threads", b"threads", "time_ns", b"time_ns", "uffd_flags", b"uffd_flags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EventColumns: _TypeAlias = EventColumns  # noqa: Y015
+
+@_typing.final
+class CodeName(_message.Message):
+    """What some code is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTRUCTION_POINTER_FIELD_NUMBER: _builtins.int
+    SYMBOL_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    FILE_OFFSET_FIELD_NUMBER: _builtins.int
+    instruction_pointer: _builtins.int
+    """As in EventColumns."""
+    symbol: _builtins.str
+    """The function, as the symbol table of the file calls it. Empty where it has none, or cannot be read. At most 256
+    characters.
+    """
+    file: _builtins.str
+    """The file that is mapped there, as `/proc/PID/maps` names it. Empty where none is. At most 256 characters."""
+    file_offset: _builtins.int
+    """Where in the file it is, in bytes. Counts for nothing without `file`."""
+    def __init__(
+        self,
+        *,
+        instruction_pointer: _builtins.int = ...,
+        symbol: _builtins.str = ...,
+        file: _builtins.str = ...,
+        file_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "file_offset", b"file_offset", "instruction_pointer", b"instruction_pointer", "symbol", b"symbol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodeName: _TypeAlias = CodeName  # noqa: Y015
 
 @_typing.final
 class ThreadName(_message.Message):

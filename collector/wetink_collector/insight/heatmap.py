@@ -1,0 +1,144 @@
+"""Address by time: how many unique pages of which part of memory were written when. Pure.
+
+Columns are runs of whole rounds, so that no write is drawn at a time that nobody knows. Rows are parts of the memory
+that is populated or was written; wide holes between them are folded away.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pyroaring import BitMap64
+
+from wetink.pages import runs
+from wetink_collector.insight.history import KeptRounds, page_numbers
+
+HOLE_PAGES_MIN: Final = 64
+"""A hole of fewer pages is drawn as what it is, memory that nobody writes: 256 KiB."""
+
+LABELS_MAX: Final = 4
+"""Bound on the mappings that one row names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """What lies at some pages, from ``start`` to before ``end``."""
+
+    start: int
+    end: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Some pages, from ``start`` to before ``end``, of which ``page_count`` are populated or were written."""
+
+    start: int
+    end: int
+    page_count: int
+    label: str
+
+
+class KnownPages:
+    """The pages that are drawn: those that are populated, or were written."""
+
+    def __init__(self, pages: BitMap64, *, start: int, end: int) -> None:
+        """Take those from ``start`` to before ``end``."""
+        starts, ends = runs(pages)
+        inside = (ends > np.uint64(start)) & (starts < np.uint64(end))
+        self.starts = np.maximum(starts[inside], np.uint64(start)).astype(np.int64)
+        self.ends = np.minimum(ends[inside], np.uint64(end)).astype(np.int64)
+        self._counts = np.concatenate(([0], np.cumsum(self.ends - self.starts)))
+
+    def below(self, page: int) -> int:
+        """Give how many are below a page."""
+        at = int(np.searchsorted(self.starts, page, side="right")) - 1
+        return int(self._counts[at] + min(page, int(self.ends[at])) - self.starts[at]) if at >= 0 else 0
+
+
+def columns(kept: Sequence[KeptRounds], count_max: int) -> list[Sequence[KeptRounds]]:
+    """Put rounds into at most so many columns, as near to the same length of time as whole rounds allow.
+
+    Args:
+        kept: Adjacent, oldest first, at least one.
+        count_max: At least 1.
+    """
+    begin, length = kept[0].since_ns, max(1, kept[-1].until_ns - kept[0].since_ns)
+    found: dict[int, list[KeptRounds]] = {}
+    for one in kept:
+        # The middle of a long stretch is where it counts.
+        middle = (one.since_ns + one.until_ns) // 2 - begin
+        found.setdefault(min(count_max - 1, max(0, middle * count_max // length)), []).append(one)
+    return [some for _, some in sorted(found.items())]
+
+
+def rows(known: KnownPages, count_max: int, mappings: Sequence[Mapping] = ()) -> list[Row]:
+    """Cut memory into at most so many rows, as near to the same size as holes and mappings allow.
+
+    Args:
+        known: What is drawn.
+        count_max: At least 1.
+        mappings: What lies where, ascending; none where that is not known.
+    """
+    regions = _regions(known, count_max, mappings)
+    room = count_max - len(regions)
+    total = sum(end - start for start, end in regions)
+    found: list[Row] = []
+    for start, end in regions:
+        size = -(-(end - start) // (1 + room * (end - start) // total))
+        for first in range(start, end, size):
+            last = min(end, first + size)
+            count = known.below(last) - known.below(first)
+            if count:
+                found.append(Row(first, last, count, _label(mappings, first, last)))
+    return found
+
+
+def counts(columns: Iterable[BitMap64], rows: Sequence[Row]) -> NDArray[np.uint32]:
+    """Give how many of each column's pages are in each row: an array of rows by columns."""
+    starts = np.array([row.start for row in rows], np.uint64)
+    ends = np.array([row.end for row in rows], np.uint64)
+    found = []
+    for pages in columns:
+        numbers = page_numbers(pages)
+        found.append(np.searchsorted(numbers, ends) - np.searchsorted(numbers, starts))
+    return np.array(found, np.uint32).reshape(len(found), len(rows)).T
+
+
+def _regions(known: KnownPages, count_max: int, mappings: Sequence[Mapping]) -> list[tuple[int, int]]:
+    """Cut at the widest holes, and where mappings begin if that leaves room."""
+    holes = known.starts[1:] - known.ends[:-1]
+    wide = np.flatnonzero(holes >= HOLE_PAGES_MIN)
+    if wide.size >= count_max:
+        widest = np.argsort(holes[wide], kind="stable")[wide.size - count_max + 1 :]
+        wide = np.sort(wide[widest])
+    firsts = known.starts[np.concatenate(([0], wide + 1))]
+    lasts = known.ends[np.concatenate((wide, [known.ends.size - 1]))]
+    regions = list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+    cut = [part for region in regions for part in _cut(region, mappings)]
+    return cut if len(cut) <= count_max // 2 else regions
+
+
+def _cut(region: tuple[int, int], mappings: Sequence[Mapping]) -> list[tuple[int, int]]:
+    """Cut a region where what lies there gets another name."""
+    start, end = region
+    edges = [start]
+    before = None
+    for mapping in mappings:
+        if mapping.start < end and mapping.end > start:
+            if before is not None and mapping.name != before:
+                edges.append(max(start, mapping.start))
+            before = mapping.name
+    edges = sorted({*edges, end})
+    return list(pairwise(edges))
+
+
+def _label(mappings: Sequence[Mapping], start: int, end: int) -> str:
+    names = dict.fromkeys(
+        mapping.name for mapping in mappings if mapping.name and mapping.start < end and mapping.end > start
+    )
+    some = list(names)[:LABELS_MAX]
+    return ", ".join(some if len(some) == len(names) else [*some, "..."])

@@ -1,0 +1,320 @@
+"""Keeps the history of every target up with what is committed, on a thread of its own.
+
+The event loop only hands over what was committed, as the bytes it came in; nothing waits for this thread but a reader
+who asks for a history. It works in pieces of one round and lets go of the interpreter's lock after each, so that an
+acknowledgement never waits for more than one. After a restart, and where too much waits, it reads the store instead.
+"""
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import structlog
+
+from wetink_collector import metrics
+from wetink_collector.catalog import Catalog, TargetRecord
+from wetink_collector.errors import StoreUnavailable
+from wetink_collector.identity import IncarnationKey, TargetKey
+from wetink_collector.insight.history import History
+from wetink_collector.store.interface import (
+    Change,
+    IncarnationEnded,
+    IncarnationStarted,
+    RecordDamaged,
+    RoundsAppended,
+    Store,
+    StoredBlock,
+    StoreFailed,
+    TargetForgotten,
+    encode_stored,
+)
+
+HISTORIES_BYTES_MAX: Final = 256 << 20
+"""Bound on all histories together: an hour of a round a second for ten targets that write a few thousand pages in each.
+What takes most gives way: old rounds are merged, then windows and pages of long ago are let go of."""
+
+BACKLOG_BYTES_MAX: Final = 64 << 20
+"""Bound on the rounds that wait to be counted. Beyond it they are dropped here, and read from the store later."""
+
+WAIT_SECONDS_MAX: Final = 20.0
+"""How long a reader waits for a history: after a restart a target's whole log is read first, which takes seconds."""
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is kept of one target, and what is still to be done for it. Under the lock but for ``history``."""
+
+    incarnation: IncarnationKey
+    history: History
+    waiting: deque[RoundsAppended] = field(default_factory=deque)
+    waiting_bytes: int = 0
+    reload: bool = False
+    readers: list[asyncio.Future[None]] = field(default_factory=list)
+
+
+class Histories:
+    """The histories of all targets. Used on the event loop, but for its own thread."""
+
+    def __init__(self, store: Store, catalog: Catalog, bytes_max: int = HISTORIES_BYTES_MAX) -> None:
+        """Follow a catalog from now on, and read what it has from a store."""
+        self._store = store
+        self._catalog = catalog
+        self._bytes_max = bytes_max
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        self._kept: dict[TargetKey, _Work] = {}
+        # Targets with something to do, in the order of their turn.
+        self._turns: OrderedDict[TargetKey, None] = OrderedDict()
+        self._backlog_bytes = 0
+        self._stopped = False
+        # Held while a history is changed or read. Nothing of the event loop waits for it.
+        self._using = threading.Lock()
+        self._sizes: dict[TargetKey, int] = {}
+        self._size_bytes = 0
+        catalog.follow(self)
+        self.loaded()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep up while the body runs."""
+        thread = threading.Thread(target=self._run, name="insight", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stopped = True
+                self._news.notify()
+            await asyncio.to_thread(thread.join)
+
+    def loaded(self) -> None:
+        """Begin afresh with what the catalog has."""
+        with self._lock:
+            for target in list(self._kept):
+                self._drop(target)
+            for record in self._catalog.all():
+                self._begin(record.incarnation, reload=True)
+
+    def took(self, change: Change) -> None:
+        """Hear of a change that is durable."""
+        match change:
+            case RoundsAppended():
+                with self._lock:
+                    self._append(change)
+            case IncarnationStarted():
+                with self._lock:
+                    self._drop(change.incarnation.target)
+                    self._begin(change.incarnation, reload=False)
+            case IncarnationEnded(rounds_dropped=True):
+                with self._lock:
+                    self._drop(change.incarnation.target)
+                    self._begin(change.incarnation, reload=False)
+            case TargetForgotten():
+                with self._lock:
+                    self._drop(change.target)
+            case _:
+                pass
+
+    async def current(self, record: TargetRecord) -> None:
+        """Wait until the rounds that are committed now are in a target's history.
+
+        Raises:
+            StoreUnavailable: That takes too long, or the store cannot be read now.
+        """
+        caught_up: asyncio.Future[None] = self._loop.create_future()
+        with self._lock:
+            work = self._kept.get(record.target)
+            if work is None or work.incarnation != record.incarnation:
+                return
+            work.readers.append(caught_up)
+            self._turns[record.target] = None
+            self._turns.move_to_end(record.target, last=False)
+            self._news.notify()
+        try:
+            async with asyncio.timeout(WAIT_SECONDS_MAX):
+                await caught_up
+        except TimeoutError as error:
+            message = f"the rounds of {record.name} are still being read from the store; ask again in some seconds"
+            raise StoreUnavailable(message) from error
+
+    def read(self, incarnation: IncarnationKey, function: Callable[[History], T]) -> T | None:
+        """Look at a history, for a moment: nothing is added to any meanwhile. From any thread but the event loop's.
+
+        Returns:
+            What the function gives; None where the incarnation is not kept any more.
+        """
+        with self._using:
+            work = self._kept.get(incarnation.target)
+            return function(work.history) if work and work.incarnation == incarnation else None
+
+    def _begin(self, incarnation: IncarnationKey, *, reload: bool) -> None:
+        self._kept[incarnation.target] = _Work(incarnation, History(incarnation), reload=reload)
+        if reload:
+            self._turns[incarnation.target] = None
+            self._news.notify()
+
+    def _append(self, change: RoundsAppended) -> None:
+        target = change.incarnation.target
+        work = self._kept.get(target)
+        if work is None or work.incarnation != change.incarnation or work.reload:
+            return
+        work.waiting.append(change)
+        work.waiting_bytes += _size(change)
+        self._backlog_bytes += _size(change)
+        while self._backlog_bytes > BACKLOG_BYTES_MAX:
+            self._give_up()
+        self._turns.setdefault(target)
+        self._news.notify()
+
+    def _give_up(self) -> None:
+        """Drop what waits of the target that has most of it: its rounds are read from the store, merged by then."""
+        work = max(self._kept.values(), key=lambda work: work.waiting_bytes)
+        self._reread(work)
+        log.info("history_reread", target=str(work.incarnation.target), why="too many rounds wait to be counted")
+
+    def _reread(self, work: _Work) -> None:
+        self._backlog_bytes -= work.waiting_bytes
+        work.waiting.clear()
+        work.waiting_bytes = 0
+        work.reload = True
+
+    def _drop(self, target: TargetKey) -> None:
+        if work := self._kept.pop(target, None):
+            self._backlog_bytes -= work.waiting_bytes
+            work.waiting_bytes = 0
+            work.waiting.clear()
+            self._turns.pop(target, None)
+            self._size_bytes -= self._sizes.pop(target, 0)
+            self._release(work)
+
+    def _release(self, work: _Work, error: Exception | None = None) -> None:
+        """Let readers go on. Under the lock, from any thread."""
+        for reader in work.readers:
+            self._loop.call_soon_threadsafe(_settle, reader, error)
+        work.readers.clear()
+
+    def _run(self) -> None:
+        """Count what waits: the thread."""
+        while (work := self._next()) is not None:
+            try:
+                for _ in self._pieces(work):
+                    # Whoever waits for the interpreter's lock gets it now.
+                    time.sleep(0)
+                    if self._stopped:
+                        return
+            except RecordDamaged as damage:
+                # Who asks for its pages finds out as well, and has it dropped.
+                log.warning("history_damaged", target=str(work.incarnation.target), error=str(damage))
+                self._finish(work, None)
+            except StoreFailed as error:
+                self._finish(work, StoreUnavailable(str(error)))
+            else:
+                self._finish(work, None)
+
+    def _next(self) -> _Work | None:
+        with self._lock:
+            while True:
+                while not self._turns and not self._stopped:
+                    self._news.wait()
+                if self._stopped:
+                    return None
+                target, _ = self._turns.popitem(last=False)
+                if work := self._kept.get(target):
+                    return work
+
+    def _pieces(self, work: _Work) -> Iterator[None]:
+        """Do what is to be done for one target, piece by piece: what was there when its turn came."""
+        with self._lock:
+            reload, work.reload = work.reload, False
+            count = len(work.waiting)
+        if reload:
+            with self._using:
+                work.history = History(work.incarnation)
+            for stored in self._store.read(work.incarnation, after_round=0):
+                self._count(work, _appended(work.incarnation, stored))
+                yield
+        for _ in range(count):
+            with self._lock:
+                if not work.waiting:
+                    return
+                change = work.waiting.popleft()
+                work.waiting_bytes -= _size(change)
+                self._backlog_bytes -= _size(change)
+            self._count(work, change)
+            yield
+
+    def _count(self, work: _Work, change: RoundsAppended) -> None:
+        block = change.block
+        if block.last_round <= work.history.round:
+            return
+        if block.first_round != work.history.round + 1:
+            with self._lock:
+                self._reread(work)
+            return
+        with self._using:
+            work.history.append(block, change.written, change.vanished)
+            self._account(work)
+        metrics.HISTORY_BYTES.set(self._size_bytes)
+
+    def _account(self, work: _Work) -> None:
+        self._note_size(work)
+        while self._size_bytes > self._bytes_max and self._shrink_one():
+            pass
+
+    def _shrink_one(self) -> bool:
+        with self._lock:
+            heaviest_first = sorted(self._sizes, key=self._sizes.__getitem__, reverse=True)
+            works = [self._kept[target] for target in heaviest_first]
+        for work in works:
+            if work.history.shrink():
+                self._note_size(work)
+                return True
+        return False
+
+    def _note_size(self, work: _Work) -> None:
+        target = work.incarnation.target
+        with self._lock:
+            if self._kept.get(target) is not work:
+                return
+            size_bytes = work.history.size_bytes
+            self._size_bytes += size_bytes - self._sizes.get(target, 0)
+            self._sizes[target] = size_bytes
+
+    def _finish(self, work: _Work, error: Exception | None) -> None:
+        with self._lock:
+            if self._kept.get(work.incarnation.target) is not work:
+                return
+            if error is None and (work.waiting or work.reload):
+                self._turns.setdefault(work.incarnation.target)
+                # Whoever waits for it still waits.
+                self._turns.move_to_end(work.incarnation.target, last=not work.readers)
+                return
+            self._release(work, error)
+
+
+def _settle(reader: "asyncio.Future[None]", error: Exception | None) -> None:
+    if reader.done():
+        return
+    if error:
+        reader.set_exception(error)
+    else:
+        reader.set_result(None)
+
+
+def _appended(incarnation: IncarnationKey, stored: StoredBlock) -> RoundsAppended:
+    pages = stored.pages
+    return RoundsAppended(incarnation, stored.block, encode_stored(pages.written), encode_stored(pages.vanished))
+
+
+def _size(change: RoundsAppended) -> int:
+    return len(change.written) + len(change.vanished)

@@ -1,0 +1,179 @@
+"""What every answer of insight begins with: which targets are meant, their histories, and what is populated."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from pyroaring import BitMap64
+
+from wetink.names import NameMalformed, parse_target
+from wetink.v1.dirty_pb2 import Selection
+from wetink.v1.insight_pb2 import HistoryStatus
+from wetink_collector.answer import status, without_pages
+from wetink_collector.catalog import Catalog, TargetRecord
+from wetink_collector.errors import HistoryTooShort, RequestMalformed, StoreUnavailable, TargetUnknown
+from wetink_collector.insight.histories import Histories
+from wetink_collector.insight.history import History
+from wetink_collector.round_log import RoundPages, fold
+from wetink_collector.selection import Chosen, parse_non_empty, resolve
+from wetink_collector.store.interface import RecordDamaged, Store, StoreFailed
+
+T = TypeVar("T")
+
+
+class Inquiry:
+    """Finds targets, and looks at their histories on threads."""
+
+    def __init__(self, catalog: Catalog, store: Store, histories: Histories, threads: Executor) -> None:
+        """Look at what is there."""
+        self.catalog = catalog
+        self._store = store
+        self._histories = histories
+        self._threads = threads
+
+    def chosen(self, selection: Selection) -> tuple[Chosen, list[TargetRecord]]:
+        """Give the targets of a selection, at least one.
+
+        Raises:
+            SelectionMalformed: It is none, or empty.
+            TargetUnknown: A named target is not there, or nothing is meant.
+        """
+        chosen = parse_non_empty(selection)
+        records = resolve(chosen, self.catalog)
+        if not records:
+            message = "the selection means no target that is tracked now; `wetink targets` lists those that are"
+            raise TargetUnknown(message)
+        return chosen, records
+
+    def target(self, text: str) -> TargetRecord:
+        """Give the target with a name.
+
+        Raises:
+            RequestMalformed: It is no name.
+            TargetUnknown: There is none.
+        """
+        try:
+            name = parse_target(text)
+        except NameMalformed as error:
+            raise RequestMalformed(str(error)) from error
+        record = self.catalog.find(name)
+        if record is None:
+            message = f"target {name} is not known here; `wetink targets` lists those that are"
+            raise TargetUnknown(message)
+        return record
+
+    async def look(self, record: TargetRecord, function: Callable[[History], T]) -> T | None:
+        """Look at a target's history once every round that is committed by now is in it.
+
+        Args:
+            record: The target.
+            function: Runs on a thread; it may not keep the history.
+
+        Returns:
+            What the function gives. None where there is no round yet after the first, or all were lost.
+
+        Raises:
+            StoreUnavailable: The history cannot be read now.
+        """
+        await self._histories.current(record)
+
+        def look(history: History) -> T | None:
+            return function(history) if history.stretch_count else None
+
+        return await self.on_thread(self._histories.read, record.incarnation, look)
+
+    async def look_at_one(self, record: TargetRecord, function: Callable[[History], T]) -> T:
+        """Look at the history of the one target that is asked for.
+
+        Raises:
+            HistoryTooShort: There is none.
+            StoreUnavailable: As ``look``.
+        """
+        found = await self.look(record, function)
+        if found is None:
+            raise HistoryTooShort(too_short(record))
+        return found
+
+    async def populated(self, record: TargetRecord, last_round: int) -> BitMap64:
+        """Give the pages that were populated at the end of a round.
+
+        Raises:
+            HistoryTooShort: The record of its rounds is damaged or gone.
+            StoreUnavailable: It cannot be read now.
+        """
+        try:
+            return await self.on_thread(self._fold, record, last_round)
+        except StoreFailed as error:
+            raise StoreUnavailable(str(error)) from error
+        except RecordDamaged as damage:
+            raise HistoryTooShort(str(damage)) from damage
+
+    async def on_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run something that takes time."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    def status(self, record: TargetRecord) -> HistoryStatus:
+        """Say whether an answer about a target is about now. What it rests on is for ``describe`` to add."""
+        now = self.catalog.get(record.target) or record
+        connected = self.catalog.connected(record.target.host_id)
+        base = status(without_pages(now), connected=connected, reached=True)
+        return HistoryStatus(
+            name=record.name,
+            incarnation=record.incarnation.incarnation,
+            complete=base.complete,
+            incomplete_reason=base.incomplete_reason,
+            incomplete_message=base.incomplete_message,
+            end_reason=base.end_reason,
+            page_size=record.started.page_size,
+        )
+
+    def _fold(self, record: TargetRecord, last_round: int) -> BitMap64:
+        blocks = self._store.read(record.incarnation, after_round=0)
+        some: list[RoundPages] = []
+        reached = 0
+        for stored in blocks:
+            if stored.block.last_round > last_round:
+                break
+            reached = stored.block.last_round
+            some.append(stored.pages)
+        if reached != last_round:
+            raise RecordDamaged(record.incarnation, f"round {last_round} is missing")
+        return fold(some).written
+
+
+def describe(message: HistoryStatus, history: History) -> HistoryStatus:
+    """Add what a history says of itself."""
+    assert history.last is not None
+    message.first_round = history.first_round
+    message.last_round = history.round
+    message.since_time_ns = history.since_ns
+    message.as_of_time_ns = history.last.last_time_ns
+    message.stretch_count = history.stretch_count
+    message.exact = history.exact
+    return message
+
+
+def without_history(message: HistoryStatus, record: TargetRecord) -> HistoryStatus:
+    """Say that there is none."""
+    message.complete = False
+    message.incomplete_message = message.incomplete_message or too_short(record)
+    return message
+
+
+def too_short(record: TargetRecord) -> str:
+    """Say that there is no history, and why."""
+    if record.round:
+        return f"of {record.name} there is only the first round yet: ask again when the next has come"
+    return f"no round of {record.name} is here yet: ask again when two have come"
+
+
+def check_any(records: Sequence[TargetRecord], found: Sequence[object | None]) -> None:
+    """Accept what was found if it is anything.
+
+    Raises:
+        HistoryTooShort: Nothing was, of any target.
+    """
+    if all(one is None for one in found):
+        others = f", and none of {len(records) - 1} others has more" if len(records) > 1 else ""
+        raise HistoryTooShort(too_short(records[0]) + others)

@@ -1,0 +1,135 @@
+"""W(T) against counting afresh: each window of each history, page by page."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from math import log2
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.histories import INCARNATION, Arrived, Batch, Truth, batches, taken
+from wetink_collector.insight.history import History
+from wetink_collector.insight.working_set import GRID_NS, Point, Statistics, statistics
+
+
+def windows(truth: Truth) -> Iterator[tuple[int, int, int]]:
+    """Give each window of a history: the step of its T in the grid, its length, and the pages written in it."""
+    stretches = truth.arrived[1:]
+    for end, newest in enumerate(stretches):
+        runs = [(newest.until_ns - oldest.since_ns, oldest) for oldest in stretches[: end + 1]]
+        # No window is near to a T that no run is near to.
+        for step in {step_of(length) for length, _ in runs}:
+            wanted = int(GRID_NS[step])
+            # Of two as near, the longer.
+            length, oldest = min(runs, key=lambda run: (abs(run[0] - wanted), -run[0]))
+            if 2 ** (-1 / 8) <= length / wanted < 2 ** (1 / 8):
+                yield step, length, len(truth.written(oldest.first, newest.last))
+
+
+def step_of(length: float) -> int:
+    """Give the step of the grid to which a length is nearest, as far as doublings go."""
+    return round(4 * log2(length / 1e6))
+
+
+def expected(truth: Truth) -> list[tuple[float, int, Statistics]]:
+    """Give W(T) by the book: mean length and number of the windows of each T, and what they hold."""
+    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for step, length, count in windows(truth):
+        found[step].append((length, count))
+    return [
+        (sum(length for length, _ in some) / len(some), len(some), plain_statistics([count for _, count in some]))
+        for _, some in sorted(found.items())
+    ]
+
+
+def plain_statistics(values: Sequence[int]) -> Statistics:
+    """Give mean and percentiles by their definition."""
+    ordered = sorted(values)
+
+    def percentile(share: int) -> int:
+        return next(value for value in ordered if sum(one <= value for one in ordered) * 100 >= share * len(ordered))
+
+    return Statistics(sum(ordered) / len(ordered), percentile(50), percentile(95), ordered[-1])
+
+
+def same(point: Point, length: float, count: int) -> bool:
+    """Whether a point is about as many windows of the same mean length. Lengths are kept to seven digits."""
+    return point.window_count == count and point.window_ns == pytest.approx(length, rel=1e-6)
+
+
+@given(batches(united=False))
+def test_every_window_of_single_rounds_is_counted_exactly(some: list[Batch]) -> None:
+    """Whatever is written when, and however long the rounds are."""
+    history, truth = taken(some)
+    points, book = history.points(), expected(truth)
+
+    assert len(points) == len(book)
+    for point, (length, count, pages) in zip(points, book, strict=True):
+        assert same(point, length, count)
+        assert point.exact
+        assert point.most.mean == pytest.approx(pages.mean)
+        assert (point.most.p50, point.most.p95, point.most.max) == (pages.p50, pages.p95, pages.max)
+    assert history.exact
+    assert history.writable() == (len(truth.written(2, len(truth.rounds))),) * 2
+
+
+@given(batches(united=True))
+def test_windows_with_united_rounds_have_the_truth_between_their_bounds(some: list[Batch]) -> None:
+    """What was written and then vanished within a stretch is not told; what came twice may be of either time."""
+    history, truth = taken(some)
+    points, book = history.points(), expected(truth)
+
+    assert len(points) == len(book)
+    for point, (length, count, pages) in zip(points, book, strict=True):
+        assert same(point, length, count)
+        for name in ("mean", "p50", "p95", "max"):
+            least, most = getattr(point.least, name), getattr(point.most, name)
+            assert least - 1e-9 <= getattr(pages, name) <= most + 1e-9, name
+    least, most = history.writable()
+    assert least <= len(truth.written(truth.numbers()[0], truth.numbers()[-1])) <= most
+    assert history.exact == all(one.first == one.last and not batch.again for one, batch in later(truth, some))
+
+
+def later(truth: Truth, some: Sequence[Batch]) -> list[tuple[Arrived, Batch]]:
+    """Give the stretches after the first with their batches."""
+    return list(zip(truth.arrived, some, strict=True))[1:]
+
+
+@given(batches(united=False, max_size=60), st.sampled_from((4, 6, 16)))
+def test_windows_of_a_long_history_begin_at_fewer_places_and_stay_exact(some: list[Batch], starts_max: int) -> None:
+    """Where beginnings are let go of, each window that is left is one of the history's."""
+    history, truth = taken(some, History(INCARNATION, starts_max=starts_max))
+    allowed: dict[int, set[int]] = defaultdict(set)
+    for end, newest in enumerate(truth.arrived[1:], 1):
+        for oldest in truth.arrived[1 : end + 1]:
+            length = newest.until_ns - oldest.since_ns
+            allowed[step_of(length)].add(len(truth.written(oldest.first, newest.last)))
+
+    for point in history.points():
+        assert point.exact
+        assert {point.most.p50, point.most.p95, point.most.max} <= allowed[step_of(point.window_ns)]
+    assert history.writable() == (len(truth.written(2, len(truth.rounds))),) * 2
+
+
+@given(batches(united=False, max_size=60), st.integers(1, 5))
+def test_only_the_newest_windows_are_kept(some: list[Batch], ends_max: int) -> None:
+    """As many as the bound says, of each T."""
+    history, truth = taken(some, History(INCARNATION, ends_max=ends_max))
+    newest: dict[int, list[int]] = defaultdict(list)
+    for step, _, count in windows(truth):
+        newest[step].append(count)
+
+    book = [plain_statistics(counts[-ends_max:]) for _, counts in sorted(newest.items())]
+    assert [point.most.max for point in history.points()] == [one.max for one in book]
+    assert [point.most.p50 for point in history.points()] == [one.p50 for one in book]
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
+def test_percentiles_are_by_nearest_rank(values: list[int]) -> None:
+    """The least number that so many do not exceed: one of those there are."""
+    found, book = statistics(np.array(values, np.uint32)), plain_statistics(values)
+
+    assert (found.p50, found.p95, found.max) == (book.p50, book.p95, book.max)
+    assert found.mean == pytest.approx(book.mean)
