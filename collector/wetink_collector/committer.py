@@ -20,7 +20,7 @@ import structlog
 
 from wetink_collector import metrics, tracing
 from wetink_collector.catalog import Catalog
-from wetink_collector.errors import StoreUnavailable
+from wetink_collector.errors import RETRY_SECONDS_OF, StoreUnavailable
 from wetink_collector.store.interface import Change, Contents, RecordDamaged, Store, StoreFailed, Usage
 
 QUEUE_BYTES_MAX: Final = 64 << 20
@@ -33,8 +33,8 @@ GROUP_BYTES_MAX: Final = 16 << 20
 MAINTAIN_SECONDS_MAX: Final = 0.02
 """How long merging may go on before the writer looks whether somebody waits. One piece may take longer."""
 
-RECOVER_SECONDS: Final = 1.0
-"""How often a store that failed is tried again."""
+RECOVER_SECONDS: Final = RETRY_SECONDS_OF[StoreUnavailable]
+"""How often a store that failed is tried again: callers are told as much."""
 
 STORE_SENTENCE: Final = "the collector cannot write to its store now; try again later, and see its log for the reason"
 
@@ -254,6 +254,8 @@ class Committer:
             recovery = _Recovery(self._loop.create_future())
             self._queue.put(recovery)
             contents = await recovery.done
+        # It is another one where what is there was damaged and set aside.
+        self._catalog.store_id = self._store.store_id
         self._catalog.load(contents)
         self._failed = False
         log.info("store_recovered")

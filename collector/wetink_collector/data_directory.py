@@ -20,7 +20,7 @@ def held(directory: Path) -> Iterator[None]:
         StoreUnusable: It cannot be made or written, or another collector holds it.
     """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(directory)
         lock = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         message = f"data directory {directory} cannot be written: {error.strerror}; give one that can be with --data"
@@ -30,6 +30,27 @@ def held(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make durable which files a directory has, under which names: an fsync of a file does not say so of its name.
+
+    Raises:
+        OSError: That failed.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make(directory: Path) -> None:
+    if directory.is_dir():
+        return
+    _make(directory.absolute().parent)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    sync_directory(directory.absolute().parent)
 
 
 def _lock(lock: int, directory: Path) -> None:

@@ -187,7 +187,12 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
 }
 
 
+RETRY_SECONDS_OF: Final[Mapping[type[Refusal], float]] = {StoreUnavailable: 1.0}
+"""When it is worth trying again, where the collector knows: a store that failed is tried as often."""
+
+
 async def abort(context: ServicerContext[Any, Any], refusal: Refusal) -> NoReturn:
     """End a call with the status of a refusal."""
     code, reason = STATUS_OF[type(refusal)]
-    await context.abort_with_status(status_with_reason(code, reason, str(refusal), refusal.metadata))
+    retry_seconds = RETRY_SECONDS_OF.get(type(refusal))
+    await context.abort_with_status(status_with_reason(code, reason, str(refusal), refusal.metadata, retry_seconds))

@@ -8,7 +8,7 @@ from typing import Final, cast
 
 import grpc
 from google.protobuf import any_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -16,7 +16,11 @@ DOMAIN: Final = "wetink"
 
 
 def status_with_reason(
-    code: grpc.StatusCode, reason: str, message: str, metadata: Mapping[str, str] | None = None
+    code: grpc.StatusCode,
+    reason: str,
+    message: str,
+    metadata: Mapping[str, str] | None = None,
+    retry_seconds: float | None = None,
 ) -> grpc.Status:
     """Make a status to abort a call with.
 
@@ -25,12 +29,19 @@ def status_with_reason(
         reason: UPPER_SNAKE_CASE, as the .proto names it at the call.
         message: One sentence: what happened, to which object, what to do.
         metadata: Further facts for programs. Keys are named in the .proto.
+        retry_seconds: When it is worth trying again at the earliest, as ``google.rpc.RetryInfo``; None says nothing.
     """
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata or {})
-    detail = any_pb2.Any()
-    detail.Pack(info)
+    told: list[Message] = [info]
+    if retry_seconds is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(retry_seconds * 10**9))
+        told.append(retry)
+    details = [any_pb2.Any() for _ in told]
+    for detail, message_of_ours in zip(details, told, strict=True):
+        detail.Pack(message_of_ours)
     number: int = code.value[0]
-    return rpc_status.to_status(status_pb2.Status(code=number, message=message, details=[detail]))
+    return rpc_status.to_status(status_pb2.Status(code=number, message=message, details=details))
 
 
 def error_info(error: grpc.Call | grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:

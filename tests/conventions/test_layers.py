@@ -12,7 +12,7 @@ import pytest
 from tests.conventions.tools import PACKAGES, ROOT, complain, named
 
 CTYPES_IN: Final = ("agent/wetink_agent/uapi/", "agent/wetink_agent/resolver_loop.py", "protos/wetink/syscalls.py")
-SQLITE_IN: Final = ("collector/wetink_collector/store/sqlite.py", "collector/wetink_collector/store/schema.py")
+SQLITE_IN: Final = ("collector/wetink_collector/store/",)
 
 ONLY_IN: Final[Mapping[str, tuple[str, ...]]] = {
     "ctypes": CTYPES_IN,

@@ -197,16 +197,20 @@ class Progress:
         return count
 
 
-def build(name: str) -> Path:
+def build(name: str, *options: str) -> Path:
     """Return the path of a compiled program; compile it where its source or the command is new.
 
     Several processes may do this at once: each compiles for itself, and the last one's file stays.
+
+    Args:
+        name: Of the source, without its ending.
+        options: For the compiler, besides those that all get.
 
     Raises:
         ProgramError: No such source, or the compiler refused it.
     """
     source = _source(name)
-    key = hashlib.sha256(" ".join(COMPILE).encode() + b"\0" + source.read_bytes()).hexdigest()[:16]
+    key = hashlib.sha256(" ".join((*COMPILE, *options)).encode() + b"\0" + source.read_bytes()).hexdigest()[:16]
     directory = _build_directory()
     program = directory / f"{name}-{key}"
     if program.exists():
@@ -214,7 +218,7 @@ def build(name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         result = Path(scratch) / name
         done = subprocess.run(
-            [*COMPILE, "-o", result, source],
+            [*COMPILE, *options, "-o", result, source],
             check=False,
             capture_output=True,
             text=True,

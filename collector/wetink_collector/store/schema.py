@@ -5,8 +5,8 @@ years ago and one that is made now have come the same way.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final, TypeAlias
 from uuid import uuid4
@@ -78,8 +78,14 @@ def check_readable(path: Path) -> None:
     """
     if not path.exists():
         return
-    with _opening(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        _check(connection, path, FORMAT)
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            _check(connection, path, FORMAT)
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_READONLY"):
+            # A crash left it half made, before there was anything in it: who opens it for writing puts that in order.
+            return
+        raise unusable(path, error) from error
 
 
 def prepare(connection: sqlite3.Connection, path: Path, steps: Sequence[Step] = STEPS) -> str:
@@ -134,14 +140,6 @@ def _check(connection: sqlite3.Connection, path: Path, newest: int) -> int:
     return version
 
 
-@contextmanager
-def _opening(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise unusable(path, error) from error
-
-
-def unusable(path: Path, error: sqlite3.Error) -> StoreUnusable:
+def unusable(path: Path, error: Exception) -> StoreUnusable:
     """Say that a file cannot be opened."""
     return StoreUnusable(f"store {path} cannot be opened: {error}; check the disk, or give another --data")

@@ -9,7 +9,6 @@ with ``NORMAL`` it does not.
 
 import sqlite3
 import struct
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
+from google.protobuf.message import DecodeError
+
+from wetink.pages import PAGE_SIZE
 from wetink.v1.ingest_pb2 import TargetStarted
 from wetink.v1.types_pb2 import EndReason
 from wetink_collector.identity import IncarnationKey, TargetKey
@@ -28,9 +30,19 @@ from wetink_collector.round_log import (
     based,
     check_follows,
     fold,
+    is_whole,
     plan_base,
     plan_merge,
     united,
+)
+from wetink_collector.store.connections import (
+    PAGE_BYTES,
+    FileDamaged,
+    Readers,
+    check_pages,
+    connect,
+    failing_as_store,
+    set_aside,
 )
 from wetink_collector.store.interface import (
     Change,
@@ -55,13 +67,6 @@ from wetink_collector.store.schema import check_readable, prepare, unusable
 
 FILE_NAME: Final = "wetink.sqlite3"
 
-PAGE_BYTES: Final = 16 * 1024
-"""SQLite's page: a round of 64 Ki random pages is 128 KiB, which makes 8 overflow pages and not 32."""
-
-CHECKPOINT_PAGES: Final = 1024
-"""The write-ahead log goes back into the file when it has this many pages (16 MiB): seldom enough to cost little, and
-often enough that it is read back in well under a second at start."""
-
 ROWS_FREED_MAX: Final = 64
 """Bound on the blocks freed in one piece of maintenance: a commit waits for one piece at most."""
 
@@ -79,29 +84,28 @@ class SqliteStore:
     """Keeps rounds in a directory of its own. The caller makes sure that no other collector uses it."""
 
     def __init__(self, directory: Path) -> None:
-        """Open the store, or make it.
+        """Open the store, or make it. One whose file is damaged is set aside, and an empty one takes its place.
 
         Raises:
             StoreUnusable: There is something that is no store, or one of a newer format, or it cannot be opened.
         """
         self._path = directory / FILE_NAME
         check_readable(self._path)
-        self._readers = _Readers(self._path)
+        self._readers = Readers(self._path)
         try:
-            self._connection = _connect(self._path)
+            self._connection = connect(self._path)
         except sqlite3.Error as error:
             raise unusable(self._path, error) from error
+        self._damage: FileDamaged | None = None
         try:
-            self.store_id = prepare(self._connection, self._path)
-            self._logs, self._dropped = _load(self._connection)
-        except sqlite3.Error as error:
+            self._begin(read_through=True)
+        except StoreFailed as error:
             self._connection.close()
             raise unusable(self._path, error) from error
-        self._grown = dict.fromkeys(log.incarnation for log in self._logs.values())
 
     def contents(self) -> Contents:
         """Give what is in the store."""
-        with _failing_as_store(), closing(self._connection.cursor()) as cursor:
+        with failing_as_store(), closing(self._connection.cursor()) as cursor:
             hosts = cursor.execute("SELECT host_id, boot_id, agent_version, time_ns FROM host").fetchall()
             wanted = cursor.execute("SELECT host_id, boot_id, pid, start_time_ticks FROM wanted").fetchall()
         return Contents(
@@ -120,7 +124,9 @@ class SqliteStore:
                 self._apply(cursor, change)
 
     def maintain(self) -> bool:
-        """Free some of what was dropped, or merge old blocks of one log."""
+        """Tell of a log that was found with a gap, free some of what was dropped, or merge old blocks of one log."""
+        if self._gaps:
+            raise self._gaps.popleft()
         if self._dropped:
             self._free(self._dropped[0])
             return True
@@ -133,7 +139,7 @@ class SqliteStore:
 
     def usage(self) -> Usage:
         """Say how much of the file is in use."""
-        with _failing_as_store(), closing(self._connection.cursor()) as cursor:
+        with failing_as_store(), closing(self._connection.cursor()) as cursor:
             pages, free = (cursor.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
         logs = self._logs.values()
         return Usage(
@@ -147,7 +153,7 @@ class SqliteStore:
     def read(self, incarnation: IncarnationKey, *, after_round: int) -> Iterator[StoredBlock]:
         """Give the blocks that hold every round after one: one statement, hence one moment."""
         target = incarnation.target
-        with _failing_as_store(incarnation), closing(self._readers.connection().cursor()) as cursor:
+        with failing_as_store(incarnation), closing(self._readers.connection().cursor()) as cursor:
             cursor.execute(
                 f"SELECT {_BLOCK_COLUMNS}, crc32, written, vanished FROM block"  # noqa: S608 (our own column names)
                 " WHERE last_round > ? AND incarnation_id ="
@@ -158,17 +164,14 @@ class SqliteStore:
                 yield _stored_block(row, incarnation)
 
     def recover(self) -> Contents:
-        """Open the file again: what it says is what is durable."""
+        """Open the file again: what it says is what is durable. One that is damaged is set aside."""
         self._connection.close()
-        with _failing_as_store():
-            self._connection = _connect(self._path)
-            # A write is the only proof that writing works again.
-            with closing(self._connection.cursor()) as cursor:
-                cursor.execute("BEGIN IMMEDIATE")
-                cursor.execute("UPDATE store SET store_id = store_id")
-                cursor.execute("COMMIT")
-            self._logs, self._dropped = _load(self._connection)
-        self._grown = dict.fromkeys(log.incarnation for log in self._logs.values())
+        with failing_as_store():
+            self._connection = connect(self._path)
+        self._begin()
+        # A write is the only proof that writing works again.
+        with self._transaction() as cursor:
+            cursor.execute("UPDATE store SET store_id = store_id")
         return self.contents()
 
     def close(self) -> None:
@@ -177,16 +180,50 @@ class SqliteStore:
         with suppress(sqlite3.Error):
             self._connection.close()
 
+    def _begin(self, *, read_through: bool = False) -> None:
+        """Read the index of a file that was just opened; take an empty file where this one is damaged."""
+        if self._damage is None:
+            try:
+                self._read_index(read_through=read_through)
+            except FileDamaged as damage:
+                self._damage = damage
+        if self._damage is not None:
+            self._set_aside(self._damage)
+
+    def _read_index(self, *, read_through: bool = False) -> None:
+        with failing_as_store():
+            self.store_id = prepare(self._connection, self._path)
+            if read_through:
+                check_pages(self._connection, self._path)
+            self._logs, self._dropped, self._gaps = _load(self._connection)
+        self._grown = dict.fromkeys(log.incarnation for log in self._logs.values())
+
+    def _set_aside(self, damage: FileDamaged) -> None:
+        """Begin with an empty file. Agents begin new incarnations, and cursors are those of another store."""
+        rescued = _rescued(self._connection)
+        self._connection.close()
+        self._readers.renew()
+        set_aside(self._path, str(damage))
+        with failing_as_store():
+            self._connection = connect(self._path)
+        self._read_index()
+        self.commit(rescued)
+        self._damage = None
+
     def _kept(self, incarnation: IncarnationKey) -> "_Log | None":
         log = self._logs.get(incarnation.target)
         return log if log is not None and log.incarnation == incarnation else None
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Cursor]:
-        with _failing_as_store(), closing(self._connection.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE")
-            yield cursor
-            cursor.execute("COMMIT")
+        try:
+            with failing_as_store(), closing(self._connection.cursor()) as cursor:
+                cursor.execute("BEGIN IMMEDIATE")
+                yield cursor
+                cursor.execute("COMMIT")
+        except FileDamaged as damage:
+            self._damage = damage
+            raise
 
     def _apply(self, cursor: sqlite3.Cursor, change: Change) -> None:
         match change:
@@ -284,7 +321,7 @@ class SqliteStore:
         return True
 
     def _pages(self, log: "_Log", blocks: Sequence[Block]) -> Iterator[RoundPages]:
-        with _failing_as_store(log.incarnation), closing(self._connection.cursor()) as cursor:
+        with failing_as_store(log.incarnation), closing(self._connection.cursor()) as cursor:
             cursor.execute(
                 f"SELECT {_BLOCK_COLUMNS}, crc32, written, vanished FROM block"  # noqa: S608 (our own column names)
                 " WHERE incarnation_id = ? AND last_round BETWEEN ? AND ? ORDER BY last_round",
@@ -321,52 +358,40 @@ class _Log:
         self.size_bytes[block.last_round] = size_bytes
 
 
-class _Readers:
-    """A connection for each thread that reads: in WAL mode they neither wait for the writer nor delay it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._all: list[sqlite3.Connection] = []
-
-    def connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = _connect(self._path)
-            connection.execute("PRAGMA query_only = ON")
-            self._local.connection = connection
-            with self._lock:
-                self._all.append(connection)
-        return connection
-
-    def close(self) -> None:
-        with self._lock:
-            for connection in self._all:
-                connection.close()
+def _rescued(connection: sqlite3.Connection) -> list[Change]:
+    """Read from a damaged file what agents do not tell again, as far as that can be read."""
+    found: list[Change] = []
+    with suppress(sqlite3.Error):
+        found += [
+            HostSeen(*row) for row in connection.execute("SELECT host_id, boot_id, agent_version, time_ns FROM host")
+        ]
+    with suppress(sqlite3.Error):
+        rows = connection.execute("SELECT host_id, boot_id, pid, start_time_ticks FROM wanted")
+        found += [TargetWanted(TargetKey(*row)) for row in rows]
+    return found
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    # No transaction is opened behind our back (isolation_level), and close() may come from another thread.
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
-    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA journal_size_limit = {4 * CHECKPOINT_PAGES * PAGE_BYTES}")
-    return connection
+def _load(connection: sqlite3.Connection) -> "tuple[dict[TargetKey, _Log], deque[int], deque[RecordDamaged]]":
+    """Read the index.
 
-
-def _load(connection: sqlite3.Connection) -> tuple[dict[TargetKey, _Log], deque[int]]:
-    """Read the index: every log that is kept, and the rows of those whose blocks are still to be freed."""
+    Returns:
+        Every log that is kept, the rows of those whose blocks are still to be freed, and what is damaged as far as that
+        can be seen without pages.
+    """
     logs: dict[int, _Log] = {}
+    damaged: deque[RecordDamaged] = deque()
     for row in connection.execute(
         "SELECT id, host_id, boot_id, pid, start_time_ticks, incarnation, started, end_reason, end_time_ns, end_message"
         " FROM incarnation ORDER BY id"
     ):
         incarnation = IncarnationKey(TargetKey(*row[1:5]), row[5])
         ended = None if row[7] is None else IncarnationEnded(incarnation, EndReason.ValueType(row[7]), row[8], row[9])
-        logs[row[0]] = _Log(row[0], incarnation, TargetStarted.FromString(row[6]), ended)
+        try:
+            started = TargetStarted.FromString(row[6])
+        except DecodeError:
+            damaged.append(RecordDamaged(incarnation, "how it started cannot be read"))
+            started = TargetStarted(target=incarnation.target.message(), incarnation=row[5], page_size=PAGE_SIZE)
+        logs[row[0]] = _Log(row[0], incarnation, started, ended)
     dropped: dict[int, None] = {}
     columns = f"incarnation_id, length(written) + length(vanished), {_BLOCK_COLUMNS}"
     for row in connection.execute(f"SELECT {columns} FROM block ORDER BY last_round"):  # noqa: S608 (as above)
@@ -374,7 +399,10 @@ def _load(connection: sqlite3.Connection) -> tuple[dict[TargetKey, _Log], deque[
             log.append(_block(row[2:]), row[1])
         else:
             dropped[row[0]] = None
-    return {log.incarnation.target: log for log in logs.values()}, deque(dropped)
+    for log in logs.values():
+        if log.blocks and not is_whole(log.blocks, after_round=0, last_round=log.blocks[-1].last_round):
+            damaged.append(RecordDamaged(log.incarnation, "there are rounds missing between those that are there"))
+    return {log.incarnation.target: log for log in logs.values()}, deque(dropped), damaged
 
 
 def _insert(cursor: sqlite3.Cursor, row: int, block: Block, written: bytes, vanished: bytes) -> None:
@@ -401,16 +429,3 @@ def _block(row: tuple[Any, ...]) -> Block:
 def _checksum(block: Block, written: bytes, vanished: bytes) -> int:
     """Sum up a record: its rounds and its pages, so that neither can be taken for another's."""
     return crc32(vanished, crc32(written, crc32(_RECORD.pack(block.first_round, block.last_round, block.oldest_round))))
-
-
-@contextmanager
-def _failing_as_store(incarnation: IncarnationKey | None = None) -> Iterator[None]:
-    """Turn SQLite's errors into the store's. A file that is not well formed is damage to whose record is read."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        malformed = getattr(error, "sqlite_errorname", "") in {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
-        if incarnation is not None and malformed:
-            raise RecordDamaged(incarnation, str(error)) from error
-        message = f"the store failed: {error}"
-        raise StoreFailed(message) from error

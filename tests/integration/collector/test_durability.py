@@ -171,6 +171,29 @@ def test_damage_is_found_by_a_merge(collector: CollectorProcess) -> None:
     assert Reader(collector.address).target(NAME).end_reason == END_REASON_LOST
 
 
+def test_damaged_file_is_set_aside_and_everybody_begins_afresh(tmp_path: Path) -> None:
+    """The collector starts, with an empty store: the agent is to begin anew, and no old cursor is answered."""
+    with running_collector(tmp_path) as collector, Agent(collector.address) as agent:
+        agent.hello()
+        agent.deliver(ONE, *(range(number, 1 << 18, 5) for number in range(5)))
+        cursor = Reader(collector.address).dirty(NAME).summary.cursor
+        agent.end()
+    with (tmp_path / "wetink.sqlite3").open("r+b") as file:
+        file.seek(12 << 14)
+        file.write(b"\xa5" * (10 << 14))
+
+    with running_collector(tmp_path) as collector, Agent(collector.address) as agent:
+        assert collector.events("store_set_aside")
+        reader = Reader(collector.address)
+        assert [host.host_id for host in reader.hosts()] == ["host-1"]
+        assert not agent.hello(position(ONE, 5)).positions
+        agent.say(start(ONE, incarnation=2), batch(ONE, 1, written=[7], incarnation=2))
+        agent.acknowledged(ONE, 1, incarnation=2)
+        with refused(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_OTHER_STORE"):
+            reader.dirty(NAME, cursor=cursor)
+        assert reader.dirty(NAME).written == {NAME: {7}}
+
+
 def health(address: str) -> int:
     """Ask for the health of the whole."""
     with grpc.insecure_channel(address) as channel:

@@ -1,0 +1,119 @@
+"""Stories of what a store is told, made from a seed, and what it must have at each point: every round, for ever."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from pyroaring import BitMap64
+
+from tests.unit.collector.changes import appended, ended, incarnation, started
+from wetink_collector.identity import IncarnationKey
+from wetink_collector.round_log import RoundPages, fold, is_exact, is_expired, is_whole
+from wetink_collector.store.interface import Change, RoundsExpired, Store, TargetForgotten
+
+PIDS: Final = (1, 2, 3)
+PAGES: Final = 4000
+
+
+@dataclass
+class Truth:
+    """What was written: of each incarnation that is kept, every round and whether it has ended."""
+
+    rounds: dict[IncarnationKey, list[RoundPages]] = field(default_factory=dict)
+    ended: set[IncarnationKey] = field(default_factory=set)
+
+    def copy(self) -> "Truth":
+        """Give one that does not change when this does."""
+        return Truth({key: list(rounds) for key, rounds in self.rounds.items()}, set(self.ended))
+
+    def kept(self) -> dict[IncarnationKey, tuple[int, bool]]:
+        """Say of each incarnation how many rounds it has, and whether it has ended."""
+        return {key: (len(rounds), key in self.ended) for key, rounds in self.rounds.items()}
+
+
+@dataclass
+class Story:
+    """Groups of changes, each of which is one commit, and the truth after each; the first is of nothing."""
+
+    commits: list[Sequence[Change]]
+    truths: list[Truth]
+
+
+def tell(seed: int, length: int) -> Story:
+    """Make a story of so many commits."""
+    random = Random(seed)  # noqa: S311 (no secret)
+    truth = Truth()
+    lives: dict[int, int] = {}
+    story = Story([], [truth.copy()])
+    for _ in range(length):
+        changes: list[Change] = []
+        for _ in range(random.randrange(1, 6)):
+            changes += _happens(random, truth, lives)
+        story.commits.append(changes)
+        story.truths.append(truth.copy())
+    return story
+
+
+def kept(store: Store) -> dict[IncarnationKey, tuple[int, bool]]:
+    """Say the same of a store as ``Truth.kept``."""
+    return {
+        one.incarnation: (one.blocks[-1].last_round if one.blocks else 0, one.ended is not None)
+        for one in store.contents().incarnations
+    }
+
+
+def check(store: Store, truth: Truth) -> None:
+    """Compare every answer that a store can give with the truth: never fewer pages, and no more where it is exact."""
+    assert kept(store) == truth.kept()
+    for key, rounds in truth.rounds.items():
+        for cursor in range(len(rounds) + 1):
+            check_answer(store, key, rounds, cursor)
+
+
+def check_answer(store: Store, key: IncarnationKey, rounds: Sequence[RoundPages], cursor: int) -> bool:
+    """Compare the answer since one cursor; say whether there is one, or the cursor has expired."""
+    stored = list(store.read(key, after_round=cursor))
+    blocks = [one.block for one in stored]
+    assert is_whole(blocks, after_round=cursor, last_round=len(rounds))
+    if is_expired(blocks, cursor):
+        return False
+    answer, raw = fold(one.pages for one in stored), fold(rounds[cursor:])
+    if not cursor:
+        assert answer.written == raw.written
+    elif is_exact(blocks, cursor):
+        assert answer == raw
+    assert raw.written <= answer.written
+    assert raw.vanished <= answer.vanished or not cursor
+    return True
+
+
+def _happens(random: Random, truth: Truth, lives: dict[int, int]) -> list[Change]:
+    pid = random.choice(PIDS)
+    key = incarnation(pid, lives.get(pid, 0))
+    what = random.random()
+    if key not in truth.rounds or what < 0.04:
+        truth.rounds.pop(key, None)
+        lives[pid] = lives.get(pid, 0) + 1
+        key = incarnation(pid, lives[pid])
+        truth.rounds[key] = []
+        return [started(key)]
+    rounds = truth.rounds[key]
+    if what < 0.07:
+        truth.ended.add(key)
+        return [ended(key)]
+    if what < 0.09:
+        del truth.rounds[key]
+        truth.ended.discard(key)
+        return [TargetForgotten(key.target)]
+    if what < 0.2:
+        return [RoundsExpired(key, random.randrange(len(rounds) + 1))]
+    pages = _pages(random)
+    rounds.append(pages)
+    return [appended(key, len(rounds), pages.written, pages.vanished)]
+
+
+def _pages(random: Random) -> RoundPages:
+    written = BitMap64(random.sample(range(PAGES), random.choice((0, 3, 50, 1500))))
+    vanished = BitMap64(random.sample(range(PAGES), random.choice((0, 0, 3, 50))))
+    return RoundPages(written, vanished - written)
