@@ -21,16 +21,19 @@ from wetink.tls import Security
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent import discovery, procfs
 from wetink_agent.backend import Backend, Harvest
-from wetink_agent.backends import Choice, open_backend
-from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TrackingError, Untrackable
+from wetink_agent.backends import Choice, go_on, open_backend
+from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TargetExited, TrackingError, Untrackable
 from wetink_agent.handshake import HandshakeServer, Offer
 from wetink_agent.health import Health, served
+from wetink_agent.keeping import Keeping, Left
+from wetink_agent.keepsake import Keepsake, Kept
 from wetink_agent.labels import Labeller
 from wetink_agent.pace import Budget, Load, Pacer
 from wetink_agent.pods import PodList, PodSource
 from wetink_agent.spool import Key, Spool
-from wetink_agent.tracker import Tracker
-from wetink_agent.uplink import Uplink
+from wetink_agent.tracker import Tracker, end_reason_of
+from wetink_agent.uplink import Deposed, Uplink
+from wetink_agent.wp_async import Continued
 
 DISCOVERY_SECONDS: Final = 1.0
 """How often new processes are looked for. What a child writes before it is found is in its first round."""
@@ -75,15 +78,21 @@ class Settings:
 @dataclass(slots=True)
 class _Tracked:
     tracker: Tracker
-    task: asyncio.Task[types_pb2.EndReason.ValueType]
+    task: asyncio.Task[types_pb2.EndReason.ValueType | None]
 
 
 class Agent:
     """Tracks processes and streams what gets dirty, until ``run`` is cancelled."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Prepare; nothing is attached yet."""
+    def __init__(self, settings: Settings, keeping: Keeping | None = None) -> None:
+        """Prepare; nothing is attached yet.
+
+        Args:
+            settings: What is to be done.
+            keeping: The keeper, and what an earlier worker left with it.
+        """
         self._settings = settings
+        self._keeping = keeping or Keeping()
         self._boot_id = procfs.boot_id()
         self._spool = Spool()
         self._load = Load(settings.budget.agent_share)
@@ -93,6 +102,7 @@ class Agent:
         self._attaching: dict[tuple[int, int], asyncio.Task[Tracker]] = {}
         self._named: set[tuple[int, int]] = set()
         self._wanted: set[tuple[int, int]] = set()
+        self._ourselves = {os.getpid()} | ({os.getppid()} if self._keeping.is_there else set())
         self._look = asyncio.Event()
         self._looked = asyncio.Event()
         self._refused_until: dict[tuple[int, int], float] = {}
@@ -110,23 +120,31 @@ class Agent:
             security=settings.security,
         )
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, leave: asyncio.Event | None = None) -> None:
         """Track what was selected, and what the collector asks for, until it is told to stop.
+
+        Args:
+            stop: Tells it to end what it tracks, and to stop.
+            leave: Tells it to leave what it tracks to the next worker, and to stop.
 
         Raises:
             TrackingError: A process named by pid cannot be tracked. Raised before anything else happens.
             Deposed: Another agent serves this host.
         """
         async with served(self._settings.health) as health:
-            await self._run(stop, health)
+            await self._run(stop, leave or asyncio.Event(), health)
 
-    async def _run(self, stop: asyncio.Event, health: Health) -> None:
+    async def _run(self, stop: asyncio.Event, leave: asyncio.Event, health: Health) -> None:
         tasks: list[asyncio.Task[object]] = []
+        # After what nobody foresaw, the next worker goes on.
+        is_left = True
         try:
-            for pid in self._settings.pids:
-                tracker = await self._track(pid, 0)
-                self._named.add((pid, tracker.target.start_time_ticks))
-            tasks = [asyncio.create_task(work) for work in (stop.wait(), self._discover(), self._uplink.run())]
+            # Before the collector hears of us: of what it is not told then, it takes it that it is lost.
+            await asyncio.gather(*(self._go_on(left) for left in self._keeping.left()))
+            await self._track_named()
+            self._keeping.ready()
+            works = (self._discover(), self._uplink.run(), stop.wait(), leave.wait())
+            tasks = [asyncio.create_task(work) for work in works]
             if self._settings.handshake is not None:
                 server = HandshakeServer(self._settings.handshake, self._accept)
                 tasks.append(asyncio.create_task(server.run()))
@@ -134,12 +152,16 @@ class Agent:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-            for task in (tasks[1], telling, *self._attaching.values()):
+            for task in (tasks[0], telling, *self._attaching.values()):
                 task.cancel()
-            await self._end_targets()
+            is_left = leave.is_set()
+            await self._end_targets(are_left=is_left)
             await self._uplink.flush(FLUSH_SECONDS)
+        except (TrackingError, Deposed):
+            is_left = False
+            raise
         finally:
-            await self._end_targets()
+            await self._end_targets(are_left=is_left)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -231,7 +253,7 @@ class Agent:
         Raises:
             TrackingError: It cannot be tracked.
         """
-        if pid == os.getpid():
+        if pid in self._ourselves:
             message = f"process {pid} is this agent, which cannot track itself"
             raise Untrackable(message)
         start = procfs.stat(pid).start_time_ticks
@@ -277,7 +299,10 @@ class Agent:
         except BaseException:
             backend.close()
             raise
-        tracker, _ = self._begin(backend, started, first, Pacer(self._settings.budget, self._load))
+        keepsake = None
+        if self._keeping.is_there and backend.handle is not None:
+            keepsake = self._keeping.keepsake(pid, start, backend.handle.uffd)
+        tracker, _ = self._begin(backend, started, first, Pacer(self._settings.budget, self._load), keepsake)
         log.info(
             "target_attached",
             target=name_of(tracker.target),
@@ -287,9 +312,74 @@ class Agent:
         )
         return tracker
 
+    async def _track_named(self) -> None:
+        """Track the processes named by pid; of those that an earlier worker was told, the ones that they were then."""
+        before = self._keeping.named()
+        for pid in self._settings.pids:
+            start = before.get(pid)
+            if start is None:
+                start = (await self._track(pid, 0)).target.start_time_ticks
+            self._named.add((pid, start))
+        self._keeping.hold_named(self._named)
+        self._keeping.let_go_of_the_rest()
+
+    async def _go_on(self, left: Left) -> None:
+        """Go on with a target where an earlier worker left it, in the same incarnation; or tell how that has ended."""
+        kept = left.kept
+        pid, start = kept.started.target.pid, kept.started.target.start_time_ticks
+        try:
+            await self._go_on_with(left, pid, start)
+        except (TrackingError, OSError) as error:
+            self._spool.start(kept.started, last_round=kept.harvested)
+            ended = ingest_pb2.TargetEnded(
+                target=kept.started.target,
+                incarnation=kept.started.incarnation,
+                reason=end_reason_of(error),
+                time_ns=time.time_ns(),
+                message=str(error),
+            )
+            self._spool.end(ended)
+            self._keeping.drop(pid, start)
+            log.warning("target_not_continued", target=name_of(kept.started.target), why=str(error))
+
+    async def _go_on_with(self, left: Left, pid: int, start: int) -> None:
+        kept, loop = left.kept, asyncio.get_running_loop()
+        scope = tuple((each.start_address, each.start_address + each.size_bytes) for each in kept.started.scope)
+        try:
+            _check_started(pid, start)
+        except NoSuchProcess as error:
+            os.close(left.uffd)
+            os.close(left.keepsake)
+            message = f"process {pid} exited"
+            raise TargetExited(message) from error
+        continued = Continued(kept.layout, kept.pages, kept.is_whole)
+        keepsake = Keepsake(left.keepsake)
+        try:
+            backend = await loop.run_in_executor(
+                self._pool, go_on, self._settings.backend, pid, left.uffd, scope, continued
+            )
+            try:
+                # A harvest is under way from now on, for whoever comes next.
+                keepsake.begin(kept.started, kept.layout, kept)
+                first = await loop.run_in_executor(self._pool, backend.harvest)
+            except BaseException:
+                backend.close()
+                raise
+        except BaseException:
+            keepsake.close()
+            raise
+        tracker, _ = self._begin(backend, kept.started, first, Pacer(self._settings.budget, self._load), keepsake, kept)
+        log.info("target_continued", target=name_of(tracker.target), whole=kept.is_whole, rounds=kept.harvested)
+
     def _begin(
-        self, backend: Backend, started: ingest_pb2.TargetStarted, first: Harvest, pacer: Pacer | None
-    ) -> tuple[Tracker, asyncio.Task[types_pb2.EndReason.ValueType]]:
+        self,
+        backend: Backend,
+        started: ingest_pb2.TargetStarted,
+        first: Harvest,
+        pacer: Pacer | None,
+        keepsake: Keepsake | None = None,
+        kept: Kept | None = None,
+    ) -> tuple[Tracker, asyncio.Task[types_pb2.EndReason.ValueType | None]]:
         tracker = Tracker(
             backend,
             started,
@@ -298,6 +388,8 @@ class Agent:
             pool=self._pool,
             pacer=pacer,
             on_change=self._uplink.changed,
+            keepsake=keepsake,
+            kept=kept,
         )
         task = asyncio.create_task(tracker.run())
         pid, start = tracker.target.pid, tracker.target.start_time_ticks
@@ -305,11 +397,14 @@ class Agent:
         task.add_done_callback(lambda task: self._ended(pid, start, task))
         return tracker, task
 
-    def _ended(self, pid: int, start: int, task: asyncio.Task[types_pb2.EndReason.ValueType]) -> None:
+    def _ended(self, pid: int, start: int, task: asyncio.Task[types_pb2.EndReason.ValueType | None]) -> None:
         del self._tracked[pid, start]
         if task.cancelled():
             return
         reason = task.result()
+        if reason is None:
+            return
+        self._keeping.drop(pid, start)
         log.info(
             "target_ended", target=f"{self._settings.host_id}/{pid}@{start}", reason=types_pb2.EndReason.Name(reason)
         )
@@ -356,7 +451,7 @@ class Agent:
         if not self._settings.selection.is_empty:
             # A look at every process takes milliseconds on a large host: not on the event loop.
             found = await asyncio.get_running_loop().run_in_executor(self._pool, discovery.processes)
-            chosen = self._settings.selection.select(found, frozenset(pid for pid, _ in identities)) - {os.getpid()}
+            chosen = self._settings.selection.select(found, frozenset(pid for pid, _ in identities)) - self._ourselves
             for pid in chosen:
                 with contextlib.suppress(NoSuchProcess):
                     identities.add((pid, procfs.stat(pid).start_time_ticks))
@@ -365,9 +460,12 @@ class Agent:
         }
         return sorted(identities)
 
-    async def _end_targets(self) -> None:
+    async def _end_targets(self, *, are_left: bool) -> None:
         for tracked in self._tracked.values():
-            tracked.tracker.stop(types_pb2.END_REASON_UNTRACKED, "the agent was stopped")
+            if are_left and tracked.tracker.is_kept:
+                tracked.tracker.leave()
+            else:
+                tracked.tracker.stop(types_pb2.END_REASON_UNTRACKED, "the agent was stopped")
         if self._tracked:
             await asyncio.wait([tracked.task for tracked in self._tracked.values()])
 

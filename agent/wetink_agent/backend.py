@@ -17,7 +17,8 @@ class Harvest:
     are ``(start_address, end_address)`` pairs. ``frozen`` is whether the target was stopped throughout, and
     ``held_seconds`` how long this harvest itself had to stop it.
     ``table`` is what is mapped, without whose it is and of which round; None where it is as it was, or nobody looked.
-    ``events`` are the single writes behind ``written``, where the backend has them.
+    ``events`` are the single writes behind ``written``, where the backend has them. ``known`` is every page that is
+    populated or was reported, where another process could go on with the target from it.
     """
 
     began_time_ns: int
@@ -31,12 +32,29 @@ class Harvest:
     unmapped: tuple[tuple[int, int], ...] = ()
     table: ingest_pb2.TargetMappings | None = None
     events: Events | None = None
+    known: BitMap64 | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What another process goes on with when this one has ended: a userfaultfd that can never make a target wait.
+
+    ``layout`` is that of the memory which it is over, as ``procfs.layout`` gives it.
+    """
+
+    uffd: int
+    layout: tuple[int, int, int]
 
 
 class Backend(Protocol):
     """Finds out which pages of one process were written. Not safe for two threads at once."""
 
     kind: types_pb2.Backend.ValueType
+
+    @property
+    def handle(self) -> Handle | None:
+        """What another process could go on with; None where there is nothing of the kind."""
+        ...
 
     def harvest(self) -> Harvest:
         """Find what was written or vanished since the harvest before, and arm for the next.

@@ -13,7 +13,7 @@ from wetink_agent.errors import KernelLacks, Untrackable
 from wetink_agent.page_faults import PageFaults, WithEvents
 from wetink_agent.shared_memory import Range
 from wetink_agent.soft_dirty import SoftDirty
-from wetink_agent.wp_async import WpAsync
+from wetink_agent.wp_async import Continued, WpAsync
 from wetink_agent.wp_sync import WpSync, why_not_wp_sync, why_risky
 
 
@@ -90,8 +90,37 @@ def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ran
     try:
         if uffd is not None:
             offered.check_is_over(pid, uffd)
-        if not choice.events_ring_bytes:
-            return tracker
+    except BaseException:
+        tracker.close()
+        raise
+    return _with_events(choice, pid, tracker)
+
+
+def go_on(choice: Choice, pid: int, uffd: int, scope: Sequence[Range], continued: Continued) -> Backend:
+    """Go on with the backend of another process. Takes milliseconds: not for an event loop.
+
+    Args:
+        choice: What ``choose`` gave.
+        pid: The process.
+        uffd: The userfaultfd that the other one tracked with, owned from now on.
+        scope: The parts of the address space that are tracked; empty means all of it.
+        continued: What the other one left.
+
+    Raises:
+        TargetExited, TargetReplaced: There is nothing to go on with.
+        TrackingError: It cannot be tracked.
+    """
+    if choice.name is not BackendName.WP_ASYNC:
+        os.close(uffd)
+        message = f"process {pid} was tracked with wp-async before, and this agent tracks with {choice.name}"
+        raise Untrackable(message)
+    return _with_events(choice, pid, WpAsync(pid, uffd, scope, continued=continued))
+
+
+def _with_events(choice: Choice, pid: int, tracker: WpAsync) -> Backend:
+    if not choice.events_ring_bytes:
+        return tracker
+    try:
         return WithEvents(tracker, PageFaults(pid, choice.events_ring_bytes))
     except BaseException:
         tracker.close()

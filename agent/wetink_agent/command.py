@@ -25,6 +25,7 @@ from wetink_agent.agent import Agent, Settings
 from wetink_agent.backends import HAZARDS, BackendName, Choice, choose
 from wetink_agent.discovery import Selection
 from wetink_agent.errors import KernelLacks, NoSuchProcess, TrackingError
+from wetink_agent.keeping import Keeping, keeping
 from wetink_agent.labels import GIVEN_MAX
 from wetink_agent.pace import Budget
 from wetink_agent.pods import SERVICE_ACCOUNT, PodSource
@@ -276,6 +277,15 @@ def agent(
             show_default=False,
         ),
     ] = None,
+    hand_over: Annotated[
+        bool,
+        typer.Option(
+            "--hand-over",
+            envvar="WETINK_AGENT_HAND_OVER",
+            help="On SIGTERM leave targets to systemd's descriptor store, from which the next start goes on with them, "
+            "instead of ending them.",
+        ),
+    ] = False,
     show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Write-protect the memory of processes and stream to a collector which pages are written.
@@ -291,6 +301,7 @@ def agent(
         typer.echo(version("wetink"))
         return
     logs.configure()
+    kept = keeping()
     played = backend.removeprefix(REPLAY) if backend.startswith(REPLAY) else None
     pace = _pace(speed, targets, loop=loop)
     if played is None and pace != Pace():
@@ -322,12 +333,13 @@ def agent(
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     try:
         if played is None:
-            asyncio.run(_serve(settings, lambda: Agent(settings)))
+            asyncio.run(_serve(settings, kept, lambda: Agent(settings, kept), hands_over=hand_over))
         else:
-            _replay(settings, Path(played), pace)
+            _replay(settings, kept, Path(played), pace)
     except NoSuchProcess as error:
         raise Failure(str(error), ExitCode.NOT_FOUND) from error
     except (TrackingError, Deposed) as error:
+        kept.leave()
         raise Failure(str(error)) from error
     except OSError as error:
         about = f"the handshake socket {handshake} cannot be made" if handshake else "the agent cannot go on"
@@ -411,7 +423,7 @@ def preload(
     typer.echo(preloading.LIBRARY)
 
 
-def _replay(settings: Settings, path: Path, pace: Pace) -> None:
+def _replay(settings: Settings, kept: Keeping, path: Path, pace: Pace) -> None:
     """Run an agent over a recording; what is whole of a damaged one is played first.
 
     Raises:
@@ -421,20 +433,35 @@ def _replay(settings: Settings, path: Path, pace: Pace) -> None:
         with Recording(path) as recording:
             if recording.damage is not None:
                 log.warning("recording_damaged", why=recording.damage)
-            asyncio.run(_serve(settings, lambda: ReplayAgent(settings, recording, pace)))
+            asyncio.run(_serve(settings, kept, lambda: ReplayAgent(settings, recording, pace, kept)))
             if recording.damage is not None:
                 raise Failure(recording.damage)
     except RecordingUnusable as error:
         raise Failure(str(error)) from error
 
 
-async def _serve(settings: Settings, make_agent: Callable[[], Agent]) -> None:
-    stop = asyncio.Event()
+async def _serve(
+    settings: Settings, kept: Keeping, make_agent: Callable[[], Agent], *, hands_over: bool = False
+) -> None:
+    stop, leave, upgrade = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, leave.set if hands_over and kept.is_there else stop.set)
+
+    def on_hangup() -> None:
+        upgrade.set()
+        leave.set()
+
+    if kept.is_there:
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    if kept.count > 1:
+        log.warning("worker_restarted", count=kept.count, why=kept.why)
     log.info("agent_started", host=settings.host_id, collector=settings.collector)
-    await make_agent().run(stop)
+    await make_agent().run(stop, leave)
+    if upgrade.is_set() and not stop.is_set():
+        kept.again()
+    else:
+        kept.leave()
     log.info("agent_stopped")
 
 

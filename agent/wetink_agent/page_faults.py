@@ -27,7 +27,7 @@ from pyroaring import BitMap64
 from wetink import syscalls
 from wetink.pages import PAGE_SIZE
 from wetink_agent import procfs
-from wetink_agent.backend import Backend, Harvest
+from wetink_agent.backend import Backend, Handle, Harvest
 from wetink_agent.errors import KernelLacks, NotPermitted, Untrackable
 from wetink_agent.events import EVENTS_MAX, Events, monotonic_offset_ns, named
 from wetink_agent.uapi import perf
@@ -62,6 +62,11 @@ class WithEvents:
         self.stream = stream
         self._backend = backend
         self._is_first = True
+
+    @property
+    def handle(self) -> Handle | None:
+        """See ``Backend.handle``; the stream begins anew."""
+        return self._backend.handle
 
     def harvest(self) -> Harvest:
         """Do one round; see ``Backend.harvest``."""

@@ -58,7 +58,7 @@ class Stat:
     parent_pid: int
     flags: int
     start_time_ticks: int
-    layout: tuple[int, ...]
+    layout: tuple[int, int, int]
     """Where program text and stack begin: execve(2) sets them anew."""
 
     @property
@@ -275,7 +275,7 @@ def mounts(pid: int) -> dict[str, str]:
     return found
 
 
-def layout(pid: int) -> tuple[int, ...]:
+def layout(pid: int) -> tuple[int, int, int]:
     """Give where program text and stack of a process begin: execve(2) sets them anew."""
     leader = stat(pid)
     # The first thread has none of them when it has ended and others live.

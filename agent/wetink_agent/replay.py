@@ -22,6 +22,7 @@ from wetink_agent.agent import Agent, Settings
 from wetink_agent.backend import Harvest
 from wetink_agent.errors import TargetExited, TargetReplaced, TrackingError, Untrackable
 from wetink_agent.events import Events, joined
+from wetink_agent.keeping import Keeping
 from wetink_agent.recording import Recording, RecordingUnusable
 from wetink_agent.rounds import MAPPING_CHANGES_MAX
 from wetink_agent.tracker import Tracker
@@ -126,6 +127,10 @@ class Replay:
         self._began = time.monotonic()
 
     @property
+    def handle(self) -> None:
+        """See ``Backend.handle``: there is no process."""
+
+    @property
     def due(self) -> float:
         """When the next round, or the end, is due, in seconds of the monotonic clock."""
         return self._began + self._score.due_seconds(self._next)
@@ -160,15 +165,16 @@ class Replay:
 class ReplayAgent(Agent):
     """An agent whose targets are those of a recording, and no others. It is over when all of them have ended."""
 
-    def __init__(self, settings: Settings, recording: Recording, pace: Pace) -> None:
+    def __init__(self, settings: Settings, recording: Recording, pace: Pace, keeping: Keeping | None = None) -> None:
         """Prepare.
 
         Args:
             settings: Of any agent; what they say of processes and backends means nothing here.
             recording: Open until ``run`` has ended.
             pace: How it is played.
+            keeping: The keeper. It has nothing to hold: what is made up begins anew.
         """
-        super().__init__(settings)
+        super().__init__(settings, keeping)
         self._score = Score(recording, pace.speed)
         self._pace = pace
 

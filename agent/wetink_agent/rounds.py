@@ -50,12 +50,13 @@ def round_of(
     number: int,
     backend: types_pb2.Backend.ValueType,
     pace: types_pb2.Pace | None = None,
+    first: int | None = None,
 ) -> Round:
-    """Make a round of a harvest."""
+    """Make a round of a harvest; ``first`` is the number of the first round it stands for, where it does for more."""
     header = ingest_pb2.WriteProtectBatch(
         target=target,
         incarnation=incarnation,
-        first_round=number,
+        first_round=number if first is None else first,
         last_round=number,
         first_time_ns=harvest.began_time_ns,
         last_time_ns=harvest.began_time_ns,

@@ -140,6 +140,10 @@ class SoftDirty:
             self.close()
             raise
 
+    @property
+    def handle(self) -> None:
+        """See ``Backend.handle``: there is no descriptor that keeps anything."""
+
     def harvest(self) -> Harvest:
         """Do one round; see ``Backend.harvest``."""
         frozen = procfs.is_frozen(self._pid)

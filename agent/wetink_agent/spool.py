@@ -5,7 +5,7 @@ time resolution is lost, pages never are. What remains then is one round a targe
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -32,6 +32,7 @@ class _Entry:
     """One incarnation: rounds not yet durable in their order, of which the first ``sent_count`` are on their way."""
 
     started: ingest_pb2.TargetStarted
+    on_durable: Callable[[int], None] | None = None
     rounds: list[Round] = field(default_factory=list)
     sent_count: int = 0
     last_round: int = 0
@@ -60,9 +61,22 @@ class Spool:
         self._bytes_max = bytes_max
         self._entries: dict[Key, _Entry] = {}
 
-    def start(self, started: ingest_pb2.TargetStarted) -> None:
-        """Take up a new incarnation."""
-        self._entries[key_of(started.target, started.incarnation)] = _Entry(started)
+    def start(
+        self,
+        started: ingest_pb2.TargetStarted,
+        *,
+        last_round: int = 0,
+        on_durable: Callable[[int], None] | None = None,
+    ) -> None:
+        """Take up an incarnation.
+
+        Args:
+            started: Describes it.
+            last_round: The last round that is here no longer, of one that another process has begun.
+            on_durable: Called with the number of a round that is durable, with all before it.
+        """
+        entry = _Entry(started, on_durable, last_round=last_round)
+        self._entries[key_of(started.target, started.incarnation)] = entry
 
     def add(self, key: Key, harvested: Round) -> None:
         """Take a round of a started incarnation; its number follows the last.
@@ -222,6 +236,8 @@ class Spool:
             if entry.sent_count:
                 entry.sent_count -= 1
                 self.in_flight_bytes -= gone.size_bytes
+        if last and entry.on_durable is not None:
+            entry.on_durable(last)
 
     def _drop_oldest_ended(self) -> bool:
         """Forget the incarnation that ended first: its memory is gone or has a newer one. Tell whether one had."""

@@ -15,6 +15,7 @@ import structlog
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent.backend import Backend, Harvest
 from wetink_agent.errors import TargetExited, TargetReplaced, TrackingError
+from wetink_agent.keepsake import Keepsake, Kept
 from wetink_agent.pace import Pacer
 from wetink_agent.rounds import Round, round_of
 from wetink_agent.spool import Key, Spool, key_of
@@ -40,17 +41,21 @@ class Tracker:
         pool: Executor,
         pacer: Pacer | None,
         on_change: Callable[[], None],
+        keepsake: Keepsake | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """Put the first round into the spool; the next one is harvested by ``run``.
 
         Args:
             backend: Owned from now on.
-            started: Describes the target; its incarnation and time are set here.
+            started: Describes the target; its incarnation and time are set here, but where it goes on.
             first: The first harvest of the backend.
             spool: Takes the rounds.
             pool: Runs the harvests.
             pacer: Says when rounds are due. None: only barriers do.
             on_change: Called when the spool has something new.
+            keepsake: Told what the next worker must know. Owned from now on.
+            kept: What another worker left, where this goes on with its incarnation. The keepsake has begun with it.
         """
         self._backend = backend
         self._started = started
@@ -58,16 +63,22 @@ class Tracker:
         self._pool = pool
         self._pacer = pacer
         self._on_change = on_change
+        self._keepsake = keepsake
         self._round = 0
         self._frozen = False
         self._waiting: list[asyncio.Future[types_pb2.TargetPosition | None]] = []
         self._wake = asyncio.Event()
-        self._stopping: tuple[types_pb2.EndReason.ValueType, str] | None = None
+        self._stopping: tuple[types_pb2.EndReason.ValueType | None, str] | None = None
         self._resynchronise = False
         self._is_over = False
         self._table: ingest_pb2.TargetMappings | None = None
-        self._begin_incarnation()
-        self._keep(self._round_of(first, self._pace), first)
+        if kept is None:
+            self._begin_incarnation()
+            self._keep(self._round_of(first, self._pace), first)
+        else:
+            self._go_on(kept)
+            # Rounds that were lost with the other worker are in this one, which has everything: see ``Kept``.
+            self._keep(self._round_of(first, self._pace, stands_for=kept.durable + 1), first)
 
     @property
     def target(self) -> types_pb2.Target:
@@ -86,17 +97,29 @@ class Tracker:
         """The incarnation's key in the spool."""
         return key_of(self._started.target, self._started.incarnation)
 
-    async def run(self) -> types_pb2.EndReason.ValueType:
-        """Do rounds until the target ends, cannot be tracked any more, or ``stop`` is called; tell which it was."""
+    @property
+    def is_kept(self) -> bool:
+        """Whether another worker can go on with it."""
+        return self._keepsake is not None
+
+    async def run(self) -> types_pb2.EndReason.ValueType | None:
+        """Do rounds until the target ends, cannot be tracked any more, or ``stop`` is called; tell which it was.
+
+        None after ``leave``: the incarnation goes on, with another worker.
+        """
         try:
             reason, message = await self._rounds()
         finally:
             # Closing makes the kernel walk all that is registered: not on the event loop.
             await asyncio.get_running_loop().run_in_executor(self._pool, self._backend.close)
             self._is_over = True
+            if self._keepsake is not None:
+                self._keepsake.close()
             if self._pacer is not None:
                 self._pacer.close()
             _answer(self._take_waiting(), None)
+        if reason is None:
+            return None
         self._spool.end(
             ingest_pb2.TargetEnded(
                 target=self.target,
@@ -135,12 +158,17 @@ class Tracker:
         self._stopping = (reason, message)
         self._wake.set()
 
+    def leave(self) -> None:
+        """Leave the target, after the round that is under way, to another worker that has the same keepsake."""
+        self._stopping = (None, "")
+        self._wake.set()
+
     def resynchronise(self) -> None:
         """Begin a new incarnation over the same memory: the collector's record of this one has a gap."""
         self._resynchronise = True
         self._wake.set()
 
-    async def _rounds(self) -> tuple[types_pb2.EndReason.ValueType, str]:
+    async def _rounds(self) -> tuple[types_pb2.EndReason.ValueType | None, str]:
         loop = asyncio.get_running_loop()
         await self._until(loop.time() + self._interval_seconds)
         while True:
@@ -156,12 +184,8 @@ class Tracker:
             waiting = self._take_waiting()
             try:
                 harvested, harvest, cpu_seconds = await loop.run_in_executor(self._pool, self._harvest, self._pace)
-            except TargetExited as error:
-                end = types_pb2.END_REASON_EXITED, str(error)
-            except TargetReplaced as error:
-                end = types_pb2.END_REASON_EXEC, str(error)
             except (TrackingError, OSError) as error:
-                end = types_pb2.END_REASON_FAILED, str(error)
+                end = end_reason_of(error), str(error)
             except Exception as error:  # a mistake of ours must not look like a target at rest
                 log.exception("harvest_failed", pid=self.target.pid)
                 end = types_pb2.END_REASON_FAILED, f"the agent failed: {error!r}"
@@ -183,11 +207,17 @@ class Tracker:
     def _harvest(self, pace: types_pb2.Pace | None) -> tuple[Round, Harvest, float]:
         """Harvest; the round, what it was made of, and the processor time that took."""
         began = time.thread_time()
+        if self._keepsake is not None:
+            self._keepsake.harvesting()
         harvest = self._backend.harvest()
         harvested = self._round_of(harvest, pace)
         return harvested, harvest, time.thread_time() - began
 
-    def _round_of(self, harvest: Harvest, pace: types_pb2.Pace | None) -> Round:
+    def _round_of(self, harvest: Harvest, pace: types_pb2.Pace | None, *, stands_for: int | None = None) -> Round:
+        if self._keepsake is not None:
+            assert harvest.known is not None, "there is a keepsake for a backend that nobody can go on with"
+            # Before it can be sent: whoever has it holds pages that the next worker must know of.
+            self._keepsake.harvested(harvest.known, harvest.vanished)
         return round_of(
             harvest,
             target=self.target,
@@ -195,6 +225,7 @@ class Tracker:
             number=self._round + 1,
             backend=self._backend.kind,
             pace=pace,
+            first=stands_for,
         )
 
     def _note(self, harvest: Harvest, cpu_seconds: float) -> None:
@@ -231,13 +262,35 @@ class Tracker:
         self._started.incarnation = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
         self._started.time_ns = time.time_ns()
         self._round = 0
+        if self._keepsake is not None:
+            assert self._backend.handle is not None
+            self._keepsake.begin(self._started, self._backend.handle.layout)
+        self._start(last_durable_round=0)
+
+    def _go_on(self, kept: Kept) -> None:
+        self._round = kept.harvested
+        self._start(last_durable_round=kept.durable)
+
+    def _start(self, last_durable_round: int) -> None:
         started = ingest_pb2.TargetStarted()
         started.CopyFrom(self._started)
-        self._spool.start(started)
+        on_durable = self._keepsake.durable if self._keepsake else None
+        self._spool.start(started, last_round=last_durable_round, on_durable=on_durable)
 
     def _take_waiting(self) -> list[asyncio.Future[types_pb2.TargetPosition | None]]:
         waiting, self._waiting = self._waiting, []
         return waiting
+
+
+def end_reason_of(error: Exception) -> types_pb2.EndReason.ValueType:
+    """Give how an incarnation has ended whose harvest raised this."""
+    match error:
+        case TargetExited():
+            return types_pb2.END_REASON_EXITED
+        case TargetReplaced():
+            return types_pb2.END_REASON_EXEC
+        case _:
+            return types_pb2.END_REASON_FAILED
 
 
 def _answer(

@@ -24,6 +24,7 @@ import select
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -35,7 +36,7 @@ from wetink.pages import PAGE_SIZE
 from wetink.pages import runs as runs_of
 from wetink.v1 import types_pb2
 from wetink_agent import offered, procfs, shared_memory
-from wetink_agent.backend import Harvest
+from wetink_agent.backend import Handle, Harvest
 from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TargetExited, TargetReplaced, Untrackable
 from wetink_agent.offered import ADDRESS_END, ADDRESS_MIN
 from wetink_agent.probe import FEATURES
@@ -76,6 +77,19 @@ _KERNEL_MADE_LINE: Final = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """What a tracker left of a target: the layout of its memory, and every page that may have been told of.
+
+    ``is_whole`` is whether all that it found out was told: then the next harvest has what was written since, else
+    everything that is populated.
+    """
+
+    layout: tuple[int, int, int]
+    known: BitMap64
+    is_whole: bool
+
+
 class WpAsync:
     """Tracks one process. It owns the userfaultfd, of which there is no other copy."""
 
@@ -84,13 +98,16 @@ class WpAsync:
     features_forbidden: int = 0
     newest_feature: str = "UFFD_FEATURE_WP_ASYNC (Linux 6.7 has it)"
 
-    def __init__(self, pid: int, uffd: int, scope: Sequence[Range] = ()) -> None:
+    def __init__(
+        self, pid: int, uffd: int, scope: Sequence[Range] = (), *, continued: "Continued | None" = None
+    ) -> None:
         """Take over a userfaultfd; nothing is armed before the first harvest.
 
         Args:
             pid: The process it is over.
             uffd: The descriptor, owned from now on, also when this fails.
             scope: The parts of the address space to track; empty means all of it.
+            continued: What another tracker over the same descriptor left; without it nobody has tracked with it.
 
         Raises:
             KernelLacks: Its kernel has no UFFD_FEATURE_WP_ASYNC.
@@ -113,11 +130,17 @@ class WpAsync:
         self._populated = BitMap64()
         self._known: BitMap64 | None = None
         self._unseen = Unseen(pid)
+        self._is_in_doubt = False
         try:
-            self._open()
+            self._open(continued)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def handle(self) -> Handle | None:
+        """See ``Backend.handle``."""
+        return Handle(self._uffd, self._layout)
 
     def harvest(self) -> Harvest:
         """Do one round; see ``Backend.harvest``."""
@@ -143,8 +166,13 @@ class WpAsync:
             evident_page_count -= len(unregistered[0] & unregistered[1])
         if shared.starts.size:
             reported |= shared.to_set()
-        cautious_page_count = len(reported) - evident_page_count
+        told_page_count = len(reported)
         vanished, known_page_count = self._settle(populated, reported)
+        cautious_page_count = told_page_count - evident_page_count
+        if self._is_in_doubt:
+            # Whoever tracked before may have seen them written, or not.
+            cautious_page_count += len(reported) - told_page_count
+            self._is_in_doubt = False
         return Harvest(
             began_time_ns=began_time_ns,
             written=reported,
@@ -155,6 +183,7 @@ class WpAsync:
             mapped=mapped,
             unmapped=unmapped,
             table=self._unseen.table(),
+            known=self._known,
         )
 
     def forget(self) -> None:
@@ -168,7 +197,33 @@ class WpAsync:
                 os.close(fd)
         self._pagemap = self._uffd = self._pidfd = -1
 
-    def _open(self) -> None:
+    def _open(self, continued: "Continued | None") -> None:
+        if continued is None:
+            self._negotiate()
+        try:
+            self._pidfd = os.pidfd_open(self._pid)
+            self._layout = procfs.layout(self._pid) if continued is None else continued.layout
+            self._is_layout_random = procfs.has_random_layout(self._pid)
+            self._pagemap = self._open_pagemap()
+        except PermissionError as error:
+            message = (
+                f"not permitted to read the page map of process {self._pid}: "
+                "run the agent as its user, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+            )
+            raise NotPermitted(message) from error
+        except (FileNotFoundError, ProcessLookupError) as error:
+            message = f"there is no process {self._pid}: it has exited, or the pid is wrong"
+            raise NoSuchProcess(message) from error
+        if continued is None:
+            self._refuse_a_second_reader()
+            return
+        # What is registered is looked up by registering it again, which changes nothing where it is ours.
+        self._known = continued.known
+        self._is_in_doubt = not continued.is_whole
+        self._check_alive()
+
+    def _negotiate(self) -> None:
+        """Agree with the kernel on what the descriptor is for."""
         argument = uf.uffdio_api(api=uf.UFFD_API, features=self.features)
         try:
             syscalls.ioctl(self._uffd, uf.UFFDIO_API, argument, "UFFDIO_API")
@@ -184,21 +239,6 @@ class WpAsync:
             # PAGEFAULT_FLAG_WP is what the kernel says of itself: nothing depends on who asked for it.
             needed = self.features & ~uf.UFFD_FEATURE_PAGEFAULT_FLAG_WP
             offered.check(self._pid, features, self._scope, needed=needed, forbidden=self.features_forbidden)
-        try:
-            self._pidfd = os.pidfd_open(self._pid)
-            self._layout = procfs.layout(self._pid)
-            self._is_layout_random = procfs.has_random_layout(self._pid)
-            self._pagemap = self._open_pagemap()
-        except PermissionError as error:
-            message = (
-                f"not permitted to read the page map of process {self._pid}: "
-                "run the agent as its user, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
-            )
-            raise NotPermitted(message) from error
-        except (FileNotFoundError, ProcessLookupError) as error:
-            message = f"there is no process {self._pid}: it has exited, or the pid is wrong"
-            raise NoSuchProcess(message) from error
-        self._refuse_a_second_reader()
 
     def _refuse_a_second_reader(self) -> None:
         """Make sure that nobody else reads the marks of asynchronous write-protection: reading takes them away.
@@ -361,9 +401,9 @@ class WpAsync:
             # use of userfaultfd, which this finds out. No neighbours now: the census is over for this round.
             if foreign := self._populated - self._ours:
                 self._register_mappings(Runs(*runs_of(foreign)), neighbours=False)
-        if self._known is None:
+        if self._known is None or self._is_in_doubt:
             reported |= self._populated
-            self._known = BitMap64()
+            self._known = self._known or BitMap64()
         known = self._populated | reported
         vanished = self._known - known
         self._known = known

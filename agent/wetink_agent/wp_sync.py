@@ -111,6 +111,10 @@ class WpSync(WpAsync):
         super().__init__(pid, uffd, scope)
         self._resolver = open_resolver(uffd, span_pages_max=max(1, span_bytes_max // PAGE_SIZE))
 
+    @property
+    def handle(self) -> None:
+        """See ``Backend.handle``: a target would wait for the next process at its next write."""
+
     def harvest(self) -> Harvest:
         """Do one round; see ``Backend.harvest``."""
         assert self._resolver is not None

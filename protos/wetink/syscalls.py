@@ -18,6 +18,7 @@ IOVEC: Final = np.dtype([("base", np.uint64), ("size_bytes", np.uint64)])
 """``struct iovec``."""
 
 _NR_PERF_EVENT_OPEN: Final = 298
+_PR_SET_PDEATHSIG: Final = 1
 _NR_PROCESS_VM_READV: Final = 310
 _NR_USERFAULTFD: Final = 323
 _NR_PIDFD_GETFD: Final = 438
@@ -26,6 +27,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 
@@ -56,6 +58,14 @@ def ioctl(fd: int, request: int, argument: ctypes.Structure, name: str) -> int:
         OSError: Any errno, with ``name`` as its text's end.
     """
     return _checked(_libc.ioctl(fd, request, ctypes.byref(argument)), name)
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends. Called on its first thread.
+
+    Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "PR_SET_PDEATHSIG")
 
 
 def userfaultfd(flags: int) -> int:

@@ -27,7 +27,7 @@ def start_agent(address: str, *options: str, interval: str = "50ms") -> Service:
         interval: From round to round; short, so that tests see many.
     """
     arguments = ["--collector", address, "--host-id", HOST, "--interval", interval, *options]
-    return Service(start("wetink_agent.command", arguments), "agent")
+    return Service(start("wetink_agent.entry", arguments), "agent")
 
 
 @contextmanager

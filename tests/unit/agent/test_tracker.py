@@ -25,6 +25,7 @@ class Memory:
     """A backend over a set of pages that the test writes; with ``gated`` each harvest waits to be let through."""
 
     kind: types_pb2.Backend.ValueType = types_pb2.BACKEND_WP_ASYNC
+    handle = None
 
     def __init__(self, *, gated: bool = False) -> None:
         """Begin with two pages."""
@@ -81,13 +82,13 @@ class Stage:
     memory: Memory
     spool: Spool
     tracker: Tracker
-    task: asyncio.Task[types_pb2.EndReason.ValueType]
+    task: asyncio.Task[types_pb2.EndReason.ValueType | None]
 
     async def began(self) -> None:
         """Wait until a harvest has begun."""
         assert await asyncio.to_thread(self.memory.began.acquire, timeout=PATIENCE_SECONDS)
 
-    async def ended(self) -> types_pb2.EndReason.ValueType:
+    async def ended(self) -> types_pb2.EndReason.ValueType | None:
         """Wait for the end."""
         return await asyncio.wait_for(self.task, PATIENCE_SECONDS)
 

@@ -1,0 +1,243 @@
+"""SIGKILL of the worker with its keeper alive: incarnation, cursors and copies go on; of both: nothing stays behind."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import programs
+from tests.support.agent import HOST, running_agent
+from tests.support.amounts import amount
+from tests.support.collector import running_collector
+from tests.support.reader import Reader
+from tests.support.service import Service
+from wetink_agent.entry import KEEPER
+from wetink_client import Collector
+from wetink_client.errors import ResynchronisationNeeded, Unavailable
+from wetink_client.shadow import ShadowCopy
+from wetink_client.values import EndReason
+from wetink_client.verify import differences
+
+pytestmark = [pytest.mark.needs("kernel", "root", "cc"), pytest.mark.timeout(300)]
+
+KILLS = amount(gate=5, soak=50)
+
+PATIENCE_SECONDS = 30.0
+
+POINTS = {
+    # Marks are taken, and nobody has been told.
+    "census": "from wetink_agent.wp_async import WpAsync as Class; name = '_census'; after = True",
+    # What the reader may come to hold is written down; the round is not in the spool.
+    "keepsake": "from wetink_agent.keepsake import Keepsake as Class; name = 'harvested'; after = True",
+    # The round is in the spool, and dies there.
+    "spool": "from wetink_agent.spool import Spool as Class; name = 'add'; after = True",
+    # It has been sent, and nobody knows whether it arrived.
+    "acknowledged": "from wetink_agent.spool import Spool as Class; name = 'acknowledge'; after = False",
+}
+"""Where in its work a worker is killed: after a call of a method, or before."""
+
+WORKER = """
+import os, signal, sys
+{point}
+count = 0
+whole = getattr(Class, name)
+
+def counted(*arguments, **named):
+    global count
+    count += 1
+    is_last = count == {turn}
+    if is_last and not after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = whole(*arguments, **named)
+    if is_last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+if not os.path.exists({marker!r}):
+    open({marker!r}, "w").close()
+    setattr(Class, name, counted)
+from wetink_agent.command import main
+main()
+"""
+
+
+def worker_of(agent: Service) -> int:
+    """Give the worker of an agent, once there is one."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
+        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text(encoding="ascii").split()
+        if children:
+            return int(children[0])
+        time.sleep(0.01)
+    message = f"no worker; log:\n{agent.log}"
+    raise AssertionError(message)
+
+
+def read_for(reader: Reader, seconds: float) -> None:
+    """Read as an orchestrator would, for a while; nobody may be there."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            reader.read()
+        except Unavailable:
+            time.sleep(0.01)
+
+
+def check_same(reader: Reader, writer: programs.Program, copy: ShadowCopy) -> None:
+    """Freeze the target, read what is left, and compare."""
+    reader.read_complete()
+    writer.stop()
+    last = reader.read_complete()
+
+    assert last.consistency.name == "FROZEN"
+    assert reader.resynchronised == 0
+    assert differences(writer.pid, copy.pages)[1] == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("pattern", ["mapfixed", "malloc_churn"][: amount(gate=1, soak=2)])
+def test_copy_goes_on_while_the_worker_is_killed(pattern: str) -> None:
+    """One incarnation over all of them: the first cursor is still good, and the copy is the target's in every byte."""
+    pauses = random.Random(8)  # noqa: S311 - repeatable, not secret
+    with (
+        running_collector() as collector,
+        programs.running("writer", pattern, 8) as writer,
+        running_agent(collector.address, "--pid", str(writer.pid), interval="20ms") as agent,
+        Collector(collector.address) as client,
+        ShadowCopy(writer.pid) as copy,
+    ):
+        reader = Reader(client, f"{HOST}/{writer.pid}", copy)
+        first = reader.read_complete()
+        for count in range(2, KILLS + 2):
+            read_for(reader, pauses.uniform(0.1, 0.6))
+            os.kill(worker_of(agent), signal.SIGKILL)
+            agent.wait_for_log("worker_restarted", count - 1)
+            agent.wait_for_log("connected", count)
+        check_same(reader, writer, copy)
+        since_first = client.dirty(f"{HOST}/{writer.pid}", since=first.cursor)
+
+        assert since_first.complete
+        assert since_first.target.incarnation == first.target.incarnation
+        assert agent.process.poll() is None
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_copy_goes_on_after_a_kill_in_the_middle(point: str, tmp_path: Path) -> None:
+    """Wherever in a round the worker ends, what it had found out and not told is told by the next one."""
+    with (
+        running_collector() as collector,
+        programs.running("writer", "munmap_same", 9) as writer,
+        agent_that_dies(collector.address, writer.pid, POINTS[point], tmp_path / "marker") as agent,
+        Collector(collector.address) as client,
+        ShadowCopy(writer.pid) as copy,
+    ):
+        reader = Reader(client, f"{HOST}/{writer.pid}", copy)
+        reader.read_complete()
+        while not agent.events("worker_restarted"):
+            read_for(reader, 0.05)
+        check_same(reader, writer, copy)
+
+
+@contextmanager
+def agent_that_dies(address: str, pid: int, point: str, marker: Path) -> Iterator[Service]:
+    """Run an agent whose first worker is killed in its twentieth round, or about then."""
+    source = WORKER.format(point=point, turn=20, marker=str(marker))
+    worker = [sys.executable, "-c", source, "--collector", address, "--host-id", HOST]
+    command = [sys.executable, "-I", "-S", str(KEEPER), *worker, "--pid", str(pid), "--interval", "20ms"]
+    agent = Service(subprocess.Popen(command, stderr=subprocess.PIPE, text=True), "agent")
+    try:
+        agent.wait_for_log("connected")
+        yield agent
+    finally:
+        agent.close()
+
+
+def test_nothing_stays_behind_when_the_keeper_is_killed_too() -> None:
+    """The target runs on, nothing of its memory is registered any more, and the next answer demands to begin anew."""
+    with (
+        running_collector() as collector,
+        programs.running("writer", "threads", 6) as writer,
+        Collector(collector.address) as client,
+    ):
+        with running_agent(collector.address, "--pid", str(writer.pid)) as agent:
+            target = f"{HOST}/{writer.pid}"
+            before = client.dirty(target, barrier=True)
+            assert is_registered(writer.pid)
+            worker = worker_of(agent)
+            agent.kill()
+            wait_until_gone(worker)
+
+            assert writer.alive()
+            assert not is_registered(writer.pid)
+        with running_agent(collector.address, "--pid", str(writer.pid)):
+            with pytest.raises(ResynchronisationNeeded):
+                client.dirty(target, since=before.cursor, barrier=True)
+            assert client.dirty(target, barrier=True).complete
+
+
+def is_registered(pid: int) -> bool:
+    """Whether any mapping of a process is registered with a userfaultfd for write-protection."""
+    return any(
+        line.startswith("VmFlags:") and "uw" in line.split()
+        for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").splitlines()
+    )
+
+
+def wait_until_gone(pid: int) -> None:
+    """Wait until a process has let go of everything."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while Path(f"/proc/{pid}/stat").exists():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_upgrade_of_the_worker_keeps_incarnations() -> None:
+    """SIGHUP starts another worker; it takes over in good order: the same incarnation, and nothing told twice."""
+    with (
+        running_collector() as collector,
+        programs.running("writer", "random", 7) as writer,
+        running_agent(collector.address, "--pid", str(writer.pid)) as agent,
+        Collector(collector.address) as client,
+        ShadowCopy(writer.pid) as copy,
+    ):
+        reader = Reader(client, f"{HOST}/{writer.pid}", copy)
+        everything = len(reader.read_complete().written)
+        worker = worker_of(agent)
+        os.kill(agent.pid, signal.SIGHUP)
+        agent.wait_for_log("connected", 2)
+        after = reader.read_complete()
+
+        assert worker_of(agent) != worker
+        assert agent.wait_for_log("worker_restarted")["why"] == "upgrade"
+        assert agent.wait_for_log("target_continued")["whole"]
+        assert len(after.written) < everything
+        check_same(reader, writer, copy)
+
+
+def test_target_that_ends_meanwhile_is_told_as_it_ended() -> None:
+    """Of a target that exits while there is no worker, the next one tells that it exited."""
+    with (
+        running_collector() as collector,
+        programs.running("writer", "random", 7) as writer,
+        running_agent(collector.address, "--pid", str(writer.pid)) as agent,
+        Collector(collector.address) as client,
+    ):
+        worker = worker_of(agent)
+        os.kill(worker, signal.SIGSTOP)
+        writer.process.kill()
+        writer.process.wait()
+        os.kill(worker, signal.SIGKILL)
+        agent.wait_for_log("connected", 2)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while (target := next(iter(client.targets(f"{HOST}/{writer.pid}")))).live:
+            assert time.monotonic() < until, target
+            time.sleep(0.02)
+
+        assert target.end_reason is EndReason.EXITED
