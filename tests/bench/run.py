@@ -26,7 +26,7 @@ import numpy as np
 from pyroaring import BitMap64
 
 from tests.support import programs
-from tests.support.agent import HOST, running_agent
+from tests.support.agent import HOST, running_agent, worker_pid
 from tests.support.collector import CollectorProcess, running_collector
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent.attach import take_userfaultfd
@@ -163,9 +163,9 @@ def bench_idle() -> Iterator[bool]:
         running_agent(collector.address, "--pid", str(victim.pid), interval="1s") as agent,
     ):
         time.sleep(2)
-        before = cpu_seconds(agent.pid)
+        before = cpu_seconds(worker_pid(agent))
         time.sleep(seconds)
-        share = (cpu_seconds(agent.pid) - before) / seconds
+        share = (cpu_seconds(worker_pid(agent)) - before) / seconds
         yield say("agent at 1 s rounds on a clean 1 GiB", share * 100, "% of a core", limit=2)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import programs
-from tests.support.agent import HOST, running_agent
+from tests.support.agent import HOST, running_agent, worker_pid
 from tests.support.amounts import amount
 from tests.support.collector import running_collector
 from tests.support.reader import Reader
@@ -68,18 +68,6 @@ main()
 """
 
 
-def worker_of(agent: Service) -> int:
-    """Give the worker of an agent, once there is one."""
-    until = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < until:
-        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text(encoding="ascii").split()
-        if children:
-            return int(children[0])
-        time.sleep(0.01)
-    message = f"no worker; log:\n{agent.log}"
-    raise AssertionError(message)
-
-
 def read_for(reader: Reader, seconds: float) -> None:
     """Read as an orchestrator would, for a while; nobody may be there."""
     until = time.monotonic() + seconds
@@ -117,7 +105,7 @@ def test_copy_goes_on_while_the_worker_is_killed(pattern: str) -> None:
         first = reader.read_complete()
         for count in range(2, KILLS + 2):
             read_for(reader, pauses.uniform(0.1, 0.6))
-            os.kill(worker_of(agent), signal.SIGKILL)
+            os.kill(worker_pid(agent), signal.SIGKILL)
             agent.wait_for_log("worker_restarted", count - 1)
             agent.wait_for_log("connected", count)
         check_same(reader, writer, copy)
@@ -170,7 +158,7 @@ def test_nothing_stays_behind_when_the_keeper_is_killed_too() -> None:
             target = f"{HOST}/{writer.pid}"
             before = client.dirty(target, barrier=True)
             assert is_registered(writer.pid)
-            worker = worker_of(agent)
+            worker = worker_pid(agent)
             agent.kill()
             wait_until_gone(worker)
 
@@ -209,12 +197,12 @@ def test_upgrade_of_the_worker_keeps_incarnations() -> None:
     ):
         reader = Reader(client, f"{HOST}/{writer.pid}", copy)
         everything = len(reader.read_complete().written)
-        worker = worker_of(agent)
+        worker = worker_pid(agent)
         os.kill(agent.pid, signal.SIGHUP)
         agent.wait_for_log("connected", 2)
         after = reader.read_complete()
 
-        assert worker_of(agent) != worker
+        assert worker_pid(agent) != worker
         assert agent.wait_for_log("worker_restarted")["why"] == "upgrade"
         assert agent.wait_for_log("target_continued")["whole"]
         assert len(after.written) < everything
@@ -229,7 +217,7 @@ def test_target_that_ends_meanwhile_is_told_as_it_ended() -> None:
         running_agent(collector.address, "--pid", str(writer.pid)) as agent,
         Collector(collector.address) as client,
     ):
-        worker = worker_of(agent)
+        worker = worker_pid(agent)
         os.kill(worker, signal.SIGSTOP)
         writer.process.kill()
         writer.process.wait()

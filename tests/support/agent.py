@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 
 from tests.support.service import Service, start
 from wetink_client import Collector
@@ -28,6 +29,18 @@ def start_agent(address: str, *options: str, interval: str = "50ms") -> Service:
     """
     arguments = ["--collector", address, "--host-id", HOST, "--interval", interval, *options]
     return Service(start("wetink_agent.entry", arguments), "agent")
+
+
+def worker_pid(agent: Service) -> int:
+    """Give the process that does the work of an agent, its keeper's child, once there is one."""
+    until = time.monotonic() + KNOWN_SECONDS_MAX
+    while time.monotonic() < until:
+        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text(encoding="ascii").split()
+        if children:
+            return int(children[0])
+        time.sleep(0.01)
+    message = f"the agent has no worker; log:\n{agent.log}"
+    raise AssertionError(message)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import programs
-from tests.support.agent import HOST, running_agent
+from tests.support.agent import HOST, running_agent, worker_pid
 from tests.support.collector import CollectorProcess, running_collector
 from tests.support.victim import PAGE, victim
 from wetink_client import Collector, TargetInfo
@@ -58,10 +58,10 @@ def test_the_agent_keeps_to_its_budget_and_says_what_it_does() -> None:
 
         assert wait_for(has_settled), info()
         time.sleep(6)
-        before, began = cpu_seconds(agent.pid), time.monotonic()
+        before, began = cpu_seconds(worker_pid(agent)), time.monotonic()
         rounds = info().round
         time.sleep(10)
-        spent = (cpu_seconds(agent.pid) - before) / (time.monotonic() - began)
+        spent = (cpu_seconds(worker_pid(agent)) - before) / (time.monotonic() - began)
         per_round = (time.monotonic() - began) / max(1, info().round - rounds)
         pace = info().pace
         table = subprocess.run(
