@@ -44,6 +44,9 @@ RETRY_SECONDS: Final = 30.0
 FLUSH_SECONDS: Final = 2.0
 """How long a stopping agent waits for its last rounds to be durable."""
 
+HAND_OVER_SECONDS: Final = 6.0
+"""Likewise of one that leaves its targets to the next worker: a round that is not durable makes that one tell all."""
+
 HARVEST_THREADS: Final = 4
 """Harvests at once: most of each is one system call, and more would only wait for the processors."""
 
@@ -156,7 +159,7 @@ class Agent:
                 task.cancel()
             is_left = leave.is_set()
             await self._end_targets(are_left=is_left)
-            await self._uplink.flush(FLUSH_SECONDS)
+            await self._uplink.flush(HAND_OVER_SECONDS if is_left else FLUSH_SECONDS)
         except (TrackingError, Deposed):
             is_left = False
             raise
