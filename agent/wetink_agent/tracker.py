@@ -113,13 +113,14 @@ class Tracker:
             # Closing makes the kernel walk all that is registered: not on the event loop.
             await asyncio.get_running_loop().run_in_executor(self._pool, self._backend.close)
             self._is_over = True
-            if self._keepsake is not None:
-                self._keepsake.close()
             if self._pacer is not None:
                 self._pacer.close()
             _answer(self._take_waiting(), None)
         if reason is None:
+            # Open still: which rounds become durable from now on is for the next worker to know.
             return None
+        if self._keepsake is not None:
+            self._keepsake.close()
         self._spool.end(
             ingest_pb2.TargetEnded(
                 target=self.target,
