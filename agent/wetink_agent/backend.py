@@ -1,6 +1,6 @@
 """What every backend is to the rest of the agent: it harvests rounds over one process."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pyroaring import BitMap64
@@ -13,8 +13,10 @@ from wetink_agent.events import Events
 class Harvest:
     """What one pass over a target found. The page sets share no page and are not changed any more.
 
-    ``cautious_page_count`` is how many of ``written`` are there with no sign of a write. ``mapped`` and ``unmapped``
-    are ``(start_address, end_address)`` pairs. ``frozen`` is whether the target was stopped throughout, and
+    ``cautious_page_count`` is how many of ``written`` are there with no sign of a write, and ``uncertain`` are those of
+    them that readers have had before: see ``certainty``. ``exposed`` is whether something can write unseen, until the
+    next harvest, to memory that may then look like any other: registered buffers. ``mapped`` and ``unmapped`` are
+    ``(start_address, end_address)`` pairs. ``frozen`` is whether the target was stopped throughout, and
     ``held_seconds`` how long this harvest itself had to stop it.
     ``table`` is what is mapped, without whose it is and of which round; None where it is as it was, or nobody looked.
     ``events`` are the single writes behind ``written``, where the backend has them. ``known`` is every page that is
@@ -30,6 +32,8 @@ class Harvest:
     held_seconds: float = 0.0
     mapped: tuple[tuple[int, int], ...] = ()
     unmapped: tuple[tuple[int, int], ...] = ()
+    uncertain: BitMap64 = field(default_factory=BitMap64)
+    exposed: bool = False
     table: ingest_pb2.TargetMappings | None = None
     events: Events | None = None
     known: BitMap64 | None = None

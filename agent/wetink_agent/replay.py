@@ -222,15 +222,17 @@ class ReplayAgent(Agent):
 def _harvest_of(parts: Sequence[ingest_pb2.WriteProtectBatch]) -> Harvest:
     """Make a harvest of the messages of a round again."""
     first = parts[0]
-    written, vanished = BitMap64(), BitMap64()
+    written, vanished, uncertain = BitMap64(), BitMap64(), BitMap64()
     for part in parts:
         written |= pages.decode(part.written)
         vanished |= pages.decode(part.vanished)
+        uncertain |= pages.decode(part.uncertain)
     events = [Events.from_message(part.events) for part in parts if part.HasField("events")]
     return Harvest(
         began_time_ns=first.first_time_ns,
         written=written,
         vanished=vanished,
+        uncertain=uncertain,
         populated_page_count=first.populated_page_count,
         cautious_page_count=first.cautious_page_count,
         frozen=first.frozen,

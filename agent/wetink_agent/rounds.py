@@ -24,6 +24,10 @@ EVENTS_UNITED_MAX: Final = EVENTS_PER_MESSAGE_MAX
 _EVENTS_BYTES_MAX: Final = EVENTS_PER_MESSAGE_MAX * 36 + (352 << 10)  # with names of four bytes a character
 
 
+_Sets = tuple[BitMap64, BitMap64, BitMap64]
+_SET_NAMES: Final = ("written", "vanished", "uncertain")
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """One round, or adjacent ones united, ready to be sent: its parts in their order, at least one."""
@@ -69,7 +73,7 @@ def round_of(
         mappings_cut=max(len(harvest.mapped), len(harvest.unmapped)) > MAPPING_CHANGES_MAX,
         pace=pace,
     )
-    return _cut(header, harvest.written, harvest.vanished, harvest.events)
+    return _cut(header, (harvest.written, harvest.vanished, harvest.uncertain), harvest.events)
 
 
 def unite(older: Round, newer: Round) -> Round:
@@ -78,8 +82,8 @@ def unite(older: Round, newer: Round) -> Round:
     Time resolution is lost, pages are not.
     """
     assert newer.first == older.last + 1, (older.last, newer.first)
-    written, vanished = _page_sets(older)
-    later_written, later_vanished = _page_sets(newer)
+    written, vanished, uncertain = _page_sets(older)
+    later = later_written, later_vanished, _ = _page_sets(newer)
     events = [Events.from_message(part.events) for part in (*older.parts, *newer.parts) if part.HasField("events")]
     before, after = older.parts[0], newer.parts[0]
     header = ingest_pb2.WriteProtectBatch()
@@ -94,22 +98,25 @@ def unite(older: Round, newer: Round) -> Round:
         header.mappings_cut |= before.mappings_cut or len(changes) > MAPPING_CHANGES_MAX
     return _cut(
         header,
-        (written - later_vanished) | later_written,
-        (vanished - later_written) | later_vanished,
+        (
+            (written - later_vanished) | later_written,
+            (vanished - later_written) | later_vanished,
+            pages.uncertain_of_both(written, vanished, uncertain, later),
+        ),
         joined(events, EVENTS_UNITED_MAX) if events else None,
     )
 
 
-def _cut(header: ingest_pb2.WriteProtectBatch, written: BitMap64, vanished: BitMap64, events: Events | None) -> Round:
+def _cut(header: ingest_pb2.WriteProtectBatch, sets: _Sets, events: Events | None) -> Round:
     """Spread the sets over as many messages as they need; what is said once is said in the first."""
-    pairs = list(zip_longest(pages.split(written), pages.split(vanished))) or [(None, None)]
+    bytes_max = pages.PART_OF_THREE_BYTES_MAX if sets[-1] else pages.PART_BYTES_MAX
+    pieces = list(zip_longest(*(pages.split(some, bytes_max) for some in sets))) or [()]
     parts: list[ingest_pb2.WriteProtectBatch] = []
-    for written_part, vanished_part in pairs:
+    for piece in pieces:
         part = _next_part(header, parts)
-        if written_part is not None:
-            part.written.CopyFrom(written_part)
-        if vanished_part is not None:
-            part.vanished.CopyFrom(vanished_part)
+        for name, some in zip(_SET_NAMES, piece, strict=False):
+            if some is not None:
+                getattr(part, name).CopyFrom(some)
     for index, events_part in enumerate(_events_parts(events)):
         has_room = index < len(parts) and parts[index].ByteSize() < pages.MESSAGE_BYTES_MAX - _EVENTS_BYTES_MAX
         part = parts[index] if has_room else _next_part(header, parts)
@@ -125,7 +132,7 @@ def _next_part(
     """Append a part that says what each has to, and what is said once where it is the first."""
     part = ingest_pb2.WriteProtectBatch()
     part.CopyFrom(header)
-    for name in ("written", "vanished", "events", *(("mapped", "unmapped") if parts else ())):
+    for name in (*_SET_NAMES, "events", *(("mapped", "unmapped") if parts else ())):
         part.ClearField(name)
     part.part = len(parts)
     parts.append(part)
@@ -140,12 +147,13 @@ def _events_parts(events: Events | None) -> list[Events]:
     return [events.part(first, first + EVENTS_PER_MESSAGE_MAX) for first in firsts]
 
 
-def _page_sets(united: Round) -> tuple[BitMap64, BitMap64]:
-    written, vanished = BitMap64(), BitMap64()
+def _page_sets(united: Round) -> _Sets:
+    written, vanished, uncertain = BitMap64(), BitMap64(), BitMap64()
     for part in united.parts:
         written |= pages.decode(part.written)
         vanished |= pages.decode(part.vanished)
-    return written, vanished
+        uncertain |= pages.decode(part.uncertain)
+    return written, vanished, uncertain
 
 
 def _ranges(spans: Sequence[tuple[int, int]]) -> list[types_pb2.AddressRange]:

@@ -23,7 +23,7 @@ _SHARED_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...s ([0-9a-f]+) ([
 # Of file systems that are mounted nowhere a process could see: shared anonymous memory, memfd, System V, hugetlb.
 _NAMES: Final = ("/dev/zero (deleted)", "/dev/shm/", "/memfd:", "/SYSV", "/anon_hugepage")  # noqa: S108 - to recognise
 _MEMORY_TYPES: Final = ("tmpfs", "ramfs", "hugetlbfs")
-_DEVICE_NAMES: Final = ("/dev/", "anon_inode:", "/[aio]", "socket:[")
+_DEVICE_NAMES: Final = ("/dev/", "anon_inode:", "/[aio]")
 
 
 class Part(NamedTuple):

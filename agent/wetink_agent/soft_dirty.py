@@ -47,10 +47,12 @@ from wetink.pages import PAGE_SIZE
 from wetink.v1 import types_pb2
 from wetink_agent import procfs, shared_memory
 from wetink_agent.backend import Harvest
+from wetink_agent.certainty import Certainty
 from wetink_agent.errors import NoSuchProcess, NotPermitted, TargetExited, TargetReplaced, Untrackable
 from wetink_agent.freeze import NotFrozen, while_frozen
 from wetink_agent.runs import Runs, adjacent_runs, joined_runs
 from wetink_agent.shared_memory import Range
+from wetink_agent.unseen import Unseen
 
 ENTRIES_AT_ONCE: Final = 1 << 17
 """Pages whose bits are read at once, 1 MiB: what the processor's cache holds."""
@@ -131,6 +133,8 @@ class SoftDirty:
         self._clear_refs = -1
         self._maps = b""
         self._known: BitMap64 | None = None
+        self._unseen = Unseen(pid)
+        self._certainty = Certainty()
         self._zero_frame = _zero_frame()
         self._pages, self._places = _NOTHING, _NOTHING
         self._entries = np.empty(ENTRIES_AT_ONCE, dtype=np.uint64)
@@ -154,6 +158,8 @@ class SoftDirty:
             held_seconds = time.monotonic() - began
             # Not in the freeze: it is reported whatever it holds.
             shared = self._shared(bits.maps)
+            self._unseen.look(bits.maps, frozen=frozen)
+            buffers = self._unseen.buffer_pages()
         except (NoSuchProcess, FileNotFoundError, ProcessLookupError) as error:
             raise _exited(self._pid) from error
         self._check_alive()
@@ -166,11 +172,14 @@ class SoftDirty:
             self._known = BitMap64()
         evident_page_count = len(written)
         written |= joined_runs(bits.cautious).to_set()
-        written |= shared
         written |= moved
+        # Moved pages may have changed, and are not in the next round for that.
+        certain = BitMap64(written)
+        written |= shared
         known = populated | written
         vanished = self._known - known
         self._known = known
+        uncertain = self._certainty.settle(shared | buffers, certain=certain, reported=written, known=known)
         return Harvest(
             began_time_ns=began_time_ns,
             written=written,
@@ -181,11 +190,14 @@ class SoftDirty:
             held_seconds=held_seconds,
             mapped=mapped,
             unmapped=unmapped,
+            uncertain=uncertain,
+            table=self._unseen.table(),
         )
 
     def forget(self) -> None:
         """Make the next harvest a first one: everything populated will be written in it."""
         self._known = None
+        self._certainty = Certainty()
 
     def close(self) -> None:
         """Let go. The bits stay as they are: they stand in nobody's way."""

@@ -219,6 +219,9 @@ class Tracker:
             assert harvest.known is not None, "there is a keepsake for a backend that nobody can go on with"
             # Before it can be sent: whoever has it holds pages that the next worker must know of.
             self._keepsake.harvested(harvest.known, harvest.vanished)
+            if harvest.exposed:
+                # A worker that finds no buffer any more would not know that there was one: let it doubt.
+                self._keepsake.harvesting()
         return round_of(
             harvest,
             target=self.target,

@@ -4,9 +4,13 @@ A target that has nothing of the kind pays for a search in the text of its mappi
 descriptors now and then.
 """
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
+from pyroaring import BitMap64
+
+from wetink.pages import PAGE_SIZE
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent import descriptors, procfs
 from wetink_agent.descriptors import Descriptors
@@ -51,7 +55,7 @@ class Unseen:
             maps: What ``procfs.read_maps`` gave; the same object where nothing has changed.
             frozen: Whether the target is stopped, so that this look may be the last: then it is a whole one.
         """
-        has_changed = maps is not self._maps
+        has_changed = maps is not self._maps and maps != self._maps
         if has_changed:
             self._maps = maps
             self._is_ring_mapped = _RING_MAPPED in maps
@@ -61,14 +65,29 @@ class Unseen:
                 self._found = descriptors.look(self._pid)
                 done = time.monotonic()
                 self._look_at = done + max(LOOK_SECONDS, (done - began) * LOOK_COST_MAX)
-            if self._found.rings:
-                found, self._silent = descriptors.buffers_of(self._found)
-                # One that does not answer has at least what it had.
-                self.buffers = tuple(merged((*found, *self.buffers))) if self._silent else found
-            elif not self._is_ring_mapped:
-                self.buffers, self._silent = (), ()
+            self._ask_rings()
         except (OSError, NoSuchProcess):
             return  # gone: whoever harvests finds out
+
+    def buffer_pages(self) -> BitMap64:
+        """Give the pages that are or were registered since the last look, and look at what is."""
+        if not self._found.rings and not self.buffers:
+            return BitMap64()
+        pages = BitMap64()
+        before = self.buffers
+        with contextlib.suppress(OSError):  # gone: whoever harvests finds out
+            self._ask_rings()
+        for start, end in (*before, *self.buffers):
+            pages.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
+        return pages
+
+    def _ask_rings(self) -> None:
+        if self._found.rings:
+            found, self._silent = descriptors.buffers_of(self._found)
+            # One that does not answer has at least what it had.
+            self.buffers = tuple(merged((*found, *self.buffers))) if self._silent else found
+        elif not self._is_ring_mapped:
+            self.buffers, self._silent = (), ()
 
     def table(self) -> ingest_pb2.TargetMappings | None:
         """Give the table of mappings where it is another than it was; None where it is not, or not yet looked at."""

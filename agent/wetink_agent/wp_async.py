@@ -37,6 +37,7 @@ from wetink.pages import runs as runs_of
 from wetink.v1 import types_pb2
 from wetink_agent import offered, procfs, shared_memory
 from wetink_agent.backend import Handle, Harvest
+from wetink_agent.certainty import Certainty
 from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TargetExited, TargetReplaced, Untrackable
 from wetink_agent.offered import ADDRESS_END, ADDRESS_MIN
 from wetink_agent.probe import FEATURES
@@ -131,6 +132,7 @@ class WpAsync:
         self._known: BitMap64 | None = None
         self._unseen = Unseen(pid)
         self._is_in_doubt = False
+        self._certainty = Certainty()
         try:
             self._open(continued)
         except BaseException:
@@ -150,9 +152,11 @@ class WpAsync:
         found = self._audit()
         if found.starts.size:
             self._register(found)
-        populated, written = self._census()
-        shared = self._shared()
+        # Before the census and after it: a buffer may be registered or given back meanwhile.
         self._unseen.look(self._maps, frozen=frozen)
+        populated, written = self._census()
+        buffers = self._unseen.buffer_pages()
+        shared = self._shared()
         late = self._audit()
         self._check_alive()
 
@@ -160,28 +164,32 @@ class WpAsync:
         unregistered = [audit.to_set() for audit in (found, late) if audit.starts.size]
         for pages in unregistered:
             reported |= pages
-        evident_page_count = len(reported)
-        if len(unregistered) > 1:
-            # What is still unregistered cannot be registered: huge pages, say.
-            evident_page_count -= len(unregistered[0] & unregistered[1])
+        # What is still unregistered cannot be registered: huge pages, say.
+        cautious = unregistered[0] & unregistered[1] if len(unregistered) > 1 else BitMap64()
+        certain = reported - cautious if cautious else BitMap64(reported)
         if shared.starts.size:
-            reported |= shared.to_set()
+            cautious |= shared.to_set()
+            reported |= cautious
         told_page_count = len(reported)
         vanished, known_page_count = self._settle(populated, reported)
-        cautious_page_count = told_page_count - evident_page_count
+        cautious_page_count = told_page_count - len(certain)
         if self._is_in_doubt:
             # Whoever tracked before may have seen them written, or not.
             cautious_page_count += len(reported) - told_page_count
             self._is_in_doubt = False
+        assert self._known is not None
+        uncertain = self._certainty.settle(cautious | buffers, certain=certain, reported=reported, known=self._known)
         return Harvest(
             began_time_ns=began_time_ns,
             written=reported,
             vanished=vanished,
             populated_page_count=known_page_count,
-            cautious_page_count=cautious_page_count,
+            cautious_page_count=max(cautious_page_count, len(uncertain)),
             frozen=frozen and procfs.is_frozen(self._pid),
             mapped=mapped,
             unmapped=unmapped,
+            uncertain=uncertain,
+            exposed=bool(buffers),
             table=self._unseen.table(),
             known=self._known,
         )
@@ -189,6 +197,7 @@ class WpAsync:
     def forget(self) -> None:
         """Make the next harvest a first one: everything populated will be written in it."""
         self._known = None
+        self._certainty = Certainty()
 
     def close(self) -> None:
         """Let go: the kernel unregisters everything and forgets what was armed."""

@@ -132,24 +132,32 @@ class WpSync(WpAsync):
         pages = populated.to_set()
         reported = unprotected.to_set() | (pages - self._ours)
         unprotectable = self._protect(reported)
-        shared = self._shared()
+        self._unseen.look(self._maps, frozen=frozen)
+        buffers = self._unseen.buffer_pages()
+        shared = self._shared().to_set()
         self._check_alive()
 
         # Un-protected together with a page that was written, and perhaps not written themselves.
         beyond = (log.beyond & reported) - _pages(events)
         evident_page_count = len(reported) - len(beyond) - len(unprotectable)
-        reported |= shared.to_set()
+        # All others may have been written to, and are not in the next round for that.
+        certain = BitMap64(reported)
+        reported |= shared
         cautious_page_count = len(reported) - evident_page_count
         vanished, known_page_count = self._compare(pages, reported)
+        assert self._known is not None
+        uncertain = self._certainty.settle(shared | buffers, certain=certain, reported=reported, known=self._known)
         return Harvest(
             began_time_ns=began_time_ns,
             written=reported,
             vanished=vanished,
             populated_page_count=known_page_count,
-            cautious_page_count=cautious_page_count,
+            cautious_page_count=max(cautious_page_count, len(uncertain)),
             frozen=frozen and procfs.is_frozen(self._pid),
             mapped=mapped,
             unmapped=unmapped,
+            uncertain=uncertain,
+            table=self._unseen.table(),
             events=named(translated(events, self._pid), self._pid),
         )
 

@@ -28,10 +28,13 @@ class TargetDirty(TargetStatus):
     Attributes:
         written: Page numbers to be copied: populated, and possibly changed since the cursor.
         vanished: Page numbers to be dropped and not read: not populated any more. Shares no page with ``written``.
+        uncertain: Page numbers with no sign of a write, to which something may have written unseen. A part of
+            ``written``, or where the part is ``lenient``, of none of the others.
     """
 
     written: BitMap64
     vanished: BitMap64
+    uncertain: BitMap64
 
     @property
     def byte_count(self) -> int:
@@ -45,6 +48,10 @@ class TargetDirty(TargetStatus):
     def vanished_ranges(self) -> list[tuple[int, int]]:
         """Give the vanished pages as ``(start_address, length_bytes)``, ascending and not touching."""
         return address_ranges(self.vanished, self.page_size)
+
+    def uncertain_ranges(self) -> list[tuple[int, int]]:
+        """Give the uncertain pages as ``(start_address, length_bytes)``, ascending and not touching."""
+        return address_ranges(self.uncertain, self.page_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,11 @@ class DirtySet(DirtyCounts):
     def vanished(self) -> BitMap64:
         """Page numbers of the one target to be dropped."""
         return self.target.vanished
+
+    @property
+    def uncertain(self) -> BitMap64:
+        """Page numbers of the one target to which something may have written unseen."""
+        return self.target.uncertain
 
     def ranges(self) -> list[tuple[int, int]]:
         """Give the one target's written pages as ``(start_address, length_bytes)``, ascending and not touching."""
@@ -149,6 +161,7 @@ class Assembly:
         """Begin with no part."""
         self._written: dict[str, BitMap64] = {}
         self._vanished: dict[str, BitMap64] = {}
+        self._uncertain: dict[str, BitMap64] = {}
 
     def take(self, part: dirty_pb2.GetDirtyResponse | dirty_pb2.WatchResponse) -> DirtySet | None:
         """Add a part, and give the answer when this was its summary.
@@ -168,11 +181,15 @@ class Assembly:
 
     def _add(self, pages: dirty_pb2.DirtyPages) -> None:
         try:
-            written, vanished = decode(pages.written), decode(pages.vanished)
+            written, vanished, uncertain = (decode(some) for some in (pages.written, pages.vanished, pages.uncertain))
         except CorruptPageSet as error:
             message = f"answer for {pages.name} is damaged: {error}"
             raise BrokenAnswer(message) from error
-        for sets, more in ((self._written, written), (self._vanished, vanished)):
+        for sets, more in (
+            (self._written, written),
+            (self._vanished, vanished),
+            (self._uncertain, uncertain),
+        ):
             have = sets.setdefault(pages.name, more)
             if have is not more:
                 have |= more
@@ -196,16 +213,20 @@ class Assembly:
         """Take one target's pages out, and compare them with what the summary says of them."""
         written = self._written.pop(status.name, BitMap64())
         vanished = self._vanished.pop(status.name, BitMap64())
-        found = (len(written), len(vanished))
-        said = (status.written_page_count, status.vanished_page_count)
+        uncertain = self._uncertain.pop(status.name, BitMap64())
+        found = (len(written), len(vanished), len(uncertain))
+        said = (status.written_page_count, status.vanished_page_count, status.uncertain_page_count)
         if found != said:
             message = (
-                f"answer for {status.name} has {found[0]} written and {found[1]} vanished pages, "
-                f"its summary says {said[0]} and {said[1]}"
+                f"answer for {status.name} has {found[0]} written, {found[1]} vanished and {found[2]} uncertain pages, "
+                f"its summary says {said[0]}, {said[1]} and {said[2]}"
             )
+            raise BrokenAnswer(message)
+        if not (uncertain.isdisjoint(written) if status.lenient else uncertain.issubset(written)):
+            message = f"answer for {status.name} has uncertain pages where it says that there are none"
             raise BrokenAnswer(message)
         if not written.isdisjoint(vanished):
             message = f"answer for {status.name} has pages both as written and as vanished"
             raise BrokenAnswer(message)
         known = {field.name: getattr(status, field.name) for field in fields(status)}
-        return TargetDirty(**known, written=written, vanished=vanished)
+        return TargetDirty(**known, written=written, vanished=vanished, uncertain=uncertain)

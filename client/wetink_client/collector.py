@@ -32,6 +32,7 @@ from wetink_client.values import (
     DirtyCounts,
     Host,
     Selectable,
+    Strictness,
     TargetInfo,
     TargetMappings,
     barrier_of,
@@ -183,6 +184,7 @@ class Collector:
         barrier: bool = False,
         barrier_seconds: float = BARRIER_SECONDS,
         transfer_seconds: float = TRANSFER_SECONDS_MAX,
+        strictness: Strictness = Strictness.STRICT,
     ) -> DirtySet:
         """Ask which pages are dirty since a cursor.
 
@@ -196,13 +198,17 @@ class Collector:
             barrier: Whether to harvest first. Without it the answer is as of the last committed rounds.
             barrier_seconds: How long to wait for the agents then, at most 60.
             transfer_seconds: How long the rest may take.
+            strictness: Whether pages to which something may have written unseen count as written. Finish a migration
+                on a strict answer only; a collector that knows nothing of this is always strict.
 
         Raises:
             NotFound: A named target is not known.
             ResynchronisationNeeded: The cursor leads nowhere any more: drop all you hold, ask without it.
             BrokenAnswer: The answer was cut off or damaged. It is never a smaller set.
         """
-        request = requests.dirty(selection, since, barrier=barrier, barrier_seconds=barrier_seconds)
+        request = requests.dirty(
+            selection, since, barrier=barrier, barrier_seconds=barrier_seconds, strictness=strictness
+        )
         deadline_seconds = transfer_seconds + (barrier_seconds if barrier else 0)
         answer = _one_answer()
         for part in self._listen(lambda stub: stub.GetDirty, request, deadline_seconds):
@@ -210,7 +216,12 @@ class Collector:
         return answer.finish()
 
     def watch(
-        self, selection: Selectable, since: str | None = None, *, interval_seconds_min: float = 0.0
+        self,
+        selection: Selectable,
+        since: str | None = None,
+        *,
+        interval_seconds_min: float = 0.0,
+        strictness: Strictness = Strictness.STRICT,
     ) -> Generator[DirtySet]:
         """Ask again and again: first what is dirty since the cursor, then each time rounds were committed.
 
@@ -222,6 +233,7 @@ class Collector:
             selection: Must not be empty. Targets that come to match later are included from their first round.
             since: As for ``dirty``.
             interval_seconds_min: The least time between two answers. 0 means each commit.
+            strictness: As for ``dirty``.
 
         Raises:
             NotFound: A named target is not known.
@@ -229,7 +241,9 @@ class Collector:
                 again without a cursor.
             BrokenAnswer: An answer was damaged. It is never a smaller set.
         """
-        request = requests.watch(selection, since, pages=True, interval_seconds_min=interval_seconds_min)
+        request = requests.watch(
+            selection, since, pages=True, interval_seconds_min=interval_seconds_min, strictness=strictness
+        )
         assembly = _assembly()
         for part in self._listen(lambda stub: stub.Watch, request, None):
             answer = assembly.take(part)
@@ -238,10 +252,17 @@ class Collector:
         raise _watch_ended(self.address)
 
     def watch_counts(
-        self, selection: Selectable, since: str | None = None, *, interval_seconds_min: float = 0.0
+        self,
+        selection: Selectable,
+        since: str | None = None,
+        *,
+        interval_seconds_min: float = 0.0,
+        strictness: Strictness = Strictness.STRICT,
     ) -> Generator[DirtyCounts]:
         """Ask again and again how much is dirty, without the pages. Apart from that as ``watch``."""
-        request = requests.watch(selection, since, pages=False, interval_seconds_min=interval_seconds_min)
+        request = requests.watch(
+            selection, since, pages=False, interval_seconds_min=interval_seconds_min, strictness=strictness
+        )
         for part in self._listen(lambda stub: stub.Watch, request, None):
             yield watched_counts_of(part)
         raise _watch_ended(self.address)
@@ -384,9 +405,12 @@ class AsyncCollector:
         barrier: bool = False,
         barrier_seconds: float = BARRIER_SECONDS,
         transfer_seconds: float = TRANSFER_SECONDS_MAX,
+        strictness: Strictness = Strictness.STRICT,
     ) -> DirtySet:
         """As ``Collector.dirty``: copy what is written, drop what vanished, finish, and only then ask again."""
-        request = requests.dirty(selection, since, barrier=barrier, barrier_seconds=barrier_seconds)
+        request = requests.dirty(
+            selection, since, barrier=barrier, barrier_seconds=barrier_seconds, strictness=strictness
+        )
         deadline_seconds = transfer_seconds + (barrier_seconds if barrier else 0)
         answer = _one_answer()
         async for part in self._listen(lambda stub: stub.GetDirty, request, deadline_seconds):
@@ -394,10 +418,17 @@ class AsyncCollector:
         return answer.finish()
 
     async def watch(
-        self, selection: Selectable, since: str | None = None, *, interval_seconds_min: float = 0.0
+        self,
+        selection: Selectable,
+        since: str | None = None,
+        *,
+        interval_seconds_min: float = 0.0,
+        strictness: Strictness = Strictness.STRICT,
     ) -> AsyncGenerator[DirtySet]:
         """As ``Collector.watch``."""
-        request = requests.watch(selection, since, pages=True, interval_seconds_min=interval_seconds_min)
+        request = requests.watch(
+            selection, since, pages=True, interval_seconds_min=interval_seconds_min, strictness=strictness
+        )
         assembly = _assembly()
         async with aclosing(self._listen(lambda stub: stub.Watch, request, None)) as parts:
             async for part in parts:
@@ -407,10 +438,17 @@ class AsyncCollector:
         raise _watch_ended(self.address)
 
     async def watch_counts(
-        self, selection: Selectable, since: str | None = None, *, interval_seconds_min: float = 0.0
+        self,
+        selection: Selectable,
+        since: str | None = None,
+        *,
+        interval_seconds_min: float = 0.0,
+        strictness: Strictness = Strictness.STRICT,
     ) -> AsyncGenerator[DirtyCounts]:
         """As ``Collector.watch_counts``."""
-        request = requests.watch(selection, since, pages=False, interval_seconds_min=interval_seconds_min)
+        request = requests.watch(
+            selection, since, pages=False, interval_seconds_min=interval_seconds_min, strictness=strictness
+        )
         async with aclosing(self._listen(lambda stub: stub.Watch, request, None)) as parts:
             async for part in parts:
                 yield watched_counts_of(part)

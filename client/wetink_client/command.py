@@ -244,6 +244,13 @@ def dirty(
     timeout: TimeoutOption = BARRIER_SECONDS,
     *,
     harvest: Annotated[bool, typer.Option("--barrier", help="Harvest on the hosts first.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict/--no-strict",
+            help="Whether pages to which something may have written unseen count as written. Finish strictly.",
+        ),
+    ] = True,
     json: JsonOption = False,
 ) -> None:
     """Print which pages are dirty since a cursor.
@@ -254,7 +261,11 @@ def dirty(
     """
     with _collector(context) as collector:
         answer = collector.dirty(
-            _needed_selection(names, host, cgroup, label), since, barrier=harvest, barrier_seconds=timeout
+            _needed_selection(names, host, cgroup, label),
+            since,
+            barrier=harvest,
+            barrier_seconds=timeout,
+            strictness=wetink_client.Strictness.STRICT if strict else wetink_client.Strictness.LENIENT,
         )
     if _wants_json(context, json):
         _print_lines(json_lines.dirty(answer))

@@ -46,6 +46,8 @@ def dirty(answer: "DirtySet") -> Iterator[str]:
                 "pages": len(part.written),
                 "ranges": part.ranges(),
                 "vanished": part.vanished_ranges(),
+                "strict": not part.lenient,
+                "uncertain": part.uncertain_ranges(),
             }
         )
 

@@ -5,9 +5,9 @@ from typing import Final
 
 from wetink import names
 from wetink.names import NameMalformed
-from wetink.v1 import dirty_pb2
+from wetink.v1 import dirty_pb2, types_pb2
 from wetink_client.errors import InvalidRequest
-from wetink_client.values import Selectable, Selection
+from wetink_client.values import Selectable, Selection, Strictness
 
 LIST_SECONDS_MAX: Final = 10.0
 """Deadline of a list, all its pages together: the collector answers out of its memory."""
@@ -51,6 +51,11 @@ CHANNEL_OPTIONS: Final = (
 """Options of the channel, the same for both clients."""
 
 _UINT32_MAX: Final = (1 << 32) - 1
+_STRICTNESSES: Final = {
+    Strictness.STRICT: types_pb2.STRICTNESS_STRICT,
+    Strictness.STRICT_WHEN_FROZEN: types_pb2.STRICTNESS_STRICT_WHEN_FROZEN,
+    Strictness.LENIENT: types_pb2.STRICTNESS_LENIENT,
+}
 
 
 def check_address(address: str) -> str:
@@ -104,7 +109,12 @@ def barrier(selection: Selectable, *, barrier_seconds: float) -> dirty_pb2.Barri
 
 
 def dirty(
-    selection: Selectable, since: str | None, *, barrier: bool, barrier_seconds: float
+    selection: Selectable,
+    since: str | None,
+    *,
+    barrier: bool,
+    barrier_seconds: float,
+    strictness: Strictness = Strictness.STRICT,
 ) -> dirty_pb2.GetDirtyRequest:
     """Ask for dirty pages."""
     return dirty_pb2.GetDirtyRequest(
@@ -112,11 +122,17 @@ def dirty(
         cursor=since or "",
         barrier=barrier,
         barrier_timeout_ms=_barrier_milliseconds(barrier_seconds),
+        strictness=_STRICTNESSES[strictness],
     )
 
 
 def watch(
-    selection: Selectable, since: str | None, *, pages: bool, interval_seconds_min: float
+    selection: Selectable,
+    since: str | None,
+    *,
+    pages: bool,
+    interval_seconds_min: float,
+    strictness: Strictness = Strictness.STRICT,
 ) -> dirty_pb2.WatchRequest:
     """Ask for dirty pages, or only their counts, again and again."""
     return dirty_pb2.WatchRequest(
@@ -124,6 +140,7 @@ def watch(
         cursor=since or "",
         pages=pages,
         interval_min_ms=_interval_milliseconds(interval_seconds_min),
+        strictness=_STRICTNESSES[strictness],
     )
 
 

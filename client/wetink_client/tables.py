@@ -125,7 +125,7 @@ class Printer:
 
     def dirty(self, answer: "DirtySet") -> None:
         """Print how much is dirty, and the first ranges of it."""
-        table = _table("TARGET", ">PAGES", ">BYTES", ">RUNS", ">VANISHED", "COMPLETE", "EXACT", "AS OF")
+        table = _table("TARGET", ">PAGES", ">BYTES", ">RUNS", ">VANISHED", ">UNCERTAIN", "COMPLETE", "EXACT", "AS OF")
         ranges = {name: part.ranges() for name, part in answer.targets.items()}
         for name, part in answer.targets.items():
             table.add_row(
@@ -134,6 +134,7 @@ class Printer:
                 bytes_text(part.byte_count),
                 f"{len(ranges[name]):,}",
                 f"{len(part.vanished):,}",
+                f"{len(part.uncertain):,}{' left out' if part.lenient and part.uncertain else ''}",
                 _yes(part.complete),
                 _yes(part.exact),
                 self._ago(part.as_of_time_ns),

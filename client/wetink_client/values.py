@@ -61,6 +61,20 @@ class Uncertainty(StrEnum):
     DIRECT_IO = "direct-io"
 
 
+class Strictness(StrEnum):
+    """What becomes of uncertain pages in an answer, which are reported with no sign of a write.
+
+    Attributes:
+        STRICT: They are written like all others.
+        STRICT_WHEN_FROZEN: Strict for a target that is stopped, lenient for one that runs.
+        LENIENT: They are not among the written: do not finish a migration on that.
+    """
+
+    STRICT = "strict"
+    STRICT_WHEN_FROZEN = "strict-when-frozen"
+    LENIENT = "lenient"
+
+
 class Consistency(StrEnum):
     """How the sets of the targets of one answer fit together in time."""
 
@@ -255,6 +269,8 @@ class TargetStatus:
     vanished_page_count: int
     populated_page_count: int
     page_size: int
+    uncertain_page_count: int
+    lenient: bool
 
     @property
     def as_of(self) -> datetime | None:
@@ -405,6 +421,8 @@ def status_of(message: dirty_pb2.TargetStatus) -> TargetStatus:
         vanished_page_count=message.vanished_page_count,
         populated_page_count=message.populated_page_count,
         page_size=message.page_size,
+        uncertain_page_count=message.uncertain_page_count,
+        lenient=message.lenient,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from pyroaring import BitMap64
 
-from wetink.pages import split
+from wetink.pages import PART_BYTES_MAX, PART_OF_THREE_BYTES_MAX, split
 from wetink.v1.dirty_pb2 import DirtyPages, DirtySummary, TargetStatus
 from wetink.v1.ingest_pb2 import TargetStarted
 from wetink.v1.types_pb2 import (
@@ -24,9 +24,12 @@ from wetink.v1.types_pb2 import (
     INCOMPLETE_REASON_NO_ROUND,
     INCOMPLETE_REASON_TARGET_ENDED,
     INCOMPLETE_REASON_UNSPECIFIED,
+    STRICTNESS_LENIENT,
+    STRICTNESS_STRICT,
+    STRICTNESS_STRICT_WHEN_FROZEN,
     Consistency,
     IncompleteReason,
-    PageSet,
+    Strictness,
 )
 from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.cursor import Cursor, Position, encode
@@ -54,7 +57,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One target's part of an answer.
+    """One target's part of an answer. Where it is lenient, uncertain pages do not count as written.
 
     ``last`` is the last batch in it, and None where none is durable. ``first_messages`` are at most two; only where
     they are two may ``more_messages`` give any, which takes time.
@@ -67,6 +70,8 @@ class Part:
     vanished_page_count: int
     first_messages: Sequence[DirtyPages]
     more_messages: Iterator[DirtyPages]
+    uncertain_page_count: int = 0
+    lenient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +167,8 @@ def status(part: Part, *, connected: bool, reached: bool) -> TargetStatus:
         vanished_page_count=part.vanished_page_count,
         populated_page_count=last.populated_page_count if last else 0,
         page_size=record.started.page_size,
+        uncertain_page_count=part.uncertain_page_count,
+        lenient=part.lenient,
     )
 
 
@@ -220,6 +227,7 @@ class Answerer:
         *,
         chosen: Chosen,
         reached: Collection[TargetKey] | None,
+        strictness: Strictness.ValueType = STRICTNESS_STRICT,
     ) -> AsyncIterator[DirtyPages | Ending]:
         """Give one answer: pages, and at last its ending.
 
@@ -228,6 +236,7 @@ class Answerer:
             positions: Where the reader stands with them; a target that is not there is answered from its beginning.
             chosen: The selection they come from.
             reached: The targets whose barrier was; None where none was asked for.
+            strictness: Whether uncertain pages count as written.
 
         Raises:
             CursorIncarnationEnded: A position does not go on.
@@ -237,7 +246,7 @@ class Answerer:
         statuses: list[TargetStatus] = []
         held: dict[TargetKey, Position] = {}
         for target in [record.target for record in records]:
-            part = await self._part(target, positions.get(target))
+            part = await self._part(target, positions.get(target), strictness)
             for message in part.first_messages:
                 yield message
             if len(part.first_messages) == FIRST_MESSAGES:
@@ -261,7 +270,7 @@ class Answerer:
             cursor,
         )
 
-    async def _part(self, target: TargetKey, position: Position | None) -> Part:
+    async def _part(self, target: TargetKey, position: Position | None, strictness: Strictness.ValueType) -> Part:
         """Read one target's part; again where its incarnation was followed by another meanwhile."""
         while True:
             record = self._catalog.get(target)
@@ -273,7 +282,7 @@ class Answerer:
             if not record.round:
                 return without_pages(record)
             try:
-                part: Part = await self._on_thread(self._read, record, position)
+                part: Part = await self._on_thread(self._read, record, position, strictness)
                 await self._known(target, part)
             except StoreFailed as error:
                 raise StoreUnavailable(str(error)) from error
@@ -296,23 +305,29 @@ class Answerer:
             ):
                 await bell.wait()
 
-    def _read(self, record: TargetRecord, position: Position | None) -> Part:
+    def _read(self, record: TargetRecord, position: Position | None, strictness: Strictness.ValueType) -> Part:
         """Read and merge what one target's part needs. Runs on a thread."""
         after_round = position.round if position else 0
         blocks: list[Block] = []
         pages = fold(self._pages(record, after_round, blocks))
         if not is_whole(blocks, after_round=after_round, last_round=record.round):
             raise RecordDamaged(record.incarnation, f"rounds after {after_round} are missing")
-        vanished = pages.vanished if after_round else BitMap64()
-        messages = _messages(record.name, split(pages.written), split(vanished))
+        # Who has nothing yet is told everything, and needs all of it.
+        vanished, uncertain = (pages.vanished, pages.uncertain) if after_round else (BitMap64(), BitMap64())
+        last = blocks[-1] if blocks else record.last
+        lenient = is_lenient(strictness, frozen=last is not None and last.frozen)
+        written = pages.written - uncertain if lenient else pages.written
+        messages = _messages(record.name, RoundPages(written, vanished, uncertain))
         return Part(
             record=record,
-            last=blocks[-1] if blocks else record.last,
+            last=last,
             exact=not after_round or is_exact(blocks, after_round),
-            written_page_count=len(pages.written),
+            written_page_count=len(written),
             vanished_page_count=len(vanished),
             first_messages=tuple(islice(messages, FIRST_MESSAGES)),
             more_messages=messages,
+            uncertain_page_count=len(uncertain),
+            lenient=lenient,
         )
 
     def _pages(self, record: TargetRecord, after_round: int, blocks: list[Block]) -> Iterator[RoundPages]:
@@ -330,9 +345,16 @@ class Answerer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
-def _messages(name: str, written: Iterator[PageSet], vanished: Iterator[PageSet]) -> Iterator[DirtyPages]:
-    for some_written, some_vanished in zip_longest(written, vanished):
-        yield DirtyPages(name=name, written=some_written, vanished=some_vanished)
+def is_lenient(strictness: Strictness.ValueType, *, frozen: bool) -> bool:
+    """Whether uncertain pages are left out. What a later version asks for besides is not known here: strict."""
+    return strictness == STRICTNESS_LENIENT or (strictness == STRICTNESS_STRICT_WHEN_FROZEN and not frozen)
+
+
+def _messages(name: str, pages: RoundPages) -> Iterator[DirtyPages]:
+    bytes_max = PART_OF_THREE_BYTES_MAX if pages.uncertain else PART_BYTES_MAX
+    sets = (split(some, bytes_max) for some in (pages.written, pages.vanished, pages.uncertain))
+    for written, vanished, uncertain in zip_longest(*sets):
+        yield DirtyPages(name=name, written=written, vanished=vanished, uncertain=uncertain)
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -218,7 +218,10 @@ class DirtyService(DirtyServiceServicer):
         records = self._chosen_now(chosen, cursor)
         positions = self._positions(cursor, chosen, records)
         reached = await self._reach(records, request.barrier_timeout_ms) if request.barrier else None
-        async for part in self._answerer.answer(records, positions, chosen=chosen, reached=reached):
+        answer = self._answerer.answer(
+            records, positions, chosen=chosen, reached=reached, strictness=request.strictness
+        )
+        async for part in answer:
             yield part
 
     async def _watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.DirtyPages | Ending]:
@@ -236,7 +239,10 @@ class DirtyService(DirtyServiceServicer):
                 bell.targets = frozenset(record.target for record in records)
                 news = {record.target: self._state(record) for record in records}
                 if news and news != told:
-                    async for part in self._answerer.answer(records, positions, chosen=chosen, reached=None):
+                    answer = self._answerer.answer(
+                        records, positions, chosen=chosen, reached=None, strictness=request.strictness
+                    )
+                    async for part in answer:
                         yield part
                         if isinstance(part, Ending):
                             positions = part.cursor.positions

@@ -238,6 +238,7 @@ class _Parts:
     size_bytes: int = 0
     written: BitMap64 = field(default_factory=BitMap64)
     vanished: BitMap64 = field(default_factory=BitMap64)
+    uncertain: BitMap64 = field(default_factory=BitMap64)
     events: list[EventColumns] = field(default_factory=list)
     events_bytes: int = 0
 
@@ -254,6 +255,7 @@ class _Parts:
             raise BatchCorrupt(text, **_metadata(message))
         self.written |= pages.written
         self.vanished |= pages.vanished
+        self.uncertain |= pages.uncertain
         self.next_part += 1
         self._add_events(message.events)
 
@@ -279,9 +281,8 @@ class _Track:
     def take(self, message: WriteProtectBatch, pages: RoundPages) -> RoundsAppended | None:
         if message.part_count == 1:
             self.parts = None
-            _check_disjoint(message, pages)
-            events = tuple(_events(message.events))
-            return self._append(message, pages, message.written.roaring64, message.vanished.roaring64, events)
+            _check_sets(message, pages)
+            return self._append(message, pages, _encoded(message), tuple(_events(message.events)))
         rounds = (message.first_round, message.last_round, message.part_count)
         if self.parts is None or self.parts.rounds != rounds or message.part == 0:
             self.parts = _Parts(rounds)
@@ -289,17 +290,16 @@ class _Track:
         if self.parts.next_part < message.part_count:
             return None
         parts, self.parts = self.parts, None
-        pages = RoundPages(parts.written, parts.vanished)
-        _check_disjoint(message, pages)
-        written, vanished = encode_stored(pages.written), encode_stored(pages.vanished)
-        return self._append(message, pages, written, vanished, tuple(parts.events))
+        pages = RoundPages(parts.written, parts.vanished, parts.uncertain)
+        _check_sets(message, pages)
+        sets = encode_stored(pages.written), encode_stored(pages.vanished), encode_stored(pages.uncertain)
+        return self._append(message, pages, sets, tuple(parts.events))
 
     def _append(
         self,
         message: WriteProtectBatch,
         pages: RoundPages,
-        written: bytes,
-        vanished: bytes,
+        sets: tuple[bytes, bytes, bytes],
         events: tuple[EventColumns, ...],
     ) -> RoundsAppended:
         # What is said beside the page sets is said of the round, in each of its parts alike.
@@ -320,7 +320,8 @@ class _Track:
         pace = Pace() if message.HasField("pace") else None
         if pace:
             pace.CopyFrom(message.pace)
-        return RoundsAppended(self.incarnation, block, written, vanished, events, pace)
+        written, vanished, uncertain = sets
+        return RoundsAppended(self.incarnation, block, written, vanished, events, pace, uncertain)
 
 
 def _known(incarnation: IncarnationKey, position: TargetPosition, record: TargetRecord | None) -> TargetPosition | None:
@@ -441,13 +442,16 @@ def _events(columns: EventColumns) -> list[EventColumns]:
 
 def _decode(message: WriteProtectBatch) -> RoundPages:
     try:
-        return RoundPages(decode(message.written), decode(message.vanished))
+        return RoundPages(decode(message.written), decode(message.vanished), decode(message.uncertain))
     except CorruptPageSet as error:
         text = f"round {message.last_round} of process {message.target.pid} is corrupt: {error}"
         raise BatchCorrupt(text, **_metadata(message)) from error
 
 
-def _check_disjoint(message: WriteProtectBatch, pages: RoundPages) -> None:
+def _check_sets(message: WriteProtectBatch, pages: RoundPages) -> None:
+    if not pages.uncertain.issubset(pages.written):
+        text = f"round {message.last_round} of process {message.target.pid} has uncertain pages that are not written"
+        raise BatchCorrupt(text, **_metadata(message))
     if not pages.written.isdisjoint(pages.vanished):
         text = f"round {message.last_round} of process {message.target.pid} has pages that are written and vanished"
         raise BatchCorrupt(text, **_metadata(message))
@@ -458,5 +462,9 @@ def _metadata(message: WriteProtectBatch) -> Mapping[str, str]:
     return {"target": target, "incarnation": str(message.incarnation), "round": str(message.last_round)}
 
 
+def _encoded(message: WriteProtectBatch) -> tuple[bytes, bytes, bytes]:
+    return message.written.roaring64, message.vanished.roaring64, message.uncertain.roaring64
+
+
 def _size_bytes(message: WriteProtectBatch) -> int:
-    return len(message.written.roaring64) + len(message.vanished.roaring64)
+    return sum(map(len, _encoded(message)))

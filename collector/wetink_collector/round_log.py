@@ -9,11 +9,13 @@ vanished, so that it takes no more room than what is populated: enough for a rea
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from typing import Final
 
 from pyroaring import BitMap64
+
+from wetink.pages import uncertain_of_both
 
 BLOCKS_A_LEVEL_MAX: Final = 15
 """Bound on the blocks of one level: a log of n rounds has at most 15 log8(n) blocks, and a reader merges no more."""
@@ -28,10 +30,14 @@ BASE_LEVEL: Final = 255
 
 @dataclass(frozen=True, slots=True)
 class RoundPages:
-    """What rounds say about pages: two sets that share no page. Whoever holds one does not change its sets."""
+    """What rounds say about pages: two sets that share no page. Whoever holds one does not change its sets.
+
+    ``uncertain`` are those of ``written`` that no round has with a sign of a write.
+    """
 
     written: BitMap64
     vanished: BitMap64
+    uncertain: BitMap64 = field(default_factory=BitMap64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +70,15 @@ def merge(older: RoundPages, newer: RoundPages) -> RoundPages:
     return RoundPages(
         (older.written - newer.vanished) | newer.written,
         (older.vanished - newer.written) | newer.vanished,
+        _uncertain_of(older, newer),
     )
 
 
 def fold(stretches: Iterable[RoundPages]) -> RoundPages:
     """Merge any number of adjacent stretches, oldest first. None of them is changed."""
-    written, vanished = BitMap64(), BitMap64()
+    written, vanished, uncertain = BitMap64(), BitMap64(), BitMap64()
     for newer in stretches:
+        uncertain = _uncertain_of(RoundPages(written, vanished, uncertain), newer)
         # Not `-=`: in place, the library takes ten times as long.
         if newer.vanished:
             written = written - newer.vanished
@@ -80,7 +88,8 @@ def fold(stretches: Iterable[RoundPages]) -> RoundPages:
         vanished |= newer.vanished
     written.run_optimize()
     vanished.run_optimize()
-    return RoundPages(written, vanished)
+    uncertain.run_optimize()
+    return RoundPages(written, vanished, uncertain)
 
 
 def united(blocks: Sequence[Block], pages: RoundPages) -> Block:
@@ -191,3 +200,8 @@ def is_whole(used: Sequence[Block], *, after_round: int, last_round: int) -> boo
         and used[-1].last_round >= last_round
         and all(older.last_round + 1 == newer.first_round for older, newer in pairwise(used))
     )
+
+
+def _uncertain_of(older: RoundPages, newer: RoundPages) -> BitMap64:
+    then = newer.written, newer.vanished, newer.uncertain
+    return uncertain_of_both(older.written, older.vanished, older.uncertain, then)

@@ -231,8 +231,9 @@ class Session:
                 metrics.BATCHES.labels("taken").inc()
                 metrics.PAGES.labels("written").inc(taken.block.written_page_count)
                 metrics.PAGES.labels("vanished").inc(taken.block.vanished_page_count)
+                sets_bytes = len(taken.written) + len(taken.vanished) + len(taken.uncertain)
                 events_bytes = sum(columns.ByteSize() for columns in taken.events)
-                await self._submit(taken, size_bytes=len(taken.written) + len(taken.vanished) + events_bytes)
+                await self._submit(taken, size_bytes=sets_bytes + events_bytes)
             case AlreadyHere():
                 metrics.BATCHES.labels("duplicate").inc()
                 record = self._catalog.get(taken.incarnation.target)

@@ -22,6 +22,8 @@ MESSAGE_BYTES_MAX: Final = 1 << 20
 PART_BYTES_MAX: Final = 480 * 1024
 """Bound on one serialized page set in a message: two of them and all other fields stay below the message's bound."""
 
+PART_OF_THREE_BYTES_MAX: Final = 320 * 1024
+"""The same where there are three in a message."""
 
 _RANGE_PAGES_MAX: Final = 1 << 32
 """A range takes a container for each 64 Ki pages, whether a set has any there: across wider gaps it costs too much."""
@@ -90,6 +92,26 @@ def split(pages: BitMap64, bytes_max: int = PART_BYTES_MAX) -> Iterator[PageSet]
             del message
             waiting += _halves(lowest)
             del lowest
+
+
+def uncertain_of_both(
+    written: BitMap64, vanished: BitMap64, uncertain: BitMap64, then: tuple[BitMap64, BitMap64, BitMap64]
+) -> BitMap64:
+    """Give which pages are uncertain after two stretches of rounds: those that neither has as certainly written.
+
+    A page that vanished in the older and is uncertain in the newer is certain in both: whoever dropped it needs it.
+
+    Args:
+        written: Of the older.
+        vanished: Of the older.
+        uncertain: Of the older, part of ``written``.
+        then: The same three of the newer.
+    """
+    newer_written, newer_vanished, newer_uncertain = then
+    if not uncertain and not newer_uncertain:
+        return BitMap64()
+    still = uncertain - newer_vanished - (newer_written - newer_uncertain)
+    return still | (newer_uncertain - (written - uncertain) - vanished)
 
 
 def runs(pages: BitMap64) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

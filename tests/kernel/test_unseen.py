@@ -5,26 +5,13 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from tests.support.victim import PAGE, Victim, tracked, victim
+from tests.support.uring import RING
+from tests.support.victim import PAGE, Victim, tracked, victim, within
 from wetink.v1 import types_pb2
 from wetink_agent import descriptors, unseen
 from wetink_agent.wp_async import WpAsync
 
 pytestmark = pytest.mark.needs("kernel", "root")
-
-RING = """
-import struct
-def ring():
-    global libc
-    got = libc.syscall(425, 8, ctypes.create_string_buffer(120))  # io_uring_setup
-    return checked(got)
-def register(fd, *ranges):
-    vectors = b"".join(struct.pack("QQ", *one) for one in ranges)
-    checked(libc.syscall(427, fd, 0, vectors, len(ranges)))  # IORING_REGISTER_BUFFERS
-def unregister(fd):
-    checked(libc.syscall(427, fd, 1, None, 0))
-globals().update(ring=ring, register=register, unregister=unregister, struct=struct)
-"""
 
 
 @pytest.fixture
@@ -178,3 +165,99 @@ def test_a_target_that_is_frozen_is_looked_at_whole(monkeypatch: pytest.MonkeyPa
         process.program.stop()
 
         assert class_at(mappings_of(tracker), first) == ["REGISTERED_BUFFER"]
+
+
+def uncertain_in(tracker: WpAsync, first: int, count: int) -> tuple[set[int], set[int]]:
+    """Harvest, and tell of some pages, counted from the first, which are certainly written and which are uncertain."""
+    harvest = tracker.harvest()
+    written, _ = within(harvest, first, count)
+    uncertain = {page - first for page in harvest.uncertain if first <= page < first + count}
+    assert harvest.uncertain <= harvest.written
+    assert harvest.cautious_page_count >= len(harvest.uncertain)
+    return written - uncertain, uncertain
+
+
+def test_shared_memory_is_certain_when_it_appears_and_uncertain_from_then_on(target: tuple[Victim, WpAsync]) -> None:
+    """Whoever sees it for the first time needs it; also what is added, and what has come back after it vanished."""
+    process, tracker = target
+    first = process.map(4, more="flags=0x01, fd=globals().setdefault('fd', os.memfd_create('it'))", filled=False)
+    process.do("os.ftruncate(fd, 4 * PAGE)")
+    process.do(f"fill({first * PAGE}, 2)")
+
+    assert uncertain_in(tracker, first, 4) == ({0, 1}, set())
+    assert uncertain_in(tracker, first, 4) == (set(), {0, 1})
+    process.do("os.pwrite(fd, b'x', 2 * PAGE)")
+    assert uncertain_in(tracker, first, 4) == ({2}, {0, 1})
+    process.do("os.ftruncate(fd, PAGE); os.ftruncate(fd, 4 * PAGE)")
+    assert uncertain_in(tracker, first, 4) == (set(), {0})
+    process.do("os.pwrite(fd, b'x', PAGE)")
+    assert uncertain_in(tracker, first, 4) == ({1}, {0})
+    assert uncertain_in(tracker, first, 4) == (set(), {0, 1})
+
+
+def test_a_registered_buffer_is_uncertain_until_it_is_given_back_and_then_certain_once(
+    target: tuple[Victim, WpAsync],
+) -> None:
+    """What the kernel read into it since nobody saw; who left it out while it was uncertain catches up."""
+    process, tracker = target
+    first = process.map(4)
+    process.do(f"globals()['mine'] = MappedRing(); register(mine.fd, ({first * PAGE}, 2 * PAGE))")
+    tracker.harvest()
+    assert uncertain_in(tracker, first, 4) == (set(), {0, 1})
+    process.write(first + 1, first + 3)
+    assert uncertain_in(tracker, first, 4) == ({1, 3}, {0})
+
+    process.do("unregister(mine.fd)")
+
+    assert uncertain_in(tracker, first, 4) == ({0, 1}, set())
+    assert uncertain_in(tracker, first, 4) == (set(), set())
+
+
+def test_what_an_io_uring_reads_into_a_registered_buffer_is_reported(target: tuple[Victim, WpAsync]) -> None:
+    """The page table shows nothing of it (row 30 of the matrix): only that the buffer is registered tells."""
+    process, tracker = target
+    first = process.map(2)
+    process.do(
+        "globals()['file'] = os.memfd_create('file'); os.write(file, b'new' * 4000); globals()['mine'] = MappedRing()"
+    )
+    process.do(f"register(mine.fd, ({first * PAGE}, PAGE))")
+    for _ in range(3):
+        tracker.harvest()
+    assert process.number(f"peek({first * PAGE})") == 1
+
+    assert process.number(f"mine.read_fixed(file, {first * PAGE}, PAGE)") == PAGE
+
+    assert process.number(f"peek({first * PAGE})") == ord("n")
+    _, written = tracker._census()
+    assert first not in written
+    assert uncertain_in(tracker, first, 2) == (set(), {0})
+
+
+def test_a_buffer_that_was_given_back_between_two_rounds_is_reported(target: tuple[Victim, WpAsync]) -> None:
+    """The read came after the round that saw the buffer, and the round after sees no buffer any more."""
+    process, tracker = target
+    first = process.map(1)
+    process.do("globals()['file'] = os.memfd_create('file'); os.write(file, b'new' * 4000)")
+    process.do(f"globals()['mine'] = MappedRing(); register(mine.fd, ({first * PAGE}, PAGE))")
+    # Written to for sure in the last round that saw it: it is remembered all the same.
+    process.write(first)
+    tracker.harvest()
+
+    process.do(f"mine.read_fixed(file, {first * PAGE}, PAGE); unregister(mine.fd)")
+
+    assert uncertain_in(tracker, first, 1) == ({0}, set())
+
+
+def test_a_ring_whose_descriptor_is_closed_is_told(target: tuple[Victim, WpAsync]) -> None:
+    """Its mappings keep it alive, and nobody can ask it any more: what it had stays uncertain, and a table says so."""
+    process, tracker = target
+    first = process.map(1)
+    process.do(f"globals()['mine'] = MappedRing(); register(mine.fd, ({first * PAGE}, PAGE))")
+    tracker.harvest()
+    process.do("os.close(mine.fd)")
+
+    table = tracker.harvest().table
+
+    assert table is not None
+    assert ["descriptor is closed" in writer.what for writer in table.unseen_writers] == [True]
+    assert uncertain_in(tracker, first, 1) == (set(), {0})

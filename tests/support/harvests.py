@@ -42,14 +42,20 @@ def position_of(pid: int = 7, incarnation: int = INCARNATION, *, last: int) -> t
 
 
 def harvest_of(
-    written: Iterable[int] = (), vanished: Iterable[int] = (), *, time_ns: int = 1, populated: int | None = None
+    written: Iterable[int] = (),
+    vanished: Iterable[int] = (),
+    *,
+    uncertain: Iterable[int] = (),
+    time_ns: int = 1,
+    populated: int | None = None,
 ) -> Harvest:
-    """Give a harvest; a page in both sets counts as written."""
+    """Give a harvest; a page in both sets counts as written, and what is uncertain has to be."""
     copied = BitMap64(written)
     return Harvest(
         began_time_ns=time_ns,
         written=copied,
         vanished=BitMap64(vanished) - copied,
+        uncertain=BitMap64(uncertain),
         populated_page_count=len(copied) if populated is None else populated,
     )
 
@@ -83,15 +89,24 @@ class Fold:
 
     written: frozenset[int] = field(default_factory=frozenset)
     vanished: frozenset[int] = field(default_factory=frozenset)
+    uncertain: frozenset[int] = field(default_factory=frozenset)
 
-    def then(self, written: Iterable[int], vanished: Iterable[int]) -> Self:
+    def then(self, written: Iterable[int], vanished: Iterable[int], uncertain: Iterable[int] = ()) -> Self:
         """Fold a later round in."""
-        copied, dropped = frozenset(written), frozenset(vanished)
+        copied, dropped, unsure = frozenset(written), frozenset(vanished), frozenset(uncertain)
+        both = (self.written - dropped) | copied
         return replace(
             self,
-            written=(self.written - dropped) | copied,
+            written=both,
             vanished=(self.vanished - copied) | dropped,
+            uncertain=frozenset(page for page in both if self._is_uncertain(page, copied, unsure)),
         )
+
+    def _is_uncertain(self, page: int, copied: frozenset[int], unsure: frozenset[int]) -> bool:
+        """Whether a page that is written in both has no sign of a write in either, and had not vanished before."""
+        if page not in copied:
+            return page in self.uncertain
+        return page in unsure and page not in self.vanished and page not in self.written - self.uncertain
 
 
 @contextmanager
@@ -99,7 +114,7 @@ def tiny_parts(bytes_max: int = 64) -> Iterator[None]:
     """Have page sets cut into parts of so few bytes that small sets travel in several."""
     split = pages.split
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "split", lambda whole, bytes_max=bytes_max: split(whole, bytes_max))
+        patch.setattr(pages, "split", lambda whole, most=bytes_max: split(whole, min(most, bytes_max)))
         yield
 
 
@@ -119,3 +134,13 @@ def plain_sets_of(parts: Iterable[ingest_pb2.WriteProtectBatch]) -> Sets:
     """Give the same on plain Python sets."""
     written, vanished = sets_of(parts)
     return frozenset(written), frozenset(vanished)
+
+
+def uncertain_of(parts: Iterable[ingest_pb2.WriteProtectBatch]) -> BitMap64:
+    """Give what the parts of one round carry as uncertain; no page may be in two of them."""
+    uncertain = BitMap64()
+    for part in parts:
+        here = pages.decode(part.uncertain)
+        assert not here & uncertain
+        uncertain |= here
+    return uncertain

@@ -64,6 +64,7 @@ class RoundsAppended:
     vanished: bytes
     events: tuple[EventColumns, ...] = ()
     pace: Pace | None = None
+    uncertain: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

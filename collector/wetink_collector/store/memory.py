@@ -130,8 +130,9 @@ class MemoryStore:
         slots = slice(first, first + len(blocks))
         pages = fold(record.pages(log.incarnation) for record in log.records[slots])
         block, pages = based(blocks, pages) if oldest else (united(blocks, pages), pages)
+        sets = (encode_stored(some) for some in (pages.written, pages.vanished, pages.uncertain))
         with self._lock:
-            log.records[slots] = [_Record(block, encode_stored(pages.written), encode_stored(pages.vanished))]
+            log.records[slots] = [_Record(block, *sets)]
         return True
 
 
@@ -140,9 +141,11 @@ class _Record:
     block: Block
     written: bytes
     vanished: bytes
+    uncertain: bytes
 
     def pages(self, incarnation: IncarnationKey) -> RoundPages:
-        return RoundPages(decode_stored(self.written, incarnation), decode_stored(self.vanished, incarnation))
+        sets = self.written, self.vanished, self.uncertain
+        return RoundPages(*(decode_stored(data, incarnation) for data in sets))
 
 
 @dataclass(slots=True)
@@ -161,7 +164,7 @@ class _Log:
         match change:
             case RoundsAppended():
                 check_follows(change.block, self.records[-1].block.last_round if self.records else 0)
-                self.records.append(_Record(change.block, change.written, change.vanished))
+                self.records.append(_Record(change.block, change.written, change.vanished, change.uncertain))
             case IncarnationEnded():
                 self.ended = change
                 if change.rounds_dropped:

@@ -63,7 +63,12 @@ def _format_2(_: sqlite3.Connection) -> None:
     """Change nothing: a log may have a base now (``round_log``), with which 0.1.0 would answer cursors too sparely."""
 
 
-STEPS: Final[Sequence[Step]] = (_format_1, _format_2)
+def _format_3(connection: sqlite3.Connection) -> None:
+    """Keep which pages of a block are uncertain. Of what older formats kept, all are certain: that is never too few."""
+    connection.execute("ALTER TABLE block ADD COLUMN uncertain BLOB NOT NULL DEFAULT x''")
+
+
+STEPS: Final[Sequence[Step]] = (_format_1, _format_2, _format_3)
 """How each format is made. A step is never changed once it was released: files are about that it has made."""
 
 FORMAT: Final = len(STEPS)

@@ -10,7 +10,7 @@ with ``NORMAL`` it does not.
 import sqlite3
 import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
@@ -72,6 +72,7 @@ ROWS_FREED_MAX: Final = 64
 
 _TARGET: Final = "host_id = ? AND boot_id = ? AND pid = ? AND start_time_ticks = ?"
 _BLOCK_COLUMNS: Final = ", ".join(column.name for column in fields(Block))
+_SETS: Final = "written, vanished, uncertain"
 _BLOCK_FIELD_COUNT: Final = len(fields(Block))
 _host_values: Final = attrgetter(*(column.name for column in fields(HostSeen)))
 _target_values: Final = attrgetter(*(column.name for column in fields(TargetKey)))
@@ -155,7 +156,7 @@ class SqliteStore:
         target = incarnation.target
         with failing_as_store(incarnation), closing(self._readers.connection().cursor()) as cursor:
             cursor.execute(
-                f"SELECT {_BLOCK_COLUMNS}, crc32, written, vanished FROM block"  # noqa: S608 (our own column names)
+                f"SELECT {_BLOCK_COLUMNS}, crc32, {_SETS} FROM block"  # noqa: S608 (our own column names)
                 " WHERE last_round > ? AND incarnation_id ="
                 f" (SELECT id FROM incarnation WHERE {_TARGET} AND incarnation = ?) ORDER BY last_round",
                 (after_round, *_target_values(target), incarnation.incarnation),
@@ -264,8 +265,9 @@ class SqliteStore:
     def _append(self, cursor: sqlite3.Cursor, change: RoundsAppended) -> None:
         if log := self._kept(change.incarnation):
             check_follows(change.block, log.blocks[-1].last_round if log.blocks else 0)
-            _insert(cursor, log.row, change.block, change.written, change.vanished)
-            log.append(change.block, len(change.written) + len(change.vanished))
+            sets = change.written, change.vanished, change.uncertain
+            _insert(cursor, log.row, change.block, sets)
+            log.append(change.block, sum(map(len, sets)))
             self._grown[change.incarnation] = None
 
     def _expire(self, change: RoundsExpired) -> None:
@@ -310,20 +312,20 @@ class SqliteStore:
             del self._grown[log.incarnation]
             raise
         block, pages = based(blocks, pages) if oldest else (united(blocks, pages), pages)
-        written, vanished = encode_stored(pages.written), encode_stored(pages.vanished)
+        sets = tuple(encode_stored(some) for some in (pages.written, pages.vanished, pages.uncertain))
         with self._transaction() as cursor:
             cursor.execute(
                 "DELETE FROM block WHERE incarnation_id = ? AND last_round BETWEEN ? AND ?",
                 (log.row, block.first_round, block.last_round),
             )
-            _insert(cursor, log.row, block, written, vanished)
-        log.replace(blocks, block, len(written) + len(vanished))
+            _insert(cursor, log.row, block, sets)
+        log.replace(blocks, block, sum(map(len, sets)))
         return True
 
     def _pages(self, log: "_Log", blocks: Sequence[Block]) -> Iterator[RoundPages]:
         with failing_as_store(log.incarnation), closing(self._connection.cursor()) as cursor:
             cursor.execute(
-                f"SELECT {_BLOCK_COLUMNS}, crc32, written, vanished FROM block"  # noqa: S608 (our own column names)
+                f"SELECT {_BLOCK_COLUMNS}, crc32, {_SETS} FROM block"  # noqa: S608 (our own column names)
                 " WHERE incarnation_id = ? AND last_round BETWEEN ? AND ? ORDER BY last_round",
                 (log.row, blocks[0].first_round, blocks[-1].last_round),
             )
@@ -393,7 +395,7 @@ def _load(connection: sqlite3.Connection) -> "tuple[dict[TargetKey, _Log], deque
             started = TargetStarted(target=incarnation.target.message(), incarnation=row[5], page_size=PAGE_SIZE)
         logs[row[0]] = _Log(row[0], incarnation, started, ended)
     dropped: dict[int, None] = {}
-    columns = f"incarnation_id, length(written) + length(vanished), {_BLOCK_COLUMNS}"
+    columns = f"incarnation_id, length(written) + length(vanished) + length(uncertain), {_BLOCK_COLUMNS}"
     for row in connection.execute(f"SELECT {columns} FROM block ORDER BY last_round"):  # noqa: S608 (as above)
         if log := logs.get(row[0]):
             log.append(_block(row[2:]), row[1])
@@ -405,27 +407,30 @@ def _load(connection: sqlite3.Connection) -> "tuple[dict[TargetKey, _Log], deque
     return {log.incarnation.target: log for log in logs.values()}, deque(dropped), damaged
 
 
-def _insert(cursor: sqlite3.Cursor, row: int, block: Block, written: bytes, vanished: bytes) -> None:
-    values = (row, *_block_values(block), _checksum(block, written, vanished), written, vanished)
-    columns = f"incarnation_id, {_BLOCK_COLUMNS}, crc32, written, vanished"
+def _insert(cursor: sqlite3.Cursor, row: int, block: Block, sets: tuple[bytes, ...]) -> None:
+    values = (row, *_block_values(block), _checksum(block, sets), *sets)
+    columns = f"incarnation_id, {_BLOCK_COLUMNS}, crc32, {_SETS}"
     cursor.execute(f"INSERT INTO block ({columns}) VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 (as above)
 
 
 def _stored_block(row: tuple[Any, ...], incarnation: IncarnationKey) -> StoredBlock:
     block = _block(row[:_BLOCK_FIELD_COUNT])
-    checksum, written, vanished = row[_BLOCK_FIELD_COUNT:]
+    checksum, *sets = row[_BLOCK_FIELD_COUNT:]
     rounds = f"rounds {block.first_round} to {block.last_round}"
-    if not isinstance(written, bytes) or not isinstance(vanished, bytes):
+    if not all(isinstance(data, bytes) for data in sets):
         raise RecordDamaged(incarnation, f"{rounds} have no page sets")
-    if checksum != _checksum(block, written, vanished):
+    if checksum != _checksum(block, sets):
         raise RecordDamaged(incarnation, f"{rounds} do not have the checksum they were written with")
-    return StoredBlock(block, RoundPages(decode_stored(written, incarnation), decode_stored(vanished, incarnation)))
+    return StoredBlock(block, RoundPages(*(decode_stored(data, incarnation) for data in sets)))
 
 
 def _block(row: tuple[Any, ...]) -> Block:
     return Block(*(bool(value) if index == _FROZEN else value for index, value in enumerate(row)))
 
 
-def _checksum(block: Block, written: bytes, vanished: bytes) -> int:
+def _checksum(block: Block, sets: Iterable[bytes]) -> int:
     """Sum up a record: its rounds and its pages, so that neither can be taken for another's."""
-    return crc32(vanished, crc32(written, crc32(_RECORD.pack(block.first_round, block.last_round, block.oldest_round))))
+    checksum = crc32(_RECORD.pack(block.first_round, block.last_round, block.oldest_round))
+    for data in sets:
+        checksum = crc32(data, checksum)
+    return checksum

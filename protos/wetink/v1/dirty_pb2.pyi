@@ -278,6 +278,8 @@ class TargetStatus(_message.Message):
     VANISHED_PAGE_COUNT_FIELD_NUMBER: _builtins.int
     POPULATED_PAGE_COUNT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    UNCERTAIN_PAGE_COUNT_FIELD_NUMBER: _builtins.int
+    LENIENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`HOST/PID@START`."""
     incarnation: _builtins.int
@@ -306,6 +308,10 @@ class TargetStatus(_message.Message):
     """Populated pages at the last round."""
     page_size: _builtins.int
     """Bytes a page."""
+    uncertain_page_count: _builtins.int
+    """Uncertain pages in the answer, whether they are written too or not."""
+    lenient: _builtins.bool
+    """Whether the uncertain pages are left out of `written`. An older collector leaves out none."""
     def __init__(
         self,
         *,
@@ -323,10 +329,12 @@ class TargetStatus(_message.Message):
         vanished_page_count: _builtins.int = ...,
         populated_page_count: _builtins.int = ...,
         page_size: _builtins.int = ...,
+        uncertain_page_count: _builtins.int = ...,
+        lenient: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time_ns", b"as_of_time_ns", "complete", b"complete", "end_reason", b"end_reason", "exact", b"exact", "frozen", b"frozen", "incarnation", b"incarnation", "incomplete_message", b"incomplete_message", "incomplete_reason", b"incomplete_reason", "name", b"name", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "vanished_page_count", b"vanished_page_count", "written_page_count", b"written_page_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time_ns", b"as_of_time_ns", "complete", b"complete", "end_reason", b"end_reason", "exact", b"exact", "frozen", b"frozen", "incarnation", b"incarnation", "incomplete_message", b"incomplete_message", "incomplete_reason", b"incomplete_reason", "lenient", b"lenient", "name", b"name", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "uncertain_page_count", b"uncertain_page_count", "vanished_page_count", b"vanished_page_count", "written_page_count", b"written_page_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,6 +349,7 @@ class DirtyPages(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     WRITTEN_FIELD_NUMBER: _builtins.int
     VANISHED_FIELD_NUMBER: _builtins.int
+    UNCERTAIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`HOST/PID@START`."""
     @_builtins.property
@@ -351,16 +360,24 @@ class DirtyPages(_message.Message):
     def vanished(self) -> _types_pb2.PageSet:
         """To be dropped: not populated any more, the content is what the mapping gives by itself (zero for anonymous memory)."""
 
+    @_builtins.property
+    def uncertain(self) -> _types_pb2.PageSet:
+        """Pages with no sign of a write in any round since the cursor, to which something may have written unseen. Where the
+        target's part is strict they are in `written` of the answer too, though perhaps in another message of it; where it
+        is lenient they are nowhere else. Absent means none: they may have been merged into the others.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         written: _types_pb2.PageSet | None = ...,
         vanished: _types_pb2.PageSet | None = ...,
+        uncertain: _types_pb2.PageSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["vanished", b"vanished", "written", b"written"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["uncertain", b"uncertain", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "uncertain", b"uncertain", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -763,6 +780,7 @@ class GetDirtyRequest(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     BARRIER_FIELD_NUMBER: _builtins.int
     BARRIER_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    STRICTNESS_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """From an earlier answer. Empty means from the beginning: every populated page of each target, nothing vanished.
     A target that the cursor does not name is answered from its beginning.
@@ -771,6 +789,8 @@ class GetDirtyRequest(_message.Message):
     """Whether to harvest first. Without it the answer is as of the last committed rounds."""
     barrier_timeout_ms: _builtins.int
     """How long to wait for the agents, in milliseconds. 0 means 5000. At most 60000."""
+    strictness: _types_pb2.Strictness.ValueType
+    """Whether uncertain pages are wanted. Absent means that they are: strictly."""
     @_builtins.property
     def selection(self) -> Global___Selection:
         """Must not be empty."""
@@ -782,10 +802,11 @@ class GetDirtyRequest(_message.Message):
         cursor: _builtins.str = ...,
         barrier: _builtins.bool = ...,
         barrier_timeout_ms: _builtins.int = ...,
+        strictness: _types_pb2.Strictness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier", b"barrier", "barrier_timeout_ms", b"barrier_timeout_ms", "cursor", b"cursor", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier", b"barrier", "barrier_timeout_ms", b"barrier_timeout_ms", "cursor", b"cursor", "selection", b"selection", "strictness", b"strictness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -833,12 +854,15 @@ class WatchRequest(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
     INTERVAL_MIN_MS_FIELD_NUMBER: _builtins.int
+    STRICTNESS_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """As in GetDirtyRequest."""
     pages: _builtins.bool
     """Whether page sets are wanted. Without them only summaries come, with their counts."""
     interval_min_ms: _builtins.int
     """The least time between two answers, in milliseconds. 0 means each commit."""
+    strictness: _types_pb2.Strictness.ValueType
+    """As in GetDirtyRequest."""
     @_builtins.property
     def selection(self) -> Global___Selection:
         """Must not be empty. Targets that come to match later are included from their first round."""
@@ -850,10 +874,11 @@ class WatchRequest(_message.Message):
         cursor: _builtins.str = ...,
         pages: _builtins.bool = ...,
         interval_min_ms: _builtins.int = ...,
+        strictness: _types_pb2.Strictness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "interval_min_ms", b"interval_min_ms", "pages", b"pages", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "interval_min_ms", b"interval_min_ms", "pages", b"pages", "selection", b"selection", "strictness", b"strictness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

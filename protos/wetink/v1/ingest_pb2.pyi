@@ -358,6 +358,7 @@ class WriteProtectBatch(_message.Message):
     UNMAPPED_FIELD_NUMBER: _builtins.int
     MAPPINGS_CUT_FIELD_NUMBER: _builtins.int
     PACE_FIELD_NUMBER: _builtins.int
+    UNCERTAIN_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The incarnation it belongs to."""
     first_round: _builtins.int
@@ -416,6 +417,14 @@ class WriteProtectBatch(_message.Message):
     def pace(self) -> _types_pb2.Pace:
         """How often the target is harvested. Absent where nothing is harvested, as from a recording."""
 
+    @_builtins.property
+    def uncertain(self) -> _types_pb2.PageSet:
+        """Pages of `written`, of this part or another of the round, with no sign of a write: they are there because something
+        may have written to them unseen. A page MUST NOT be here that was not populated, or had vanished, in the round
+        before; and one that is MUST be in the round after too, for as long as it is populated, even where nothing can
+        write to it unseen any more: who left it out catches up then. Absent means none: every page of `written` is certain.
+        """
+
     def __init__(
         self,
         *,
@@ -438,10 +447,11 @@ class WriteProtectBatch(_message.Message):
         unmapped: _abc.Iterable[_types_pb2.AddressRange] | None = ...,
         mappings_cut: _builtins.bool = ...,
         pace: _types_pb2.Pace | None = ...,
+        uncertain: _types_pb2.PageSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "pace", b"pace", "target", b"target", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "pace", b"pace", "target", b"target", "uncertain", b"uncertain", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cautious_page_count", b"cautious_page_count", "events", b"events", "first_round", b"first_round", "first_time_ns", b"first_time_ns", "frozen", b"frozen", "incarnation", b"incarnation", "last_round", b"last_round", "last_time_ns", b"last_time_ns", "mapped", b"mapped", "mappings_cut", b"mappings_cut", "pace", b"pace", "part", b"part", "part_count", b"part_count", "populated_page_count", b"populated_page_count", "target", b"target", "unmapped", b"unmapped", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cautious_page_count", b"cautious_page_count", "events", b"events", "first_round", b"first_round", "first_time_ns", b"first_time_ns", "frozen", b"frozen", "incarnation", b"incarnation", "last_round", b"last_round", "last_time_ns", b"last_time_ns", "mapped", b"mapped", "mappings_cut", b"mappings_cut", "pace", b"pace", "part", b"part", "part_count", b"part_count", "populated_page_count", b"populated_page_count", "target", b"target", "uncertain", b"uncertain", "unmapped", b"unmapped", "vanished", b"vanished", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

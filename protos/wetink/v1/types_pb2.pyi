@@ -179,6 +179,44 @@ INCOMPLETE_REASON_NO_ROUND: IncompleteReason.ValueType  # 4
 """Tracking has begun and no round is committed yet: every page may be dirty."""
 Global___IncompleteReason: _TypeAlias = IncompleteReason  # noqa: Y015
 
+class _Strictness:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StrictnessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Strictness.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STRICTNESS_UNSPECIFIED: _Strictness.ValueType  # 0
+    """As strict: they are in `written`, and in `uncertain` too, to be told from the others."""
+    STRICTNESS_STRICT: _Strictness.ValueType  # 1
+    """Likewise."""
+    STRICTNESS_STRICT_WHEN_FROZEN: _Strictness.ValueType  # 2
+    """Strict for a target that was stopped throughout the last round of the answer, lenient for others. For the rounds
+    of a migration: what is left out while the target runs comes with the last one, when it is stopped.
+    """
+    STRICTNESS_LENIENT: _Strictness.ValueType  # 3
+    """They are not in `written`, only in `uncertain`: they may differ from what they held at the cursor. Do not finish a
+    migration on such an answer: ask once more, strictly and with a barrier, since its cursor.
+    """
+
+class Strictness(_Strictness, metaclass=_StrictnessEnumTypeWrapper):
+    """What becomes of uncertain pages in an answer: those that are reported with no sign of a write, because something may
+    have written to them unseen (`Uncertainty`).
+    """
+
+STRICTNESS_UNSPECIFIED: Strictness.ValueType  # 0
+"""As strict: they are in `written`, and in `uncertain` too, to be told from the others."""
+STRICTNESS_STRICT: Strictness.ValueType  # 1
+"""Likewise."""
+STRICTNESS_STRICT_WHEN_FROZEN: Strictness.ValueType  # 2
+"""Strict for a target that was stopped throughout the last round of the answer, lenient for others. For the rounds
+of a migration: what is left out while the target runs comes with the last one, when it is stopped.
+"""
+STRICTNESS_LENIENT: Strictness.ValueType  # 3
+"""They are not in `written`, only in `uncertain`: they may differ from what they held at the cursor. Do not finish a
+migration on such an answer: ask once more, strictly and with a barrier, since its cursor.
+"""
+Global___Strictness: _TypeAlias = Strictness  # noqa: Y015
+
 class _Consistency:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015

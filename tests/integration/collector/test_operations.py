@@ -84,6 +84,7 @@ def test_reflection_lists_the_services_and_their_files(collector: CollectorProce
     assert [method.name for method in file.service[0].method] == [
         "ListHosts",
         "ListTargets",
+        "ListMappings",
         "Track",
         "Untrack",
         "Barrier",

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroaring import BitMap64
 
-from tests.support.harvests import Fold, Sets, harvest_of, make_round, plain_sets_of, sets_of, tiny_parts
+from tests.support.harvests import Fold, Sets, harvest_of, make_round, plain_sets_of, sets_of, tiny_parts, uncertain_of
 from wetink import pages
 from wetink.v1 import ingest_pb2
 from wetink_agent.backend import Harvest
@@ -59,6 +59,38 @@ def test_united_rounds_say_what_the_rounds_said_in_whatever_order_they_unite(
     assert_sound(waiting[0])
     assert (waiting[0].first, waiting[0].last) == (1, len(rounds))
     assert plain_sets_of(waiting[0].parts) == (fold.written, fold.vanished)
+
+
+@given(rounds=st.lists(st.tuples(PAGES, PAGES, PAGES), min_size=1, max_size=5), data=st.data())
+def test_united_rounds_are_certain_of_what_one_of_them_is(
+    rounds: list[tuple[frozenset[int], frozenset[int], frozenset[int]]], data: st.DataObject
+) -> None:
+    """In whatever order neighbours unite, and in parts of any size: page by page as the fold has it."""
+    fold, waiting = Fold(), []
+    with tiny_parts():
+        for number, (written, vanished, uncertain) in enumerate(rounds, start=1):
+            harvest = harvest_of(written, vanished, uncertain=written & uncertain, time_ns=number)
+            waiting.append(make_round(number, harvest=harvest))
+            assert frozenset(uncertain_of(waiting[-1].parts)) == written & uncertain
+            fold = fold.then(written, vanished - written, written & uncertain)
+        while len(waiting) > 1:
+            place = data.draw(st.integers(0, len(waiting) - 2))
+            waiting[place : place + 2] = [unite(waiting[place], waiting[place + 1])]
+
+    assert_sound(waiting[0])
+    assert plain_sets_of(waiting[0].parts) == (fold.written, fold.vanished)
+    assert frozenset(uncertain_of(waiting[0].parts)) == fold.uncertain
+
+
+def test_three_large_sets_stay_within_a_message() -> None:
+    """Scattered pages in all three sets make messages below the bound."""
+    written, vanished = BitMap64(range(0, 6_000_000, 6)), BitMap64(range(3, 6_000_000, 6))
+    uncertain = BitMap64(range(0, 6_000_000, 12))
+    made = make_round(1, harvest=harvest_of(written, vanished, uncertain=uncertain))
+
+    assert_sound(made)
+    assert sets_of(made.parts) == (written, vanished)
+    assert uncertain_of(made.parts) == uncertain
 
 
 @given(sets=SETS, later=SETS)

@@ -12,12 +12,14 @@ from tests.support.harvests import (
     INCARNATION,
     Fold,
     ended_of,
+    harvest_of,
     make_round,
     position_of,
     sets_of,
     started_of,
     target_of,
     tiny_parts,
+    uncertain_of,
 )
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent import spool as spool_module
@@ -26,6 +28,8 @@ from wetink_agent.spool import Key, Spool, key_of
 PIDS = (1, 2, 3)
 PAGES = st.frozensets(st.integers(0, 30) | st.integers(0, 1 << 20), max_size=6)
 WINDOW = 1 << 20
+UNCERTAIN_EACH = 3
+"""Which of the written pages are uncertain."""
 
 
 @dataclass
@@ -76,11 +80,11 @@ class ModelCollector:
         assert len({(part.first_round, part.last_round, part.part_count) for part in record.parts}) == 1
         if len(record.parts) < batch.part_count:
             return
-        written, vanished = sets_of(record.parts)
+        (written, vanished), uncertain = sets_of(record.parts), uncertain_of(record.parts)
         record.parts = []
         assert batch.first_round <= record.last + 1, "ROUND_GAP"
         if batch.last_round > record.last:
-            record.folds[batch.last_round] = record.folds[record.last].then(written, vanished)
+            record.folds[batch.last_round] = record.folds[record.last].then(written, vanished, uncertain)
 
     def cut(self) -> None:
         """Lose the stream: parts of a round that is not whole are discarded."""
@@ -164,9 +168,11 @@ class SpoolMachine(RuleBasedStateMachine):
         if key is None:
             return
         vanished -= written
+        uncertain = frozenset(page for page in written if page % UNCERTAIN_EACH == 0)
         self.last[key] += 1
-        self.truth[key] = self.truth[key].then(written, vanished)
-        self.spool.add(key, make_round(self.last[key], written, vanished, pid=pid, incarnation=key[2]))
+        self.truth[key] = self.truth[key].then(written, vanished, uncertain)
+        harvest = harvest_of(written, vanished, uncertain=uncertain)
+        self.spool.add(key, make_round(self.last[key], harvest=harvest, pid=pid, incarnation=key[2]))
         unsent = [len(entry.rounds) - entry.sent_count for entry in self.spool._entries.values()]
         assert self.spool.size_bytes <= self.bytes_max or max(unsent) <= 1
 

@@ -135,10 +135,19 @@ def test_answer_about_no_target_has_no_pages_to_ask_for() -> None:
         ([pages([1])], "cut off before its summary"),
         ([summary(status()), summary(status())], "goes on after its summary"),
         ([dirty_pb2.GetDirtyResponse()], "does not know"),
-        ([pages([1]), summary(status(2))], r"has 1 written and 0 vanished pages, its summary says 2 and 0"),
-        ([pages([1, 2]), summary(status(1))], r"has 2 written and 0 vanished pages, its summary says 1 and 0"),
-        ([pages([], [4]), summary(status())], r"has 0 written and 1 vanished pages, its summary says 0 and 0"),
-        ([summary(status(0, 1))], r"has 0 written and 0 vanished pages, its summary says 0 and 1"),
+        (
+            [pages([1]), summary(status(2))],
+            r"has 1 written, 0 vanished and 0 uncertain pages, its summary says 2, 0 and 0",
+        ),
+        (
+            [pages([1, 2]), summary(status(1))],
+            r"has 2 written, 0 vanished and 0 uncertain pages, its summary says 1, 0 and 0",
+        ),
+        (
+            [pages([], [4]), summary(status())],
+            r"has 0 written, 1 vanished and 0 uncertain pages, its summary says 0, 0 and 0",
+        ),
+        ([summary(status(0, 1))], r"has 0 written, 0 vanished and 0 uncertain pages, its summary says 0, 1 and 0"),
         ([pages([1], name=OTHER), summary(status())], f"pages of {OTHER}, which its summary does not name"),
         ([pages([1, 2], [2]), summary(status(2, 1))], "both as written and as vanished"),
         ([pages([1]), pages([], [1]), summary(status(1, 1))], "both as written and as vanished"),

@@ -24,6 +24,9 @@ def part(name: str) -> TargetDirty:
         vanished_page_count=1,
         populated_page_count=10,
         page_size=4096,
+        uncertain_page_count=1,
+        lenient=True,
+        uncertain=BitMap64([9]),
         written=BitMap64([1, 2, 1 << 40]),
         vanished=BitMap64([7]),
     )
@@ -44,7 +47,8 @@ def test_dirty_line_is_to_the_letter() -> None:
 
     assert first == (
         '{"target": "h/1@2", "incarnation": 2, "cursor": "next", "complete": true, "exact": false, "page_size": 4096, '
-        '"pages": 3, "ranges": [[4096, 8192], [4503599627370496, 4096]], "vanished": [[28672, 4096]]}'
+        '"pages": 3, "ranges": [[4096, 8192], [4503599627370496, 4096]], "vanished": [[28672, 4096]], '
+        '"strict": false, "uncertain": [[36864, 4096]]}'
     )
     assert json.loads(second)["target"] == "h/3@4"
     assert json.loads(second)["cursor"] == "next"

@@ -134,6 +134,9 @@ def test_dirty_shows_the_first_ranges_and_how_many_more(capsys: pytest.CaptureFi
         vanished_page_count=1,
         populated_page_count=100,
         page_size=4096,
+        uncertain_page_count=1,
+        lenient=True,
+        uncertain=BitMap64([9]),
         written=written,
         vanished=BitMap64([1]),
     )
@@ -149,7 +152,22 @@ def test_dirty_shows_the_first_ranges_and_how_many_more(capsys: pytest.CaptureFi
     Printer(NOW_NS).dirty(answer)
 
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["h/1@2", "20", "80", "KiB", "20", "1", "yes", "no", "1.0", "s", "ago"]
+    assert lines[1].split() == [
+        "h/1@2",
+        "20",
+        "80",
+        "KiB",
+        "20",
+        "1",
+        "1",
+        "left",
+        "out",
+        "yes",
+        "no",
+        "1.0",
+        "s",
+        "ago",
+    ]
     assert lines[3:6] == ["written in h/1@2", "  0x0-0x1000  4 KiB", "  0x2000-0x3000  4 KiB"]
     assert lines[12:] == ["  and 12 more, which --json prints", "", "consistency frozen", f"cursor {'c' * 300}"]
 

@@ -1,6 +1,6 @@
 """Short ways to write down what a store is told."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pyroaring import BitMap64
 
@@ -40,6 +40,7 @@ def appended(
     written: Iterable[int] = (),
     vanished: Iterable[int] = (),
     *,
+    uncertain: Iterable[int] = (),
     last_round: int | None = None,
     oldest_round: int | None = None,
 ) -> RoundsAppended:
@@ -58,7 +59,21 @@ def appended(
         populated_page_count=100 + first_round,
         cautious_page_count=first_round,
     )
-    return RoundsAppended(key, block, encode_stored(pages.written), encode_stored(pages.vanished))
+    sets = encode_stored(pages.written), encode_stored(pages.vanished)
+    return RoundsAppended(key, block, *sets, uncertain=encode_stored(BitMap64(uncertain)))
+
+
+def pages_of_fates(fates: Sequence[str]) -> RoundPages:
+    """Give a round in which each page, from 0 on, is written (w), uncertain (u), vanished (v), or none of it."""
+    return RoundPages(*(BitMap64(n for n, fate in enumerate(fates) if fate in those) for those in ("wu", "v", "u")))
+
+
+def fate_of(pages: RoundPages, page: int) -> str:
+    """Give the fate of a page, as above."""
+    for fate, some in (("u", pages.uncertain), ("w", pages.written), ("v", pages.vanished)):
+        if page in some:
+            return fate
+    return "-"
 
 
 def ended(

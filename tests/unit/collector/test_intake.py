@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroaring import BitMap64
 
-from tests.unit.collector.changes import appended, ended, incarnation, started, target
+from tests.unit.collector.changes import appended, ended, incarnation, pages_of_fates, started, target
 from wetink.pages import encode
 from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetStarted, WriteProtectBatch
 from wetink.v1.types_pb2 import (
@@ -101,7 +101,8 @@ def end(key: IncarnationKey = ONE, **fields: object) -> TargetEnded:
 def pages_of(taken: object) -> RoundPages:
     """Give the pages of a batch that was taken."""
     assert isinstance(taken, RoundsAppended)
-    return RoundPages(*(decode_stored(data, taken.incarnation) for data in (taken.written, taken.vanished)))
+    sets = taken.written, taken.vanished, taken.uncertain
+    return RoundPages(*(decode_stored(data, taken.incarnation) for data in sets))
 
 
 @pytest.fixture
@@ -513,7 +514,7 @@ def test_targets_of_an_earlier_boot_are_not_of_this_stream() -> None:
         stream.batch(batch(6))
 
 
-_fates = st.lists(st.sampled_from("wv-"), min_size=5, max_size=5)
+_fates = st.lists(st.sampled_from("wuv-"), min_size=5, max_size=5)
 
 
 @given(
@@ -522,9 +523,7 @@ _fates = st.lists(st.sampled_from("wv-"), min_size=5, max_size=5)
 )
 def test_any_delivery_ends_in_the_same_sets(raw: list[list[str]], sent: list[tuple[int, int]]) -> None:
     """After duplicates, overlaps and gaps in any order, what was taken folds to what the raw rounds do."""
-    rounds = [
-        RoundPages(*(BitMap64(n for n, fate in enumerate(one) if fate == which) for which in "wv")) for one in raw
-    ]
+    rounds = [pages_of_fates(one) for one in raw]
     stream = Intake(hello(), [record()])
     union = RoundPages(BitMap64(), BitMap64())
     last = 0
@@ -536,7 +535,9 @@ def test_any_delivery_ends_in_the_same_sets(raw: list[list[str]], sent: list[tup
         for number in range(first, end_round + 1):
             pages = merge(pages, rounds[number - 1])
         try:
-            taken = stream.batch(batch(first, end_round, pages.written, pages.vanished))
+            said = batch(first, end_round, pages.written, pages.vanished)
+            said.uncertain.CopyFrom(encode(pages.uncertain))
+            taken = stream.batch(said)
         except Refusal:
             assert first > last + 1
             continue
@@ -549,3 +550,17 @@ def test_any_delivery_ends_in_the_same_sets(raw: list[list[str]], sent: list[tup
         expected = merge(expected, one)
     assert last == len(rounds)
     assert union == expected
+
+
+def test_uncertain_pages_are_written_ones(stream: Intake) -> None:
+    """They may come in any part of the round; one that no part has as written breaks the contract."""
+    parts = [batch(6, part=0, part_count=2, written=[1]), batch(6, part=1, part_count=2, written=[2])]
+    parts[0].uncertain.CopyFrom(encode(BitMap64([2])))
+
+    assert [stream.batch(part) for part in parts[:1]] == [None]
+    assert pages_of(stream.batch(parts[1])) == RoundPages(BitMap64([1, 2]), BitMap64(), BitMap64([2]))
+
+    alone = batch(7, written=[1])
+    alone.uncertain.CopyFrom(encode(BitMap64([2])))
+    with pytest.raises(BatchCorrupt, match="uncertain pages that are not written"):
+        stream.batch(alone)

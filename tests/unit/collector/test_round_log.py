@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroaring import BitMap64
 
+from tests.unit.collector.changes import fate_of, pages_of_fates
 from wetink_collector.round_log import (
     BLOCKS_A_LEVEL_MAX,
     BLOCKS_MERGED,
@@ -28,9 +29,8 @@ PAGES = 12
 
 @st.composite
 def round_pages(draw: st.DrawFn) -> RoundPages:
-    """Give a round: each page is written, vanished or neither."""
-    fates = draw(st.lists(st.sampled_from("wv-"), min_size=PAGES, max_size=PAGES))
-    return RoundPages(*(BitMap64(page for page, fate in enumerate(fates) if fate == which) for which in "wv"))
+    """Give a round: each page is written, written and uncertain, vanished or none of it."""
+    return pages_of_fates(draw(st.lists(st.sampled_from("wuv-"), min_size=PAGES, max_size=PAGES)))
 
 
 rounds = st.lists(round_pages(), min_size=1, max_size=60)
@@ -93,6 +93,32 @@ def test_each_page_has_the_fate_its_later_round_gave_it(older: RoundPages, newer
         assert (page in merged.vanished) == (page in spoken.vanished)
 
 
+_THEN = {"u": {"-": "u", "u": "u", "w": "w", "v": "w"}}
+
+
+@given(rounds)
+def test_a_page_is_uncertain_only_where_no_round_is_certain_of_it(some: list[RoundPages]) -> None:
+    """For each page alone, by a table: a reader that dropped it, or had it written to for sure, needs it."""
+    merged = fold(some)
+
+    for page in range(PAGES):
+        fate = "-"
+        for one in some:
+            now = fate_of(one, page)
+            fate = _THEN[now][fate] if now in _THEN else (fate if now == "-" else now)
+        assert fate_of(merged, page) == fate
+
+
+@given(rounds)
+def test_who_knows_nothing_of_certainty_has_the_same_sets(some: list[RoundPages]) -> None:
+    """Written and vanished are what they are without it."""
+    plain = fold(RoundPages(one.written, one.vanished) for one in some)
+
+    assert (fold(some).written, fold(some).vanished) == (plain.written, plain.vanished)
+    assert not plain.uncertain
+    assert fold(some).uncertain <= plain.written
+
+
 @given(round_pages(), round_pages(), round_pages())
 def test_merging_is_associative(one: RoundPages, two: RoundPages, three: RoundPages) -> None:
     """It does not matter which neighbours are merged first."""
@@ -111,7 +137,7 @@ def test_merging_a_round_again_changes_nothing(older: RoundPages, newer: RoundPa
 @given(rounds)
 def test_folding_is_merging_one_after_the_other_and_changes_no_operand(some: list[RoundPages]) -> None:
     """The fast fold is the rule; what it reads stays as it was."""
-    copies = [RoundPages(BitMap64(one.written), BitMap64(one.vanished)) for one in some]
+    copies = [RoundPages(BitMap64(one.written), BitMap64(one.vanished), BitMap64(one.uncertain)) for one in some]
     expected = RoundPages(BitMap64(), BitMap64())
     for one in some:
         expected = merge(expected, one)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroaring import BitMap64
 
-from tests.unit.collector.changes import appended, ended, incarnation, started, target
+from tests.unit.collector.changes import appended, ended, incarnation, pages_of_fates, started, target
 from wetink.v1.types_pb2 import END_REASON_LOST
 from wetink_collector.identity import IncarnationKey
 from wetink_collector.round_log import (
@@ -275,7 +275,7 @@ class Oracle:
         return fold(self.raw[key][after_round:])
 
 
-_fates = st.lists(st.sampled_from("wv-"), min_size=6, max_size=6)
+_fates = st.lists(st.sampled_from("wuv-"), min_size=6, max_size=6)
 _pids = st.sampled_from((1, 2))
 _operations = st.lists(
     st.one_of(
@@ -332,11 +332,21 @@ class _Run:
         key = incarnation(pid, self.now[pid])
         raw = self.oracle.raw[key]
         first = len(raw) + 1
-        raw += [RoundPages(*(BitMap64(n for n, fate in enumerate(one) if fate == w) for w in "wv")) for one in fates]
+        raw += [pages_of_fates(one) for one in fates]
         oldest = max(1, first - overlap)
         pages = fold(raw[oldest - 1 :])
         self.store.commit(
-            [appended(key, first, pages.written, pages.vanished, last_round=len(raw), oldest_round=oldest)]
+            [
+                appended(
+                    key,
+                    first,
+                    pages.written,
+                    pages.vanished,
+                    uncertain=pages.uncertain,
+                    last_round=len(raw),
+                    oldest_round=oldest,
+                )
+            ]
         )
 
     def maintain(self, times: int) -> None:
@@ -364,6 +374,7 @@ class _Run:
                 assert answer == raw
             assert raw.written <= answer.written
             assert raw.vanished <= answer.vanished
+            assert raw.written - raw.uncertain <= answer.written - answer.uncertain
 
 
 def test_file_that_was_not_closed_has_all_that_was_committed(file: SqliteStore, tmp_path: Path) -> None:
