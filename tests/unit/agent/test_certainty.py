@@ -1,12 +1,12 @@
 """A reader that leaves out what is uncertain, against a memory to which some write seen and others unseen."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroaring import BitMap64
 
 from wetink_agent.certainty import Certainty
 
-PAGES = 5
+PAGES = 2
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["write", "unseen", "expose", "cover", "unmap", "map"]), st.integers(0, PAGES - 1)),
@@ -82,6 +82,7 @@ class World:
         self._written, self._uncertain, self._vanished = BitMap64(), BitMap64(), BitMap64()
 
 
+@settings(max_examples=500, deadline=None)
 @given(OPERATIONS)
 def test_a_strict_answer_after_lenient_ones_makes_the_copy_whole(operations: list[tuple[str, int]]) -> None:
     """Whatever was exposed and covered meanwhile, and however often the reader left it out."""
