@@ -6,9 +6,9 @@ from pyroaring import BitMap64
 
 from wetink_agent.certainty import Certainty
 
-PAGES = 2
+PAGES = 1
 OPERATIONS = ("write", "unseen", "expose", "cover", "unmap", "map", "round", "read")
-RUNS = 500
+RUNS = 3000
 STEPS_MAX = 30
 
 
