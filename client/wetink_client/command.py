@@ -5,10 +5,7 @@ reached, 4 not found, 5 the cursor leads nowhere any more: drop what you hold, a
 """
 
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -21,10 +18,26 @@ import typer
 import wetink_client
 from wetink.command_line import ExitCode, Failure, run
 from wetink_client import json_lines
+from wetink_client.options import (
+    CgroupsOption,
+    HostsOption,
+    JsonOption,
+    LabelsOption,
+    Settings,
+    SinceOption,
+    TargetsArgument,
+    TimeoutOption,
+    connected,
+    exit_code_of,
+    needed,
+    print_lines,
+    printer,
+    selected,
+    wants_json,
+)
 
 if TYPE_CHECKING:
-    from wetink_client import Collector, Selection, TargetStatus, WetinkError
-    from wetink_client.tables import Printer
+    from wetink_client import Collector, Selection, TargetStatus
 
 ADDRESS: Final = "127.0.0.1:7419"
 BARRIER_SECONDS: Final = 5.0
@@ -42,42 +55,10 @@ app = typer.Typer(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What was said before the subcommand."""
-
-    address: str
-    json: bool
-    security: Mapping[str, Path | None]
-
-
 def _print_version(wanted: bool) -> None:  # noqa: FBT001
     if wanted:
         typer.echo(metadata.version("wetink"))
         raise typer.Exit
-
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
-HostsOption = Annotated[
-    list[str] | None, typer.Option("--host", metavar="HOST", help="Every target on this host. May be repeated.")
-]
-CgroupsOption = Annotated[
-    list[str] | None,
-    typer.Option("--cgroup", metavar="PATH", help="Every target in this cgroup or below it. May be repeated."),
-]
-LabelsOption = Annotated[
-    list[str] | None,
-    typer.Option("--label", metavar="KEY=VALUE", help="Every target with all of these labels. May be repeated."),
-]
-TargetsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="TARGET", help="HOST/PID@START or HOST/PID.", show_default=False)
-]
-TimeoutOption = Annotated[
-    float, typer.Option("--timeout", metavar="SECONDS", help="How long a barrier waits for the agents, at most 60.")
-]
-SinceOption = Annotated[
-    str, typer.Option("--since", metavar="CURSOR", help="From an earlier answer. Without it: every populated page.")
-]
 
 
 @app.callback()
@@ -129,12 +110,12 @@ def settings(
 @app.command(epilog="Example: wetink hosts")
 def hosts(context: typer.Context, *, json: JsonOption = False) -> None:
     """List the hosts that have, or had, an agent."""
-    with _collector(context) as collector:
+    with connected(context) as collector:
         found = collector.hosts()
-    if _wants_json(context, json):
-        _print_lines(json_lines.plain(found))
+    if wants_json(context, json):
+        print_lines(json_lines.plain(found))
     else:
-        _printer().hosts(found)
+        printer().hosts(found)
 
 
 @app.command(epilog="Example: wetink targets --host host-1")
@@ -155,17 +136,17 @@ def targets(
     All of them, or those selected; also those that ended not long ago. With --mappings those that live: private
     anonymous mappings without a name are left out.
     """
-    with _collector(context) as collector:
-        found = collector.targets(_selection(names, host, cgroup, label))
+    with connected(context) as collector:
+        found = collector.targets(selected(names, host, cgroup, label))
         _check_known(collector, set(host or ()) - {target.host_id for target in found})
         if mappings:
             names_now = [target.name for target in found if target.end_reason is None]
-            _mappings(collector, names_now, as_json=_wants_json(context, json))
+            _mappings(collector, names_now, as_json=wants_json(context, json))
             return
-    if _wants_json(context, json):
-        _print_lines(json_lines.plain(found))
+    if wants_json(context, json):
+        print_lines(json_lines.plain(found))
     else:
-        _printer().targets(found)
+        printer().targets(found)
 
 
 @app.command(epilog="Example: wetink track host-1 4711")
@@ -180,12 +161,12 @@ def track(
 
     To track a tracked process changes nothing.
     """
-    with _collector(context) as collector:
+    with connected(context) as collector:
         found = collector.track(host, pid)
-    if _wants_json(context, json):
-        _print_lines(json_lines.plain([found]))
+    if wants_json(context, json):
+        print_lines(json_lines.plain([found]))
     else:
-        _printer().targets([found])
+        printer().targets([found])
 
 
 @app.command(epilog="Example: wetink untrack host-1/4711")
@@ -199,12 +180,12 @@ def untrack(
 
     Prints the target as it ended.
     """
-    with _collector(context) as collector:
+    with connected(context) as collector:
         found = collector.untrack(target)
-    if _wants_json(context, json):
-        _print_lines(json_lines.plain([found]))
+    if wants_json(context, json):
+        print_lines(json_lines.plain([found]))
     else:
-        _printer().targets([found])
+        printer().targets([found])
 
 
 @app.command(epilog="Example: wetink barrier host-1/4711 host-1/4712 --timeout 2")
@@ -222,12 +203,12 @@ def barrier(
 
     Prints how far each target has come, and a cursor that means "from now on". Exits with 3 if one was not reached.
     """
-    with _collector(context) as collector:
-        result = collector.barrier(_needed_selection(names, host, cgroup, label), barrier_seconds=timeout)
-    if _wants_json(context, json):
-        _print_lines(json_lines.barrier(result))
+    with connected(context) as collector:
+        result = collector.barrier(needed(names, host, cgroup, label), barrier_seconds=timeout)
+    if wants_json(context, json):
+        print_lines(json_lines.barrier(result))
     else:
-        _printer().barrier(result)
+        printer().barrier(result)
     _explain(result.targets.values())
     if not result.complete:
         raise typer.Exit(ExitCode.UNAVAILABLE)
@@ -259,18 +240,18 @@ def dirty(
     after exit code 5, drop all you hold first. Where it is not complete, standard error says why; exits with 3 if that
     was a barrier not reached.
     """
-    with _collector(context) as collector:
+    with connected(context) as collector:
         answer = collector.dirty(
-            _needed_selection(names, host, cgroup, label),
+            needed(names, host, cgroup, label),
             since,
             barrier=harvest,
             barrier_seconds=timeout,
             strictness=wetink_client.Strictness.STRICT if strict else wetink_client.Strictness.LENIENT,
         )
-    if _wants_json(context, json):
-        _print_lines(json_lines.dirty(answer))
+    if wants_json(context, json):
+        print_lines(json_lines.dirty(answer))
     else:
-        _printer().dirty(answer)
+        printer().dirty(answer)
     _explain(answer.targets.values())
     if harvest and not answer.complete:
         raise typer.Exit(ExitCode.UNAVAILABLE)
@@ -297,16 +278,16 @@ def watch(
     --json each line is as that of `wetink dirty`; otherwise one line of counts a target. Where an answer is not
     complete, standard error says why, and again only when the reason changes.
     """
-    with _collector(context) as collector:
-        selection = _selection(names, host, cgroup, label) or _all_hosts(collector)
+    with connected(context) as collector:
+        selection = selected(names, host, cgroup, label) or _all_hosts(collector)
         said: dict[str, str] = {}
-        if _wants_json(context, json):
+        if wants_json(context, json):
             for answer in islice(collector.watch(selection, since, interval_seconds_min=interval), count):
-                _print_lines(json_lines.dirty(answer))
+                print_lines(json_lines.dirty(answer))
                 said = _explain(answer.targets.values(), said)
         else:
             for counts in islice(collector.watch_counts(selection, since, interval_seconds_min=interval), count):
-                _printer().counts(counts)
+                printer().counts(counts)
                 said = _explain(counts.targets.values(), said)
 
 
@@ -324,13 +305,13 @@ def events(
     some are missing, a line says how many.
     """
     is_any = False
-    with _collector(context) as collector:
+    with connected(context) as collector:
         for batch in collector.events(target, follow=follow):
             is_any = True
-            if _wants_json(context, json):
-                _print_lines(json_lines.events(target, batch))
+            if wants_json(context, json):
+                print_lines(json_lines.events(target, batch))
             else:
-                _printer().events(batch)
+                printer().events(batch)
     if not is_any:
         typer.echo(f"no events of {target} are kept here: does its agent run with --events?", err=True)
 
@@ -359,7 +340,7 @@ def health(
     try:
         serves = check(where, service, context.obj.security)
     except wetink_client.WetinkError as error:
-        raise Failure(str(error), _exit_code(error)) from error
+        raise Failure(str(error), exit_code_of(error)) from error
     if not serves:
         message = f"{what} is there and does not serve now: it starts, drains, or cannot write; see its log"
         raise Failure(message)
@@ -371,44 +352,6 @@ def main() -> NoReturn:
     # What gRPC logs of a failed connection, on standard error, is in the sentence too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     run(app, "wetink")
-
-
-@contextmanager
-def _collector(context: typer.Context) -> "Iterator[Collector]":
-    """Connect, and turn what a call raises into a sentence and an exit code."""
-    try:
-        with wetink_client.Collector(context.obj.address, **context.obj.security) as collector:
-            yield collector
-    except wetink_client.WetinkError as error:
-        raise Failure(str(error), _exit_code(error)) from error
-
-
-def _exit_code(error: "WetinkError") -> ExitCode:
-    codes: Mapping[type[WetinkError], ExitCode] = {
-        wetink_client.Unavailable: ExitCode.UNAVAILABLE,
-        wetink_client.NotFound: ExitCode.NOT_FOUND,
-        wetink_client.InvalidRequest: ExitCode.USAGE,
-        wetink_client.ResynchronisationNeeded: ExitCode.RESYNCHRONISE,
-    }
-    return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.FAILURE)
-
-
-def _selection(
-    names: list[str] | None, hosts: list[str] | None, cgroups: list[str] | None, labels: list[str] | None
-) -> "Selection":
-    return wetink_client.Selection(
-        tuple(names or ()), hosts=tuple(hosts or ()), cgroups=tuple(cgroups or ()), labels=tuple(labels or ())
-    )
-
-
-def _needed_selection(
-    names: list[str] | None, hosts: list[str] | None, cgroups: list[str] | None, labels: list[str] | None
-) -> "Selection":
-    selection = _selection(names, hosts, cgroups, labels)
-    if not selection:
-        message = "no target is named: write HOST/PID, --host HOST, --cgroup PATH or --label KEY=VALUE"
-        raise Failure(message, ExitCode.USAGE)
-    return selection
 
 
 def _mappings(collector: "Collector", names: Sequence[str], *, as_json: bool) -> None:
@@ -424,9 +367,9 @@ def _mappings(collector: "Collector", names: Sequence[str], *, as_json: bool) ->
         except wetink_client.NotFound:
             continue  # it has ended and was forgotten meanwhile
         if as_json:
-            _print_lines(json_lines.plain([found]))
+            print_lines(json_lines.plain([found]))
         else:
-            _printer().mappings(found)
+            printer().mappings(found)
     if unknown:
         raise typer.Exit(ExitCode.FAILURE)
 
@@ -450,25 +393,6 @@ def _check_known(collector: "Collector", hosts: set[str]) -> None:
     if unknown:
         message = f"host {unknown[0]!r} is not known: `wetink hosts` prints those that are"
         raise Failure(message, ExitCode.NOT_FOUND)
-
-
-def _wants_json(context: typer.Context, json: bool) -> bool:  # noqa: FBT001
-    """Whether ``--json`` stood before or after the subcommand."""
-    return json or bool(context.obj.json)
-
-
-def _print_lines(lines: Iterable[str]) -> None:
-    """Print and flush, so that a reader that went away is noticed here and not after the end."""
-    for line in lines:
-        sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def _printer() -> "Printer":
-    """Make what prints for people: it needs rich, which lines of JSON do not."""
-    from wetink_client.tables import Printer  # noqa: PLC0415
-
-    return Printer()
 
 
 def _explain(statuses: "Iterable[TargetStatus]", said: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:

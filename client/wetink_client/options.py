@@ -1,0 +1,114 @@
+"""What the commands of ``wetink`` share: options, connecting, and printing."""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+# Its names are imported when they are used: `wetink --help` waits for none of them.
+import wetink_client
+from wetink.command_line import ExitCode, Failure
+
+if TYPE_CHECKING:
+    from wetink_client import Collector, Selection, WetinkError
+    from wetink_client.tables import Printer
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was said before the subcommand."""
+
+    address: str
+    json: bool
+    security: Mapping[str, Path | None]
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+HostsOption = Annotated[
+    list[str] | None, typer.Option("--host", metavar="HOST", help="Every target on this host. May be repeated.")
+]
+CgroupsOption = Annotated[
+    list[str] | None,
+    typer.Option("--cgroup", metavar="PATH", help="Every target in this cgroup or below it. May be repeated."),
+]
+LabelsOption = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="Every target with all of these labels. May be repeated."),
+]
+TargetsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="TARGET", help="HOST/PID@START or HOST/PID.", show_default=False)
+]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", help="How long a barrier waits for the agents, at most 60.")
+]
+SinceOption = Annotated[
+    str, typer.Option("--since", metavar="CURSOR", help="From an earlier answer. Without it: every populated page.")
+]
+
+
+@contextmanager
+def connected(context: typer.Context) -> "Iterator[Collector]":
+    """Connect, and turn what a call raises into a sentence and an exit code."""
+    try:
+        with wetink_client.Collector(context.obj.address, **context.obj.security) as collector:
+            yield collector
+    except wetink_client.WetinkError as error:
+        raise Failure(str(error), exit_code_of(error)) from error
+
+
+def exit_code_of(error: "WetinkError") -> ExitCode:
+    """Give the exit code for what a call raised."""
+    codes: Mapping[type[WetinkError], ExitCode] = {
+        wetink_client.Unavailable: ExitCode.UNAVAILABLE,
+        wetink_client.NotFound: ExitCode.NOT_FOUND,
+        wetink_client.InvalidRequest: ExitCode.USAGE,
+        wetink_client.ResynchronisationNeeded: ExitCode.RESYNCHRONISE,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.FAILURE)
+
+
+def selected(
+    names: list[str] | None, hosts: list[str] | None, cgroups: list[str] | None, labels: list[str] | None
+) -> "Selection":
+    """Give the selection that options name; it may be empty."""
+    return wetink_client.Selection(
+        tuple(names or ()), hosts=tuple(hosts or ()), cgroups=tuple(cgroups or ()), labels=tuple(labels or ())
+    )
+
+
+def needed(
+    names: list[str] | None, hosts: list[str] | None, cgroups: list[str] | None, labels: list[str] | None
+) -> "Selection":
+    """Give the selection that options name.
+
+    Raises:
+        Failure: They name nothing.
+    """
+    found = selected(names, hosts, cgroups, labels)
+    if not found:
+        message = "no target is named: write HOST/PID, --host HOST, --cgroup PATH or --label KEY=VALUE"
+        raise Failure(message, ExitCode.USAGE)
+    return found
+
+
+def wants_json(context: typer.Context, json: bool) -> bool:  # noqa: FBT001
+    """Whether ``--json`` stood before or after the subcommand."""
+    return json or bool(context.obj.json)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print and flush, so that a reader that went away is noticed here and not after the end."""
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def printer() -> "Printer":
+    """Make what prints for people: it needs rich, which lines of JSON do not."""
+    from wetink_client.tables import Printer  # noqa: PLC0415
+
+    return Printer()
