@@ -6,7 +6,7 @@ a live migration holds; the demonstration and the tests compare it with the froz
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Self
 
 import numpy as np
@@ -41,10 +41,15 @@ class ShadowCopy:
         """Stop reading; the pages stay."""
         os.close(self._memory)
 
-    def apply(self, written: BitMap64, vanished: BitMap64) -> int:
+    def apply(self, written: BitMap64, vanished: BitMap64, *, sent: Callable[[int], None] | None = None) -> int:
         """Take over one dirty set; gives the bytes that were copied.
 
         A written page that cannot be read any more has been unmapped since; the next set says so too.
+
+        Args:
+            written: To be copied.
+            vanished: To be dropped.
+            sent: Is told of each page's bytes as it is copied, and may wait: a link carries only so much.
         """
         for page in vanished:
             self.pages.pop(page, None)
@@ -55,6 +60,8 @@ class ShadowCopy:
             else:
                 self.pages[page] = content
                 size_bytes += PAGE_SIZE
+                if sent:
+                    sent(PAGE_SIZE)
         return size_bytes
 
 

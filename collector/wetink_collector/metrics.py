@@ -60,3 +60,14 @@ ANSWER_SECONDS: Final = Histogram(
     ["method"],
     buckets=_SECONDS,
 )
+PREDICTION_ERROR: Final = Histogram(
+    "wetink_prediction_error_ratio",
+    "How far predictions of migrations were off, as a part of what was reported: bytes, downtime, seconds in all.",
+    ["quantity"],
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2, 5),
+)
+PREDICTIONS_SCORED: Final = Counter(
+    "wetink_predictions_scored", "Predictions that were reported on, by whether it converges as they said.", ["verdict"]
+)
+for _verdict in ("right", "wrong"):
+    PREDICTIONS_SCORED.labels(_verdict)  # as above

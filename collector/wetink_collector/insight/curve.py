@@ -11,6 +11,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Self
 
+HALVINGS: Final = 8
+"""So many times the shortest measured time is halved on the way to 0; before that, the curve is a line."""
+
+SECOND_RATIO: Final = 1.5
+"""A point of so much longer a time than the first says how the curve begins."""
+
 Point = tuple[float, float]
 """Seconds, and the unique pages written in a window of so many."""
 
@@ -52,7 +58,8 @@ class Curve:
 
         Between two points where the measured ones bend down, as means over all starting points do, the truth lies
         above the straight line and below the continued slopes of both neighbours: the curve takes the middle. Before
-        the first point it is a straight line, after the last one it goes on with the last slope.
+        the first point it goes on as a power of T, as from there to twice that time: of what writes some pages more
+        often than others that is too much rather than too little. After the last one it goes on with the last slope.
 
         Args:
             points: At least one, in any order, at times above 0. A later one that is lower than an earlier one is
@@ -63,7 +70,7 @@ class Curve:
         rising = _rising(points)
         assert len(rising) > 1, "a curve takes at least one point"
         limit = max(rising[-1][1], working_set_pages if working_set_pages is not None else 0.0)
-        return cls._of(_bounded(_rounded(rising), limit))
+        return cls._of(_begun(_bounded(_rounded(rising), limit), rising[1:]))
 
     @classmethod
     def saturating(cls, *, pages_a_second: float, working_set_pages: float) -> Self:
@@ -178,6 +185,19 @@ def _rounded(points: Sequence[Point]) -> list[Point]:
                 knots.append(knot)
         knots.append(other)
     return knots
+
+
+def _begun(knots: Sequence[Point], points: Sequence[Point]) -> list[Point]:
+    """Add knots before the first of some measured points, on the power of T that leads from it to twice its time."""
+    first_time, first_pages = points[0]
+    second = next((point for point in points if point[0] >= SECOND_RATIO * first_time), None)
+    if second is None or first_pages <= 0:
+        return list(knots)
+    exponent = min(1.0, math.log(second[1] / first_pages) / math.log(second[0] / first_time))
+    earlier = [
+        (first_time * 2.0**-halving, first_pages * 2.0 ** (-exponent * halving)) for halving in range(HALVINGS, 0, -1)
+    ]
+    return [knots[0], *earlier, *knots[1:]]
 
 
 def _bounded(knots: list[Point], limit: float) -> list[Point]:

@@ -680,8 +680,7 @@ class Candidate(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_SECONDS_FIELD_NUMBER: _builtins.int
-    DOWNTIME_P50_SECONDS_FIELD_NUMBER: _builtins.int
-    DOWNTIME_P95_SECONDS_FIELD_NUMBER: _builtins.int
+    DOWNTIME_SECONDS_FIELD_NUMBER: _builtins.int
     DIRTY_PAGES_PER_SECOND_FIELD_NUMBER: _builtins.int
     POPULATED_PAGE_COUNT_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
@@ -697,10 +696,8 @@ class Candidate(_message.Message):
     """As in Prediction."""
     total_seconds: _builtins.float
     """As in Prediction."""
-    downtime_p50_seconds: _builtins.float
-    """As in Prediction."""
-    downtime_p95_seconds: _builtins.float
-    """As in Prediction."""
+    downtime_seconds: _builtins.float
+    """As in Prediction, but of the mean working set: percentiles of a thousand targets take too long."""
     dirty_pages_per_second: _builtins.float
     """As in PredictionBasis."""
     populated_page_count: _builtins.int
@@ -716,15 +713,14 @@ class Candidate(_message.Message):
         cause: Global___MigrationCause.ValueType = ...,
         total_bytes: _builtins.int = ...,
         total_seconds: _builtins.float = ...,
-        downtime_p50_seconds: _builtins.float = ...,
-        downtime_p95_seconds: _builtins.float = ...,
+        downtime_seconds: _builtins.float = ...,
         dirty_pages_per_second: _builtins.float = ...,
         populated_page_count: _builtins.int = ...,
         confidence: Global___Confidence.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "confidence", b"confidence", "converges", b"converges", "dirty_pages_per_second", b"dirty_pages_per_second", "downtime_p50_seconds", b"downtime_p50_seconds", "downtime_p95_seconds", b"downtime_p95_seconds", "end", b"end", "name", b"name", "populated_page_count", b"populated_page_count", "total_bytes", b"total_bytes", "total_seconds", b"total_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "confidence", b"confidence", "converges", b"converges", "dirty_pages_per_second", b"dirty_pages_per_second", "downtime_seconds", b"downtime_seconds", "end", b"end", "name", b"name", "populated_page_count", b"populated_page_count", "total_bytes", b"total_bytes", "total_seconds", b"total_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -971,7 +967,9 @@ class ReportMigrationRequest(_message.Message):
     switched: _builtins.bool
     """Whether the target was switched over."""
     met_target: _builtins.bool
-    """Whether the downtime was at most the one aimed at. Counts for nothing where it was not switched over."""
+    """Whether it was because what was left fitted into the downtime aimed at, as the policy counts; of policies that do not
+    count, whether the downtime was at most that. Counts for nothing where it was not switched over.
+    """
     @_builtins.property
     def round_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Bytes that each round sent while the target ran, at most 4096 rounds."""
