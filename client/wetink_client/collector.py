@@ -16,9 +16,11 @@ import grpc
 from wetink.tls import Security
 from wetink.v1 import dirty_pb2
 from wetink.v1.dirty_pb2_grpc import DirtyServiceStub
+from wetink.v1.insight_pb2_grpc import InsightServiceStub
 from wetink_client import requests
 from wetink_client.connection import Connection
 from wetink_client.errors import CollectorUnavailable, from_call
+from wetink_client.migration_calls import AsyncMigrationCalls, MigrationCalls
 from wetink_client.requests import (
     AGENT_SECONDS_MAX,
     BARRIER_SECONDS,
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from wetink.v1.dirty_pb2_grpc import DirtyServiceAsyncStub
+    from wetink.v1.insight_pb2_grpc import InsightServiceAsyncStub
     from wetink_client.answers import Assembly, DirtySet, OneAnswer
+    from wetink_client.connection import Line
     from wetink_client.events import EventBatch, EventReader
 
     _File = str | os.PathLike[str]
@@ -59,7 +63,7 @@ _ListRequest = TypeVar("_ListRequest", bound=dirty_pb2.ListHostsRequest | dirty_
 _ListResponse = TypeVar("_ListResponse", bound=dirty_pb2.ListHostsResponse | dirty_pb2.ListTargetsResponse)
 
 
-class Collector:
+class Collector(MigrationCalls):
     """A connection to a collector. It connects at the first call, and again by itself after a failure.
 
     May be shared by threads. Every call has a deadline and raises a ``WetinkError``: ``CollectorUnavailable`` when
@@ -311,6 +315,18 @@ class Collector:
             except grpc.RpcError as error:
                 raise from_call(error, self.address) from error
 
+    def _ask_insight(
+        self,
+        method: Callable[[InsightServiceStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]],
+        request: _Request,
+        deadline_seconds: float,
+    ) -> _Response:
+        with self._line() as line:
+            try:
+                return method(InsightServiceStub(line.channel))(request, timeout=deadline_seconds)
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
+
     def _listen(
         self,
         method: Callable[[DirtyServiceStub], grpc.UnaryStreamMultiCallable[_Request, _Response]],
@@ -329,15 +345,20 @@ class Collector:
 
     @contextmanager
     def _stub(self) -> Iterator[DirtyServiceStub]:
+        with self._line() as line:
+            yield line.stub
+
+    @contextmanager
+    def _line(self) -> Iterator[Line[grpc.Channel, DirtyServiceStub]]:
         line = self._connection.take()
         try:
-            yield line.stub
+            yield line
         finally:
             for channel in self._connection.give_back(line):
                 channel.close()
 
 
-class AsyncCollector:
+class AsyncCollector(AsyncMigrationCalls):
     """The same for asyncio: each method does what ``Collector``'s of the same name does. Make it inside the loop."""
 
     def __init__(
@@ -488,6 +509,18 @@ class AsyncCollector:
             except grpc.RpcError as error:
                 raise from_call(error, self.address) from error
 
+    async def _ask_insight(
+        self,
+        method: Callable[[InsightServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
+        request: _Request,
+        deadline_seconds: float,
+    ) -> _Response:
+        async with self._line() as line:
+            try:
+                return await method(InsightServiceStub(line.channel))(request, timeout=deadline_seconds)
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
+
     async def _listen(
         self,
         method: Callable[[DirtyServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[_Request, _Response]],
@@ -506,9 +539,14 @@ class AsyncCollector:
 
     @asynccontextmanager
     async def _stub(self) -> AsyncIterator[DirtyServiceAsyncStub]:
+        async with self._line() as line:
+            yield line.stub
+
+    @asynccontextmanager
+    async def _line(self) -> AsyncIterator[Line[grpc.aio.Channel, DirtyServiceAsyncStub]]:
         line = self._connection.take()
         try:
-            yield line.stub
+            yield line
         finally:
             for channel in self._connection.give_back(line):
                 await channel.close()

@@ -164,7 +164,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             answerer = Answerer(store, catalog, threads, collector.drop)
             dirty = DirtyService(catalog, collector.agents, committer, answerer)
             histories = Histories(store, catalog)
-            insight = InsightService(Inquiry(catalog, store, histories, threads))  # type: ignore[abstract]
+            insight = InsightService(Inquiry(catalog, store, histories, threads))
             where = peers.address if peers else settings.listen
             async with (
                 histories.running(),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tests.bench import backends, backends_sync, decode, first_writes, redis, replay, run
+from tests.bench import backends, backends_sync, decode, first_writes, prediction, redis, replay, run
 from wetink import logs
 
 BENCHES: Final[dict[str, Callable[[], Iterator[bool]]]] = {
@@ -20,6 +20,7 @@ BENCHES: Final[dict[str, Callable[[], Iterator[bool]]]] = {
     **{f"sync-{name}": bench for name, bench in backends_sync.BENCHES.items()},
     "redis": redis.bench_redis,
     "replay": replay.bench_replay,
+    "prediction": prediction.bench_prediction,
 }
 
 

@@ -9,10 +9,10 @@ from typing import Any, Final, TypeAlias
 from grpc.aio import ServicerContext
 
 from wetink.v1 import insight_pb2 as pb
-from wetink.v1.insight_pb2_grpc import InsightServiceServicer
 from wetink_collector.edge import edge
 from wetink_collector.insight import answers
 from wetink_collector.insight.inquiry import Inquiry
+from wetink_collector.insight.prediction_service import PredictionCalls
 from wetink_collector.insight.working_sets import working_sets
 
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["InsightService"].full_name
@@ -20,11 +20,12 @@ _SERVICE: Final = pb.DESCRIPTOR.services_by_name["InsightService"].full_name
 _Context: TypeAlias = ServicerContext[Any, Any]
 
 
-class InsightService(InsightServiceServicer):
+class InsightService(PredictionCalls):
     """The service that tells orchestrators what the rounds mean."""
 
     def __init__(self, inquiry: Inquiry) -> None:
         """Answer from what an inquiry finds."""
+        super().__init__(inquiry)
         self._inquiry = inquiry
 
     async def GetWorkingSet(  # noqa: N802 (named in the .proto)

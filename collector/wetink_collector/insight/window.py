@@ -67,10 +67,11 @@ def series_of(stretches: Sequence[Stretch]) -> Series:
         stretches: Adjacent, oldest first, at least one of which takes some time.
     """
     lengths = np.array([stretch.end_seconds - stretch.start_seconds for stretch in stretches])
-    start, end = stretches[0].start_seconds, stretches[-1].end_seconds
+    start, end = stretches[0].start_seconds, max(stretch.end_seconds for stretch in stretches)
     bin_seconds = max(float(np.median(lengths[lengths > 0])), (end - start) / BINS_MAX)
     edges = start + bin_seconds * np.arange(int((end - start) / bin_seconds + 0.5) + 1)
-    times = np.array([start, *(stretch.end_seconds for stretch in stretches)])
+    # A clock that was set back in between does not run backwards here.
+    times = np.maximum.accumulate(np.array([start, *(stretch.end_seconds for stretch in stretches)]))
     pages = np.concatenate(([0.0], np.cumsum([stretch.pages for stretch in stretches])))
     return Series(start, bin_seconds, np.diff(np.interp(edges, times, pages)) / bin_seconds)
 

@@ -1,0 +1,197 @@
+"""The calls about migrations, for both clients: ``MigrationCalls`` for threads, ``AsyncMigrationCalls`` for asyncio."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from wetink_client import migrations as values
+from wetink_client.migrations import PLAN_DEFAULT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import grpc
+
+    from wetink.v1.insight_pb2_grpc import InsightServiceAsyncStub, InsightServiceStub
+    from wetink_client.migrations import (
+        Accuracy,
+        DrainPlan,
+        MigrationPlan,
+        MigrationReport,
+        Predictions,
+        Ranking,
+        Reported,
+        WindowFound,
+    )
+    from wetink_client.values import Selectable
+
+PREDICTION_SECONDS_MAX: Final = 60.0
+"""Deadline of a prediction: after a restart the collector reads its store first, and plans may have many targets."""
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class MigrationCalls(ABC):
+    """Predict migrations, find times and orders for them, and say how they went."""
+
+    @abstractmethod
+    def _ask_insight(
+        self,
+        method: Callable[[InsightServiceStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]],
+        request: _Request,
+        deadline_seconds: float,
+    ) -> _Response:
+        """Call a method of InsightService."""
+
+    def predict(self, target: str, bandwidths: Sequence[int], plan: MigrationPlan = PLAN_DEFAULT) -> Predictions:
+        """Say how a migration of a target would go, for each bandwidth.
+
+        Args:
+            target: ``HOST/PID@START`` or ``HOST/PID``.
+            bandwidths: In bytes a second, at least one.
+            plan: What the migration is like.
+
+        Raises:
+            NotFound: The target is not known.
+            Refused: It has ended, or too little is known of it yet.
+        """
+        request = values.predict_request(target, bandwidths, plan)
+        response = self._ask_insight(lambda stub: stub.PredictMigration, request, PREDICTION_SECONDS_MAX)
+        return values.predictions_of(response)
+
+    def find_window(
+        self,
+        target: str,
+        bandwidth: int,
+        plan: MigrationPlan = PLAN_DEFAULT,
+        *,
+        horizon_seconds: float | None = None,
+    ) -> WindowFound:
+        """Say when a target that writes in cycles will next write little for long enough to migrate it.
+
+        Args:
+            target: ``HOST/PID@START`` or ``HOST/PID``.
+            bandwidth: In bytes a second.
+            plan: What the migration is like.
+            horizon_seconds: How far to look ahead; None means an hour.
+
+        Raises:
+            NotFound: The target is not known.
+            Refused: It has ended, or too little is known of it yet.
+        """
+        request = values.window_request(target, bandwidth, plan, horizon_seconds)
+        return values.window_of(self._ask_insight(lambda stub: stub.FindWindow, request, PREDICTION_SECONDS_MAX))
+
+    def rank(
+        self, selection: Selectable, bandwidth: int, plan: MigrationPlan = PLAN_DEFAULT, *, limit: int | None = None
+    ) -> Ranking:
+        """Say which of some targets are the cheapest to move.
+
+        Args:
+            selection: Must not be empty.
+            bandwidth: In bytes a second.
+            plan: What each migration is like.
+            limit: How many to give at most; None means all.
+
+        Raises:
+            NotFound: A named target is not known, or nothing is meant.
+        """
+        request = values.rank_request(selection, bandwidth, plan, limit)
+        response = self._ask_insight(lambda stub: stub.RankCandidates, request, PREDICTION_SECONDS_MAX)
+        return values.ranking_of(response)
+
+    def plan_drain(
+        self, host: str, link: int, plan: MigrationPlan = PLAN_DEFAULT, *, parallel_max: int | None = None
+    ) -> DrainPlan:
+        """Say in which order, and how many at once, to move every target off a host.
+
+        Args:
+            host: Host id, as ``hosts()`` lists it.
+            link: What the link carries for all migrations together, in bytes a second.
+            plan: What each migration is like.
+            parallel_max: How many migrations may run at once; None means any number.
+
+        Raises:
+            NotFound: The host is not known.
+        """
+        request = values.drain_request(host, link, plan, parallel_max)
+        return values.drain_plan_of(self._ask_insight(lambda stub: stub.PlanDrain, request, PREDICTION_SECONDS_MAX))
+
+    def report_migration(self, report: MigrationReport) -> Reported:
+        """Say how a migration went: the prediction is scored by it, and its costs are learned from.
+
+        Raises:
+            NotFound: The target is not known.
+        """
+        request = values.report_request(report)
+        return values.reported_of(self._ask_insight(lambda stub: stub.ReportMigration, request, PREDICTION_SECONDS_MAX))
+
+    def accuracy(self, *, limit: int | None = None) -> Accuracy:
+        """Say how good the predictions were that were reported on.
+
+        Args:
+            limit: How many of them to give at most; None means 100.
+        """
+        request = values.accuracy_request(limit)
+        return values.accuracy_of(self._ask_insight(lambda stub: stub.GetAccuracy, request, PREDICTION_SECONDS_MAX))
+
+
+class AsyncMigrationCalls(ABC):
+    """The same for asyncio."""
+
+    @abstractmethod
+    async def _ask_insight(
+        self,
+        method: Callable[[InsightServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
+        request: _Request,
+        deadline_seconds: float,
+    ) -> _Response:
+        """Call a method of InsightService."""
+
+    async def predict(self, target: str, bandwidths: Sequence[int], plan: MigrationPlan = PLAN_DEFAULT) -> Predictions:
+        """As ``Collector.predict``."""
+        request = values.predict_request(target, bandwidths, plan)
+        response = await self._ask_insight(lambda stub: stub.PredictMigration, request, PREDICTION_SECONDS_MAX)
+        return values.predictions_of(response)
+
+    async def find_window(
+        self,
+        target: str,
+        bandwidth: int,
+        plan: MigrationPlan = PLAN_DEFAULT,
+        *,
+        horizon_seconds: float | None = None,
+    ) -> WindowFound:
+        """As ``Collector.find_window``."""
+        request = values.window_request(target, bandwidth, plan, horizon_seconds)
+        return values.window_of(await self._ask_insight(lambda stub: stub.FindWindow, request, PREDICTION_SECONDS_MAX))
+
+    async def rank(
+        self, selection: Selectable, bandwidth: int, plan: MigrationPlan = PLAN_DEFAULT, *, limit: int | None = None
+    ) -> Ranking:
+        """As ``Collector.rank``."""
+        request = values.rank_request(selection, bandwidth, plan, limit)
+        response = await self._ask_insight(lambda stub: stub.RankCandidates, request, PREDICTION_SECONDS_MAX)
+        return values.ranking_of(response)
+
+    async def plan_drain(
+        self, host: str, link: int, plan: MigrationPlan = PLAN_DEFAULT, *, parallel_max: int | None = None
+    ) -> DrainPlan:
+        """As ``Collector.plan_drain``."""
+        request = values.drain_request(host, link, plan, parallel_max)
+        response = await self._ask_insight(lambda stub: stub.PlanDrain, request, PREDICTION_SECONDS_MAX)
+        return values.drain_plan_of(response)
+
+    async def report_migration(self, report: MigrationReport) -> Reported:
+        """As ``Collector.report_migration``."""
+        request = values.report_request(report)
+        response = await self._ask_insight(lambda stub: stub.ReportMigration, request, PREDICTION_SECONDS_MAX)
+        return values.reported_of(response)
+
+    async def accuracy(self, *, limit: int | None = None) -> Accuracy:
+        """As ``Collector.accuracy``."""
+        request = values.accuracy_request(limit)
+        response = await self._ask_insight(lambda stub: stub.GetAccuracy, request, PREDICTION_SECONDS_MAX)
+        return values.accuracy_of(response)
