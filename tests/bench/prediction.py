@@ -203,6 +203,8 @@ def _say(compared: Compared) -> Iterator[bool]:
         predicted_downtime_p95_ms=round(1000 * predicted.downtime_p95_seconds),
         measured_downtime_ms=round(1000 * compared.downtime_seconds),
         downtime_error=round(compared.downtime_error, 3),
+        predicted_seconds=round(predicted.total_seconds, 2),
+        measured_seconds=round(sum(one.seconds for one in compared.rounds), 2),
         predicted_rounds=predicted.round_count,
         measured_rounds=len(compared.rounds) - 1,
         predicted_converges=predicted.converges,
