@@ -102,7 +102,7 @@ def find_period(series: Series) -> Period | None:
     if not peaks:
         return None
     strongest = max(float(correlation[lag]) for lag in peaks)
-    lag = next(lag for lag in peaks if correlation[lag] >= 0.9 * strongest)
+    lag = next(lag for lag in peaks if correlation[lag] >= 0.8 * strongest)
     return Period(_vertex(correlation, lag) * series.bin_seconds, min(1.0, float(correlation[lag])))
 
 
