@@ -22,7 +22,15 @@ from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent import discovery, procfs
 from wetink_agent.backend import Backend, Harvest
 from wetink_agent.backends import Choice, go_on, open_backend
-from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TargetExited, TrackingError, Untrackable
+from wetink_agent.errors import (
+    KernelLacks,
+    NoSuchProcess,
+    NotPermitted,
+    TargetExited,
+    TargetReplaced,
+    TrackingError,
+    Untrackable,
+)
 from wetink_agent.handshake import HandshakeServer, Offer
 from wetink_agent.health import Health, served
 from wetink_agent.keeping import Keeping, Left
@@ -37,6 +45,12 @@ from wetink_agent.wp_async import Continued
 
 DISCOVERY_SECONDS: Final = 1.0
 """How often new processes are looked for. What a child writes before it is found is in its first round."""
+
+AGAIN_SECONDS: Final = 0.05
+"""The same where a process called execve(2) while it was attached: a shell that becomes another program, mostly."""
+
+EXEC_ATTEMPTS_MAX: Final = 5
+"""How often a process that was named is attached which calls execve(2) meanwhile, each time that it was looked at."""
 
 RETRY_SECONDS: Final = 30.0
 """After how long a discovered process that could not be tracked is tried again: a debugger may have left it."""
@@ -203,7 +217,7 @@ class Agent:
     async def _carry_out_track(self, track: ingest_pb2.Track) -> ingest_pb2.AgentMessage | None:
         result = ingest_pb2.CommandResult(request_id=track.request_id)
         try:
-            tracker = await self._track(track.pid, track.start_time_ticks)
+            tracker = await self._track_through_exec(track.pid, track.start_time_ticks)
         except (TrackingError, OSError) as error:
             code = CODE_OF.get(type(error), grpc.StatusCode.FAILED_PRECONDITION)
             result.code, result.message = code.value[0], str(error)
@@ -263,6 +277,8 @@ class Agent:
         if start_time_ticks:
             _check_started(pid, start_time_ticks)
         identity = pid, start
+        if offer is not None:
+            await self._end_of_replaced(identity)
         if identity in self._tracked:
             return self._tracked[identity].tracker
         if identity not in self._attaching:
@@ -272,6 +288,24 @@ class Agent:
             attaching.add_done_callback(lambda task: self._attached(identity, task))
         # Who asks may be gone before it is done, with the stream it came by; then it is done for the others.
         return await asyncio.shield(self._attaching[identity])
+
+    async def _end_of_replaced(self, identity: tuple[int, int]) -> None:
+        """Let what is known of a process end where the memory is not its own any more: it offers that after execve(2).
+
+        A round finds that out; without it the offer would be taken for one of memory that is tracked already.
+        """
+        if identity in self._attaching:
+            await asyncio.wait({self._attaching[identity]})
+        tracked = self._tracked.get(identity)
+        if tracked is not None and await tracked.tracker.barrier() is None:
+            await asyncio.wait({tracked.task}, timeout=FLUSH_SECONDS)
+
+    async def _track_through_exec(self, pid: int, start_time_ticks: int) -> Tracker:
+        """Track a process that somebody named; again, where it calls execve(2) before its first round is done."""
+        for _ in range(EXEC_ATTEMPTS_MAX - 1):
+            with contextlib.suppress(TargetReplaced):
+                return await self._track(pid, start_time_ticks)
+        return await self._track(pid, start_time_ticks)
 
     def _attached(self, identity: tuple[int, int], task: asyncio.Task[Tracker]) -> None:
         del self._attaching[identity]
@@ -321,7 +355,7 @@ class Agent:
         for pid in self._settings.pids:
             start = before.get(pid)
             if start is None:
-                start = (await self._track(pid, 0)).target.start_time_ticks
+                start = (await self._track_through_exec(pid, 0)).target.start_time_ticks
             self._named.add((pid, start))
         self._keeping.hold_named(self._named)
         self._keeping.let_go_of_the_rest()
@@ -427,6 +461,7 @@ class Agent:
     async def _discover(self) -> None:
         """Look for processes to track, now and then: new ones that match, and those that have called execve(2)."""
         while True:
+            again = False
             for pid, start in await self._selected():
                 if (pid, start) in self._tracked or self._refused_until.get((pid, start), 0) > time.monotonic():
                     continue
@@ -435,6 +470,8 @@ class Agent:
                 except NoSuchProcess:
                     self._wanted.discard((pid, start))
                     self._named.discard((pid, start))
+                except TargetReplaced:
+                    again = True  # it called execve(2) meanwhile, and may not match any more
                 except (TrackingError, OSError) as error:
                     if (pid, start) not in self._refused_until:
                         log.warning("target_refused", pid=pid, why=str(error))
@@ -442,7 +479,7 @@ class Agent:
             self._look.clear()
             self._looked.set()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DISCOVERY_SECONDS):
+                async with asyncio.timeout(AGAIN_SECONDS if again else DISCOVERY_SECONDS):
                     await self._look.wait()
 
     async def _tell_when_looked(self, health: Health) -> None:

@@ -17,6 +17,7 @@ and are delivered afterwards with all they carry.
 Source: ptrace(2), pidfd_getfd(2), vdso(7); the restart codes are those of ``include/linux/errno.h``.
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -30,9 +31,21 @@ import numpy as np
 
 from wetink import syscalls
 from wetink_agent import procfs
-from wetink_agent.errors import NoSuchProcess, NotPermitted, TrackingError, Untrackable
+from wetink_agent.errors import NoSuchProcess, NotPermitted, TargetReplaced, TrackingError, Untrackable
 from wetink_agent.uapi import ptrace as pt
 from wetink_agent.uapi.userfaultfd import UFFD_USER_MODE_ONLY
+
+ATTEMPTS_MAX: Final = 6
+"""How often a process is attached that calls execve(2) meanwhile, or ends the thread that was borrowed."""
+
+ATTEMPT_SECONDS: Final = 1e-3
+"""How much longer each pause between attempts is: an execve(2) under way takes about as long."""
+
+LOOKS_MAX: Final = 3
+"""Looks at a process that seems to have ended while it was attached."""
+
+LOOK_SECONDS: Final = 0.02
+"""How often it is looked whether a thread that does not stop is still ours."""
 
 STOP_SECONDS_MAX: Final = 5.0
 """How long a thread may take to stop: one that sleeps uninterruptibly for longer is left alone."""
@@ -60,6 +73,7 @@ _RESTART_SAME: Final = frozenset({512, 513, 514})  # ERESTARTSYS, ERESTARTNOINTR
 _RESTART_BLOCK: Final = 516  # ERESTART_RESTARTBLOCK
 
 _WALL: Final = 0x40000000
+_GONE: Final = frozenset({errno.ESRCH, errno.ENOENT, errno.EIO, errno.ECHILD})
 
 _Result = TypeVar("_Result")
 
@@ -77,11 +91,41 @@ def take_userfaultfd(pid: int, *, seccomp_allows: bool = False) -> int:
     Raises:
         NoSuchProcess: It is not there, or exits meanwhile.
         NotPermitted: The kernel forbids it, also to suspend its seccomp filter.
-        Untrackable: It is a kernel thread, is traced by somebody else, is no x86-64 process, or no thread of it stops
-            in time.
+        TargetReplaced: It calls execve(2) again and again.
+        Untrackable: It is a kernel thread, is traced by somebody else, is frozen, is no x86-64 process, or no thread of
+            it stops in time.
     """
-    # A thread of its own: when it ends, for whatever reason, the kernel detaches from everything it traces.
-    return _in_own_thread(lambda: _take(pid, seccomp_allows=seccomp_allows))
+    reasons: list[TrackingError] = []
+    while len(reasons) < ATTEMPTS_MAX:
+        try:
+            # A thread of its own: when it ends, for whatever reason, the kernel detaches from everything it traces.
+            return _in_own_thread(lambda: _take(pid, seccomp_allows=seccomp_allows))
+        except _Slipped as slipped:
+            reasons.append(slipped.reason)
+            _await_release(pid)
+            time.sleep(ATTEMPT_SECONDS * len(reasons))
+    # Not permitted is what it was if it was so each time.
+    raise next((reason for reason in reasons if isinstance(reason, TargetReplaced)), reasons[-1])
+
+
+def _await_release(pid: int) -> None:
+    """Wait until none of our threads traces a process any more: the kernel detaches when the thread's end is over."""
+    until = time.monotonic() + STOP_SECONDS_MAX
+    with contextlib.suppress(NoSuchProcess):
+        while procfs.tracer_of(pid) in procfs.threads(os.getpid()) and time.monotonic() < until:
+            time.sleep(1e-3)
+
+
+class _Slipped(Exception):
+    """The thread that was borrowed has ended, or the memory it was to be attached in; the process has not.
+
+    ``reason`` is what to tell when it is so every time.
+    """
+
+    def __init__(self, pid: int, reason: TrackingError | None = None) -> None:
+        super().__init__()
+        message = f"process {pid} called execve(2) or ended threads each of {ATTEMPTS_MAX} times that it was attached"
+        self.reason = reason or TargetReplaced(message)
 
 
 def _in_own_thread(work: Callable[[], _Result]) -> _Result:
@@ -104,29 +148,71 @@ def _in_own_thread(work: Callable[[], _Result]) -> _Result:
 
 def _take(pid: int, *, seccomp_allows: bool) -> int:
     _refuse_the_unfit(pid)
-    tid = procfs.living_thread(pid)
+    start_time_ticks = procfs.stat(pid).start_time_ticks
+    try:
+        return _borrow(pid, procfs.living_thread(pid), seccomp_allows=seccomp_allows)
+    except (OSError, NoSuchProcess) as error:
+        number = errno.ESRCH if isinstance(error, NoSuchProcess) else error.errno
+        if number in _GONE and _lives(pid, start_time_ticks):
+            raise _Slipped(pid) from error
+        if isinstance(error, NoSuchProcess):
+            raise
+        explained = _explain(error, pid)
+        if number == errno.EPERM and isinstance(explained, NotPermitted):
+            # So it is as well while another thread of it is in execve(2) and has ended the first.
+            raise _Slipped(pid, explained) from error
+        raise explained from error
+
+
+def _borrow(pid: int, tid: int, *, seccomp_allows: bool) -> int:
     suspend_seccomp = procfs.has_seccomp(pid, tid)
     # Strict mode kills for whatever is not read, write or exit, whoever says otherwise.
     seccomp_allows = seccomp_allows and not procfs.has_strict_seccomp(pid, tid)
+    uffd = -1
+
+    def take(number: int) -> int:
+        nonlocal uffd
+        uffd = syscalls.pidfd_getfd(pidfd, number)
+        return uffd
+
+    # Of a leader that has exited the descriptors are gone: then of the thread (PIDFD_THREAD, Linux 6.9).
+    pidfd = os.pidfd_open(tid, 0 if tid == pid else os.O_EXCL)
     try:
-        # Of a leader that has exited the descriptors are gone: then of the thread (PIDFD_THREAD, Linux 6.9).
-        pidfd = os.pidfd_open(tid, 0 if tid == pid else os.O_EXCL)
+        with _Borrowed(pid, tid, suspend_seccomp=suspend_seccomp, seccomp_allows=seccomp_allows) as thread:
+            return thread.make_userfaultfd(take)
+    except BaseException:
+        # It may have died after we had taken it.
+        if uffd >= 0:
+            os.close(uffd)
+        raise
+    finally:
+        os.close(pidfd)
+
+
+def _lives(pid: int, start_time_ticks: int) -> bool:
+    """Whether a process is the one that started then, and has a thread that has not ended."""
+    for _ in range(LOOKS_MAX):
         try:
-            with _Borrowed(pid, tid, suspend_seccomp=suspend_seccomp, seccomp_allows=seccomp_allows) as thread:
-                return thread.make_userfaultfd(lambda number: syscalls.pidfd_getfd(pidfd, number))
-        finally:
-            os.close(pidfd)
-    except OSError as error:
-        raise _explain(error, pid) from error
+            return procfs.stat(pid).start_time_ticks == start_time_ticks and procfs.living_thread(pid) > 0
+        except NoSuchProcess:
+            # For a moment of an execve(2) by another thread than the first, none of its threads seems to live.
+            time.sleep(ATTEMPT_SECONDS)
+    return False
 
 
 def _refuse_the_unfit(pid: int) -> None:
+    if pid == os.getpid():
+        message = f"process {pid} is this agent, which cannot borrow a thread of its own"
+        raise Untrackable(message)
     if procfs.stat(pid).is_kernel_thread:
         message = f"process {pid} is a kernel thread and has no memory of its own to track"
         raise Untrackable(message)
     tracer = procfs.tracer_of(pid)
     if tracer:
         message = f"process {pid} is already traced by process {tracer}: detach that (a debugger, strace) and try again"
+        raise Untrackable(message)
+    if procfs.is_cgroup_frozen(pid):
+        message = f"process {pid} is frozen by its cgroup, so that no thread can be borrowed: thaw it and try again"
         raise Untrackable(message)
 
 
@@ -135,6 +221,18 @@ def _explain(error: OSError, pid: int) -> TrackingError:
         case errno.ESRCH | errno.ENOENT:
             return NoSuchProcess(f"there is no process {pid}: it has exited, or the pid is wrong")
         case errno.EPERM | errno.EACCES:
+            try:
+                # One that has just exited, or has a tracer since we looked, gives EPERM too.
+                _refuse_the_unfit(pid)
+                procfs.living_thread(pid)
+            except TrackingError as found:
+                return found
+            if procfs.user_of(pid) == os.geteuid():
+                return NotPermitted(
+                    f"not permitted to attach to process {pid} of the agent's own user ({error.strerror}): it has more "
+                    "rights, or has set PR_SET_DUMPABLE to 0, or Yama's ptrace_scope forbids it; run the agent with "
+                    "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+                )
             return NotPermitted(
                 f"not permitted to attach to process {pid} ({error.strerror}): "
                 "run the agent as its user, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
@@ -179,10 +277,12 @@ class _Borrowed:
         try:
             # While the target still runs: only what must be done in the stop is done in the stop.
             # For reading alone: to open it for writing takes CAP_DAC_OVERRIDE where it is another user's.
+            layout = procfs.layout(self._pid)
             self._memory = os.open(f"/proc/{self._pid}/task/{self._tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
             self._vdso = procfs.vdso_range(self._pid)
             self._ptrace(pt.PTRACE_INTERRUPT, 0, "PTRACE_INTERRUPT")
             self._await_interruption()
+            self._check_layout(layout)
         except BaseException:
             self._close()
             raise
@@ -240,6 +340,11 @@ class _Borrowed:
         finally:
             self._give_back(own, mask)
 
+    def _check_layout(self, layout: tuple[int, ...]) -> None:
+        """Make sure that what we know of its memory is not of the one that it had before execve(2)."""
+        if procfs.layout(self._pid) != layout:
+            raise _Slipped(self._pid)
+
     def _dispatches_system_calls(self) -> bool:
         """Whether syscall user dispatch is on: a call of ours would become a SIGSYS."""
         config = bytes(_DISPATCH_CONFIG_SIZE_BYTES)
@@ -260,9 +365,14 @@ class _Borrowed:
         handler interrupted it there and will return to it: then the stack has its address, and other room is used.
         """
         start, end = self._vdso
+        if not end:
+            message = f"process {self._pid} has unmapped its vdso, where attaching needs room: let it use the handshake"
+            raise Untrackable(message)
         room_count = min(ROOM_COUNT_MAX, (end - start) // _STUB_SIZE_BYTES)
         first = end - room_count * _STUB_SIZE_BYTES
         rooms = os.pread(self._memory, end - first, first)
+        if len(rooms) < end - first:
+            raise _Slipped(self._pid)  # without address randomisation, execve(2) gives the same addresses
         for index in reversed(range(room_count)):
             address = first + index * _STUB_SIZE_BYTES
             found = rooms[index * _STUB_SIZE_BYTES :][:_STUB_SIZE_BYTES]
@@ -347,6 +457,7 @@ class _Borrowed:
     def _wait(self) -> int:
         """Wait until the thread stops; the signal it stopped with, and above that the event."""
         deadline = time.monotonic() + STOP_SECONDS_MAX
+        look = time.monotonic() + LOOK_SECONDS
         pause = 0.0
         while True:
             # WNOWAIT: a report that was taken and not yet answered would take its signal with it if we were killed.
@@ -358,11 +469,18 @@ class _Borrowed:
             if time.monotonic() > deadline:
                 state = procfs.thread_state(self._pid, self._tid)
                 reason = "it sleeps uninterruptibly (state D)" if state == "D" else "it got no processor time"
+                if procfs.is_cgroup_frozen(self._pid):
+                    reason = "its cgroup is frozen"
                 message = (
                     f"thread {self._tid} of process {self._pid} did not stop within {STOP_SECONDS_MAX:g} s: {reason}; "
                     "try again later"
                 )
                 raise Untrackable(message)
+            if time.monotonic() > look:
+                # execve(2) of another thread ends the one that was seized and takes its id, and tells no tracer.
+                if procfs.tracer_of(self._pid, self._tid) != threading.get_native_id():
+                    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+                look = time.monotonic() + LOOK_SECONDS
             # A stop comes within microseconds on an idle core; a target that shares ours needs us to sleep.
             time.sleep(pause)
             pause = min(pause + 20e-6, 1e-3)

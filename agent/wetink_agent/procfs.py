@@ -23,6 +23,7 @@ _PF_KTHREAD: Final = 0x00200000
 _STATE_STOPPED: Final = frozenset("Tt")
 _STATE_GONE: Final = frozenset("ZX")
 _USERFAULTFD_FLAGS: Final = frozenset({"um", "uw", "ui"})
+_UNIFIED_MOUNTS: Final = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")  # alone, and beside version 1
 _SECCOMP_MODE_DISABLED: Final = "0"
 _SECCOMP_MODE_STRICT: Final = "1"
 
@@ -145,14 +146,19 @@ def stat(pid: int) -> Stat:
 def is_frozen(pid: int) -> bool:
     """Whether every thread of a process is stopped, by a signal, a tracer or its cgroup's freezer."""
     try:
-        return _is_every_thread_stopped(pid) or _is_cgroup_frozen(pid)
+        return _is_every_thread_stopped(pid) or is_cgroup_frozen(pid)
     except NoSuchProcess:
         return False
 
 
-def tracer_of(pid: int) -> int:
-    """Give the pid of the process that traces this one, or 0."""
-    return int(_status_field(pid, "TracerPid") or 0)
+def tracer_of(pid: int, tid: int = 0) -> int:
+    """Give the id of the thread that traces a process, or one thread of it, or 0."""
+    return int(_status_field(pid, "TracerPid", task=f"task/{tid}/" if tid else "") or 0)
+
+
+def user_of(pid: int) -> int:
+    """Give the effective user of a process."""
+    return int(_status_field(pid, "Uid").split()[1])
 
 
 def has_seccomp(pid: int, tid: int) -> bool:
@@ -327,13 +333,18 @@ def thread_state(pid: int, tid: int) -> str:
     return _parse_stat(_read(pid, f"task/{tid}/stat")).state
 
 
-def _is_cgroup_frozen(pid: int) -> bool:
+def is_cgroup_frozen(pid: int) -> bool:
+    """Whether the freezer of a process's cgroup, of either version, holds it.
+
+    Raises:
+        NoSuchProcess: It is gone.
+    """
     for line in _read(pid, "cgroup").decode(errors="replace").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            events = Path("/sys/fs/cgroup", path.lstrip("/"), "cgroup.events")
-            if _has_line(events, "frozen 1"):
-                return True
+            for mount in _UNIFIED_MOUNTS:
+                if _has_line(Path(mount, path.lstrip("/"), "cgroup.events"), "frozen 1"):
+                    return True
         elif "freezer" in controllers.split(","):
             state = Path("/sys/fs/cgroup/freezer", path.lstrip("/"), "freezer.state")
             if _has_line(state, "FROZEN"):

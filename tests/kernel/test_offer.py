@@ -338,6 +338,38 @@ def test_what_a_program_execs_offers_again(tmp_path: Path) -> None:
         assert len(commands[shell.pid]) == 2
 
 
+@pytest.mark.needs("preload")
+def test_what_was_tracked_before_execve_is_tracked_again_by_its_next_offer(tmp_path: Path) -> None:
+    """The agent does not take the second offer for one of the memory that it tracks, which has gone."""
+    command = ["sh", "-c", "sleep 0.3; exec sleep 60"]
+    with (
+        agent(tmp_path / "agent", "--interval", "60s") as here,
+        started(command, environment=preloaded(here.path)) as program,
+    ):
+        until = time.monotonic() + 10
+        while Path(f"/proc/{program.pid}/cmdline").read_bytes() != b"sleep\x0060\0" or not armed_mappings(program.pid):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert len(here.logged("target_attached", f"/{program.pid}@")) == 2
+
+
+def test_a_discovered_process_that_calls_execve_while_it_is_attached_is_tried_again_at_once(
+    tmp_path: Path,
+) -> None:
+    """It is not taken for one that cannot be tracked, which would be looked at again in half a minute."""
+    odd = shutil.copy(programs.build("odd"), tmp_path / "odd")
+    with (
+        agent(tmp_path / "agent", "--command", f"^{odd} ") as here,
+        started([odd, "execs", 300, 4]) as program,
+    ):
+        assert program.read_line() == "ready"
+        until = time.monotonic() + 10
+        while not armed_mappings(program.pid):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert here.logged("target_refused", str(program.pid)) == []
+
+
 FORKING: Final = "import os, sys, time\nchild = os.fork()\nif child:\n    print(child, flush=True)\ntime.sleep(60)\n"
 
 

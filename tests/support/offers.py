@@ -37,13 +37,15 @@ class Agent:
     def wait_for_log(self, *words: str) -> str:
         """Give the first line of its log that has all of these words, as soon as it is there."""
         until = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            lines = self._log.read_text(encoding="utf-8").splitlines()
-            for line in lines:
-                if all(word in line for word in words):
-                    return line
-            assert time.monotonic() < until, lines
+        while not (lines := self.logged(*words)):
+            assert time.monotonic() < until, self._log.read_text(encoding="utf-8")
             time.sleep(0.01)
+        return lines[0]
+
+    def logged(self, *words: str) -> list[str]:
+        """Give the lines of its log that have all of these words."""
+        lines = self._log.read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if all(word in line for word in words)]
 
     def descriptors(self) -> list[str]:
         """Give those of its descriptors that offers and tracking make; gRPC's own come and go with its attempts."""
@@ -88,8 +90,8 @@ class Agent:
 
 
 @contextmanager
-def agent(path: Path) -> Iterator[Agent]:
-    """Start an agent whose collector is never there."""
+def agent(path: Path, *more: str) -> Iterator[Agent]:
+    """Start an agent whose collector is never there, with more arguments."""
     command = [sys.executable, "-c", "from wetink_agent.command import main; main()"]
     arguments = [
         "--collector",
@@ -100,6 +102,7 @@ def agent(path: Path) -> Iterator[Agent]:
         "here",
         "--interval",
         "50ms",
+        *more,
     ]
     with (
         tempfile.NamedTemporaryFile() as log,
