@@ -17,7 +17,7 @@ import typer
 # Its names are imported when they are used: `wetink --help` waits for none of them.
 import wetink_client
 from wetink.command_line import ExitCode, Failure, run
-from wetink_client import json_lines
+from wetink_client import json_lines, migration_commands
 from wetink_client.options import (
     CgroupsOption,
     HostsOption,
@@ -314,6 +314,9 @@ def events(
                 printer().events(batch)
     if not is_any:
         typer.echo(f"no events of {target} are kept here: does its agent run with --events?", err=True)
+
+
+migration_commands.add_to(app)
 
 
 @app.command(epilog="Example: wetink health --collector unix:/run/wetink/health")

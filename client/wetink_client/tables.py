@@ -52,7 +52,7 @@ class Printer:
 
     def hosts(self, hosts: "Iterable[Host]") -> None:
         """Print hosts."""
-        table = _table("HOST", "AGENT", "LAST SEEN", ">TARGETS", ">SPOOL", "VERSION")
+        table = table_of("HOST", "AGENT", "LAST SEEN", ">TARGETS", ">SPOOL", "VERSION")
         for host in hosts:
             table.add_row(
                 host.host_id,
@@ -67,7 +67,7 @@ class Printer:
     def targets(self, targets: "Iterable[TargetInfo]") -> None:
         """Print targets."""
         titles = "TARGET", "COMMAND", "STATE", ">POPULATED", ">WRITTEN", ">RATE", "AS OF", ">ROUND", ">EVERY", ">COST"
-        table = _table(*titles, "BACKEND")
+        table = table_of(*titles, "BACKEND")
         reasons: dict[tuple[str, str], None] = {}
         for target in targets:
             reasons[str(target.backend), target.backend_reason] = None
@@ -92,7 +92,7 @@ class Printer:
     def mappings(self, found: "TargetMappings") -> None:
         """Print what a target has mapped."""
         self._console.print(f"{found.name}, as of round {found.incarnation}.{found.round}", soft_wrap=True)
-        table = _table("ADDRESS", ">SIZE", "PROTECTION", "UNCERTAIN", "MAPPING")
+        table = table_of("ADDRESS", ">SIZE", "PROTECTION", "UNCERTAIN", "MAPPING")
         for mapping in found.mappings:
             table.add_row(
                 f"{mapping.start_address:#x}-{mapping.start_address + mapping.length_bytes:#x}",
@@ -112,7 +112,7 @@ class Printer:
 
     def barrier(self, result: "BarrierResult") -> None:
         """Print how far each target has come."""
-        table = _table("TARGET", "REACHED", ">ROUND", "AS OF")
+        table = table_of("TARGET", "REACHED", ">ROUND", "AS OF")
         for status in result.targets.values():
             table.add_row(
                 status.name,
@@ -125,7 +125,7 @@ class Printer:
 
     def dirty(self, answer: "DirtySet") -> None:
         """Print how much is dirty, and the first ranges of it."""
-        table = _table("TARGET", ">PAGES", ">BYTES", ">RUNS", ">VANISHED", ">UNCERTAIN", "COMPLETE", "EXACT", "AS OF")
+        table = table_of("TARGET", ">PAGES", ">BYTES", ">RUNS", ">VANISHED", ">UNCERTAIN", "COMPLETE", "EXACT", "AS OF")
         ranges = {name: part.ranges() for name, part in answer.targets.items()}
         for name, part in answer.targets.items():
             table.add_row(
@@ -214,7 +214,7 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _table(*headings: str) -> Table:
+def table_of(*headings: str) -> Table:
     """Make a table. A heading that begins with ``>`` is that of numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in headings:
