@@ -329,7 +329,7 @@ def agent(
         pods=PodSource(pods, pods_token, pods_ca) if pods else None,
         health=_address(health, "--health") if health else None,
     )
-    # Each target takes three descriptors.
+    # Each target takes four descriptors.
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     try:
         if played is None:

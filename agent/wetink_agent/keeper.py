@@ -88,7 +88,9 @@ class Store:
         while self._waiting:
             message, fd = self._waiting[0]
             try:
-                socket.send_fds(self._socket, [message.encode()], [fd] if fd >= 0 else [], 0, self._address)
+                # Not socket.send_fds, which leaves out the address.
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder, signed=True))
+                self._socket.sendmsg([message.encode()], [rights] if fd >= 0 else [], 0, self._address)
             except BlockingIOError:
                 return False
             except OSError as error:

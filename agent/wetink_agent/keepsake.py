@@ -182,7 +182,7 @@ def read(fd: int) -> Kept:
         rest = _read_all(fd, description_bytes + pages_bytes, start + _HEAD.size)
         started = ingest_pb2.TargetStarted.FromString(rest[:description_bytes])
         pages = BitMap64.deserialize(rest[description_bytes:])
-    except (OSError, ValueError, struct.error, DecodeError) as error:
+    except (OSError, OverflowError, ValueError, struct.error, DecodeError) as error:
         raise KeepsakeUnusable(str(error)) from error
     return Kept(
         started,

@@ -233,6 +233,40 @@ def test_first_dirty_set_and_a_restart_that_keeps_the_store(machine: Machine) ->
     assert 0 < after["pages"] < before["pages"] or not after["exact"]
 
 
+@pytest.mark.parametrize("verb", ["restart", "reload"])
+def test_agent_that_is_started_again_goes_on_with_its_targets(machine: Machine, verb: str) -> None:
+    """The descriptor store, or the keeper, has what the next one needs: the same incarnation, and the cursor is good."""
+    machine.start()
+    machine.start_target()
+    target = machine.wetink("targets")
+    before = machine.wetink(f"dirty {target['name']} --barrier")
+    pid = machine.show(UNITS[1], "MainPID")
+    machine.run(f"systemctl {verb} {UNITS[1]}")
+    machine.until_done(f"journalctl --output=cat --quiet _SYSTEMD_UNIT={UNITS[1]} | grep target_continued")
+    after = machine.wetink(f"dirty {target['name']} --barrier --since {before['cursor']}")
+
+    assert (machine.show(UNITS[1], "MainPID") == pid) == (verb == "reload")
+    assert after["incarnation"] == before["incarnation"]
+    assert after["complete"]
+    assert machine.show("writer", "ActiveState") == "active"
+
+
+def test_agent_that_is_stopped_leaves_nothing_behind(machine: Machine) -> None:
+    """A stop empties the store: the kernel unregisters, and the next start begins anew."""
+    machine.start()
+    machine.start_target()
+    target = machine.wetink("targets")
+    machine.wetink(f"dirty {target['name']} --barrier")
+    flags = "grep --count 'VmFlags:.* uw' /proc/$(systemctl show --property=MainPID --value writer)/smaps || true"
+
+    assert machine.run(flags).strip() != "0"
+    machine.run(f"systemctl stop {UNITS[1]}")
+    until = time.monotonic() + PATIENCE_SECONDS
+    while machine.run(flags).strip() != "0":
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def test_logs_are_json_and_nothing_is_started_twice(machine: Machine) -> None:
     """What the journal has is for machines to read, from the first line to the last; both end with 0."""
     machine.start()

@@ -2,9 +2,11 @@
 
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,21 +118,39 @@ def test_copy_goes_on_while_the_worker_is_killed(pattern: str) -> None:
         assert agent.process.poll() is None
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_copy_goes_on_after_a_kill_in_the_middle(point: str, tmp_path: Path) -> None:
-    """Wherever in a round the worker ends, what it had found out and not told is told by the next one."""
+@pytest.mark.parametrize(
+    "point, pattern", [*((point, "random") for point in POINTS), ("spool", "munmap_same"), ("census", "dontneed_pages")]
+)
+def test_copy_goes_on_after_a_kill_in_the_middle(point: str, pattern: str, tmp_path: Path) -> None:
+    """Wherever in a round the worker ends, what it had found out and not told is told by the next one.
+
+    The target is frozen as soon as the worker is gone: nothing that was lost is written again.
+    """
     with (
         running_collector() as collector,
-        programs.running("writer", "munmap_same", 9) as writer,
+        programs.running("writer", pattern, 9) as writer,
         agent_that_dies(collector.address, writer.pid, POINTS[point], tmp_path / "marker") as agent,
         Collector(collector.address) as client,
         ShadowCopy(writer.pid) as copy,
     ):
         reader = Reader(client, f"{HOST}/{writer.pid}", copy)
         reader.read_complete()
+        freezing = threading.Thread(target=freeze_without, args=(worker_pid(agent), writer))
+        freezing.start()
         while not agent.events("worker_restarted"):
             read_for(reader, 0.05)
+        freezing.join()
         check_same(reader, writer, copy)
+
+
+def freeze_without(worker: int, writer: programs.Program) -> None:
+    """Freeze a target at once when the worker has ended."""
+    ended = os.pidfd_open(worker)
+    try:
+        select.select([ended], [], [], PATIENCE_SECONDS)
+    finally:
+        os.close(ended)
+    writer.stop()
 
 
 @contextmanager
