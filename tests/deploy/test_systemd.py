@@ -235,7 +235,7 @@ def test_first_dirty_set_and_a_restart_that_keeps_the_store(machine: Machine) ->
 
 @pytest.mark.parametrize("verb", ["restart", "reload"])
 def test_agent_that_is_started_again_goes_on_with_its_targets(machine: Machine, verb: str) -> None:
-    """The descriptor store, or the keeper, has what the next one needs: the same incarnation, and the cursor is good."""
+    """The descriptor store, or the keeper, has what the next one needs: one incarnation, and the cursor is good."""
     machine.start()
     machine.start_target()
     target = machine.wetink("targets")
