@@ -1,8 +1,9 @@
 """A disk between a program and its files (``c/disk.c``): what was written, in which order, and what a power cut leaves.
 
 What may be lost is what POSIX lets a disk lose: of each file everything since its last fsync, each write by itself or
-in part, and a file's name until its directory was synced. Memory that is mapped does not pass here: SQLite's ``-shm``
-is made anew after a crash.
+in part, and a file's name until its directory was synced. What an fsync that fails did not bring down no later one
+does: Linux takes it for clean (LWN, "PostgreSQL's fsync() surprise", 2018). Memory that is mapped does not pass here:
+SQLite's ``-shm`` is made anew after a crash.
 """
 
 import mmap
@@ -26,8 +27,8 @@ _HEAD: Final = struct.Struct("<IIIIQ")
 class Operation:
     """One thing that was done to a file.
 
-    ``kind`` is the first letter of write, truncate, sync, create, rename or unlink. ``offset`` is the size that a
-    truncation leaves, and ``data`` the name that a renaming gives.
+    ``kind`` is the first letter of write, truncate, sync, create, rename, unlink, or of a sync that failed. ``offset``
+    is the size that a truncation leaves, and ``data`` the name that a renaming gives.
     """
 
     kind: str
@@ -109,8 +110,11 @@ def _pending(done: Sequence[Operation]) -> set[int]:
     """Say which operations no fsync has made durable, by their place."""
     contents: dict[str, set[int]] = {}
     names: set[int] = set()
+    never: set[int] = set()
     for index, one in enumerate(done):
         match one.kind:
+            case "f":
+                never |= contents.pop(one.name, set())
             case "w" | "t":
                 contents.setdefault(one.name, set()).add(index)
             case "s" if one.name == ".":
@@ -119,7 +123,7 @@ def _pending(done: Sequence[Operation]) -> set[int]:
                 contents.pop(one.name, None)
             case _:
                 names.add(index)
-    return names.union(*contents.values())
+    return names.union(never, *contents.values())
 
 
 class _Disk:

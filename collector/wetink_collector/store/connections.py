@@ -1,5 +1,6 @@
 """Connections to the SQLite file: how they are opened, what their errors mean, and whether the file is whole."""
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ often enough that it is read back in well under a second at start."""
 CHECK_BYTES_MAX: Final = 1 << 30
 """Bound on a file that is read through at start: a cold disk takes seconds for as much. In a larger one, as in each,
 a block is looked at when it is read: it has a checksum."""
+
+_COPY_BYTES: Final = 1 << 20
 
 SET_ASIDE: Final = ".damaged"
 """What is put behind the name of a file that is damaged: one is kept, for whoever wants to know what happened."""
@@ -76,6 +79,31 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {4 * CHECKPOINT_PAGES * PAGE_BYTES}")
     return connection
+
+
+def write_log_again(path: Path) -> None:
+    """Write the bytes of a write-ahead log over themselves, so that they are on the disk before anybody reads them.
+
+    After an fsync that failed, Linux shows what was to be written and holds it for clean: it may be in memory only, and
+    no later fsync brings it down. A collector that comes back would find it, take it for durable and say so. Nobody may
+    write to the file meanwhile.
+
+    Raises:
+        StoreFailed: It cannot be written.
+
+    Source: LWN, "PostgreSQL's fsync() surprise" (2018); fsync(2), ERRORS.
+    """
+    try:
+        with Path(f"{path}-wal").open("r+b", buffering=0) as log_file:
+            at = 0
+            while data := os.pread(log_file.fileno(), _COPY_BYTES, at):
+                at += os.pwrite(log_file.fileno(), data, at)
+            os.fsync(log_file.fileno())
+    except FileNotFoundError:
+        pass  # it was closed as it should be, or is new
+    except OSError as error:
+        message = f"the store failed: its write-ahead log cannot be written: {error.strerror}"
+        raise StoreFailed(message) from error
 
 
 def check_pages(connection: sqlite3.Connection, path: Path) -> None:

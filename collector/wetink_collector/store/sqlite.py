@@ -43,6 +43,7 @@ from wetink_collector.store.connections import (
     connect,
     failing_as_store,
     set_aside,
+    write_log_again,
 )
 from wetink_collector.store.interface import (
     Change,
@@ -94,8 +95,9 @@ class SqliteStore:
         check_readable(self._path)
         self._readers = Readers(self._path)
         try:
+            write_log_again(self._path)
             self._connection = connect(self._path)
-        except sqlite3.Error as error:
+        except (StoreFailed, sqlite3.Error) as error:
             raise unusable(self._path, error) from error
         self._damage: FileDamaged | None = None
         try:
@@ -167,6 +169,7 @@ class SqliteStore:
     def recover(self) -> Contents:
         """Open the file again: what it says is what is durable. One that is damaged is set aside."""
         self._connection.close()
+        write_log_again(self._path)
         with failing_as_store():
             self._connection = connect(self._path)
         self._begin()

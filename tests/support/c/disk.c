@@ -23,7 +23,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { WRITE = 'w', TRUNCATE = 't', SYNC = 's', CREATE = 'c', RENAME = 'r', REMOVE = 'u' };
+enum { WRITE = 'w', TRUNCATE = 't', SYNC = 's', SYNC_FAILED = 'f', CREATE = 'c', RENAME = 'r', REMOVE = 'u' };
 
 struct record {
     uint32_t operation, name_bytes, data_bytes, padding;
@@ -165,9 +165,15 @@ int ftruncate64(int descriptor, off64_t size) {
 
 int ftruncate(int descriptor, off_t size) { return ftruncate64(descriptor, size); }
 
+static int sync_failed(const char *name) {
+    note(SYNC_FAILED, name, 0, 0, 0);
+    errno = faults[1];
+    return -1;
+}
+
 int fsync(int descriptor) {
     const char *name = name_of(descriptor);
-    if (failing(name, 1)) return -1;
+    if (failing(name, 1)) return sync_failed(name);
     int result = REAL(fsync, descriptor);
     if (name && !result) note(SYNC, name, 0, 0, 0);
     return result;
@@ -175,7 +181,7 @@ int fsync(int descriptor) {
 
 int fdatasync(int descriptor) {
     const char *name = name_of(descriptor);
-    if (failing(name, 1)) return -1;
+    if (failing(name, 1)) return sync_failed(name);
     int result = REAL(fdatasync, descriptor);
     if (name && !result) note(SYNC, name, 0, 0, 0);
     return result;
