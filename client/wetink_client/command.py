@@ -5,6 +5,7 @@ reached, 4 not found, 5 the cursor leads nowhere any more: drop what you hold, a
 """
 
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from itertools import islice
@@ -289,6 +290,56 @@ def watch(
             for counts in islice(collector.watch_counts(selection, since, interval_seconds_min=interval), count):
                 printer().counts(counts)
                 said = _explain(counts.targets.values(), said)
+
+
+@app.command(epilog="Example: wetink verify host-1/4711 --interval 10")
+def verify(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="HOST/PID@START or HOST/PID.")],
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0, help="How long to wait between the two looks.")
+    ] = 2.0,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Do it N times, each from afresh.")] = 1,
+    pid: Annotated[
+        int | None, typer.Option("--pid", metavar="PID", min=1, help="Its process id here, if it has another.")
+    ] = None,
+    *,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict/--no-strict", help="Without: look also for what changed where nobody claims to see it."),
+    ] = True,
+    json: JsonOption = False,
+) -> None:
+    """Look for pages that changed and were called clean.
+
+    Runs on the target's host, as root: it hashes the pages of the process twice, and compares those that the answers
+    between the looks call clean. Content and hashes stay here. Exits with 1 if there are any that changed.
+    """
+    from wetink_client import clean  # noqa: PLC0415 - as above
+
+    is_any = False
+    with connected(context) as collector:
+        info = next(iter(collector.targets(target)), None)
+        if info is None:
+            message = f"target {target} is not known here: `wetink targets` prints those that are"
+            raise Failure(message, ExitCode.NOT_FOUND)
+        strictness = wetink_client.Strictness.STRICT if strict else wetink_client.Strictness.LENIENT
+        try:
+            clean.check_here(info, pid or info.pid)
+            with clean.Look(pid or info.pid) as look:
+                for _ in range(rounds):
+                    verification = clean.Verification(collector, info.name, look, strictness=strictness)
+                    time.sleep(interval)
+                    verdict = verification.finish()
+                    is_any = is_any or bool(verdict.changed)
+                    if wants_json(context, json):
+                        print_lines(json_lines.verdict(info.name, verdict))
+                    else:
+                        printer().verdict(info.name, verdict)
+        except clean.NotVerified as error:
+            raise Failure(str(error)) from error
+    if is_any:
+        raise typer.Exit(ExitCode.FAILURE)
 
 
 @app.command(epilog="Example: wetink events host-1/4711 --follow")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wetink_client import BarrierResult, DirtySet, EventBatch, Host, TargetInfo, TargetMappings
+    from wetink_client.clean import Verdict
 
 
 def plain(values: "Iterable[Host | TargetInfo | TargetMappings]") -> Iterator[str]:
@@ -50,6 +51,26 @@ def dirty(answer: "DirtySet") -> Iterator[str]:
                 "uncertain": part.uncertain_ranges(),
             }
         )
+
+
+def verdict(target: str, found: "Verdict") -> Iterator[str]:
+    """Give what a verification came to."""
+    yield json.dumps(
+        {
+            "target": target,
+            "compared_page_count": found.compared_page_count,
+            "reported_page_count": found.reported_page_count,
+            "changed": [
+                {
+                    "mapping": mapping.name,
+                    "uncertainty": mapping.uncertainty,
+                    "pages": len(mapping.pages),
+                    "ranges": mapping.ranges(),
+                }
+                for mapping in found.changed
+            ],
+        }
+    )
 
 
 def events(target: str, batch: "EventBatch") -> Iterator[str]:

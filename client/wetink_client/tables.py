@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TargetMapping,
         TargetMappings,
     )
+    from wetink_client.clean import Verdict
 
 WIDTH_MAX: Final = 10_000
 """Columns where nobody looks at a screen: wide enough that nothing is folded."""
@@ -144,6 +145,26 @@ class Printer:
             if runs:
                 self._ranges(name, runs)
         self._console.print(f"\nconsistency {answer.consistency}\ncursor {answer.cursor}", soft_wrap=True)
+
+    def verdict(self, name: str, found: "Verdict") -> None:
+        """Print what a verification came to."""
+        changed = sum(len(mapping.pages) for mapping in found.changed)
+        self._console.print(
+            f"{name}: {found.compared_page_count:,} pages called clean were compared, {changed:,} have changed unseen; "
+            f"{found.reported_page_count:,} were reported",
+            soft_wrap=True,
+        )
+        if not changed:
+            return
+        table = _table(">CHANGED", "UNCERTAIN", "FIRST AT", "MAPPING")
+        for mapping in found.changed:
+            table.add_row(
+                f"{len(mapping.pages):,}",
+                "-" if mapping.uncertainty is None else str(mapping.uncertainty),
+                f"{mapping.ranges()[0][0]:#x}",
+                printable(mapping.name),
+            )
+        self._console.print(table)
 
     def counts(self, answer: "DirtyCounts") -> None:
         """Print one answer of a watch, in lines that stand under those of the answers before."""

@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -19,16 +19,24 @@ HOST = "here"
 """The host id of agents in tests."""
 
 
-def start_agent(address: str, *options: str, interval: str = "50ms") -> Service:
+def start_agent(
+    address: str,
+    *options: str,
+    interval: str = "50ms",
+    module: str = "wetink_agent.entry",
+    environment: Mapping[str, str] | None = None,
+) -> Service:
     """Start an agent; it may not be connected yet.
 
     Args:
         address: Of the collector.
         options: Of the command.
         interval: From round to round; short, so that tests see many.
+        module: Has the ``main`` that is run.
+        environment: Variables added to those of the tests.
     """
     arguments = ["--collector", address, "--host-id", HOST, "--interval", interval, *options]
-    return Service(start("wetink_agent.entry", arguments), "agent")
+    return Service(start(module, arguments, environment), "agent")
 
 
 def worker_pid(agent: Service) -> int:
@@ -44,9 +52,15 @@ def worker_pid(agent: Service) -> int:
 
 
 @contextmanager
-def running_agent(address: str, *options: str, interval: str = "50ms") -> Iterator[Service]:
+def running_agent(
+    address: str,
+    *options: str,
+    interval: str = "50ms",
+    module: str = "wetink_agent.entry",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Service]:
     """Run an agent while the body runs, once it is connected, and stop it afterwards as an operator would."""
-    agent = start_agent(address, *options, interval=interval)
+    agent = start_agent(address, *options, interval=interval, module=module, environment=environment)
     try:
         agent.wait_for_log("connected")
         _wait_until_known(address, [pid for name, pid in pairwise(options) if name == "--pid"])
