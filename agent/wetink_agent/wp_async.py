@@ -71,6 +71,7 @@ GROWN_LOOKS_MAX: Final = 2
 _KERNEL_START: Final = 1 << 63
 _POPULATED: Final = fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED
 _ANY_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
+_PRIVATE_FILE_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...p [0-9a-f]+ [0-9a-f:]+ [1-9]", re.MULTILINE)
 _KERNEL_MADE: Final = re.compile(r"\[(?:vdso|vvar\w*|vsyscall|uprobes)\]")
 # With inode 0: a file may have such a name too.
 _KERNEL_MADE_LINE: Final = re.compile(
@@ -127,6 +128,7 @@ class WpAsync:
         self._ours = BitMap64()
         self._audited: list[Range] = []
         self._shared_memory: list[shared_memory.Part] = []
+        self._private_files = np.empty((0, 2), dtype=np.uint64)
         self._populated_runs: Runs | None = None
         self._populated = BitMap64()
         self._known: BitMap64 | None = None
@@ -356,7 +358,7 @@ class WpAsync:
 
     def _census(self, flags: int = fs.PM_SCAN_WP_MATCHING) -> tuple[Runs, BitMap64]:
         """Find what is populated under registration, and what of it was written; arm the latter again."""
-        populated, written, runs = [], BitMap64(), []
+        populated, written, runs, replaced = [], BitMap64(), [], []
         # Pages of a file are left out: in a private mapping, a page that is not the process's own copy is the file's,
         # and it stays unarmed, so that the copy a write makes shows as written.
         for regions in self._scan(
@@ -367,16 +369,33 @@ class WpAsync:
             returned=fs.PAGE_IS_WRITTEN | _POPULATED,
         ):
             populated.append(region_runs(regions))
-            found = regions[:, 2] & _WRITTEN
             if int(np.bitwise_or.reduce(regions[:, 2])) & fs.PAGE_IS_SWAPPED:
-                found |= (regions[:, 2] & _SWAPPED) * self._in_private_file(regions[:, 0])
-            indexes = np.flatnonzero(found != 0)
+                replaced += self._swapped_of_files(regions)
+            indexes = np.flatnonzero((regions[:, 2] & _WRITTEN) != 0)
             if indexes.size:
                 runs.append(region_runs(regions.take(indexes, axis=0)))
             if sum(part.starts.size for part in runs) > RUNS_AT_ONCE:
                 written |= joined_runs(runs).to_set()
                 runs.clear()
+        for start, end in replaced:
+            written.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
+        self._disarm(replaced)
         return joined_runs(populated), written | joined_runs(runs).to_set()
+
+    def _disarm(self, ranges: Iterable[Range]) -> None:
+        """Take protection, and the markers that a zap leaves of it, from pages of private file mappings.
+
+        MADV_GUARD_INSTALL zaps until it finds nothing, and there a zap of protected pages never leaves nothing: the
+        target would be in that call for as long as it is tracked. So it is there until the next round, at most.
+        """
+        for start, end in ranges:
+            argument = uf.uffdio_writeprotect(range=uf.uffdio_range(start=start, len=end - start))
+            try:
+                syscalls.ioctl(self._uffd, uf.UFFDIO_WRITEPROTECT, argument, "UFFDIO_WRITEPROTECT")
+            except OSError as error:
+                # The mapping has gone or is another's; the layout is being changed; the whole memory has gone.
+                if error.errno not in {errno.ENOENT, errno.EAGAIN, errno.ESRCH}:
+                    raise
 
     def _shared(self) -> Runs:
         """Find what there is of shared memory: all of it may have changed through another mapping or a descriptor.
@@ -477,17 +496,23 @@ class WpAsync:
             yield regions[:filled]
         yield from _ascending(again)
 
-    def _in_private_file(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Tell which addresses lie in private file mappings.
+    def _swapped_of_files(self, regions: NDArray[np.uint64]) -> list[Range]:
+        """Give what looks swapped in private file mappings.
 
         There a zap of the process's own copy leaves a marker that looks like the copy in swap: unwritten, though the
-        content is the file's again. So what looks swapped there counts as written in every round.
+        content is the file's again. So what looks swapped there counts as written in every round. A region may begin
+        in the mapping before: the kernel joins what is alike, whatever it lies in.
         """
-        result = np.zeros(addresses.size, dtype=bool)
-        for mapping in procfs.parse_maps(self._maps):
-            if mapping.inode and not mapping.shared:
-                result |= (addresses >= mapping.start) & (addresses < mapping.end)
-        return result
+        swapped = regions[(regions[:, 2] & _SWAPPED) != 0]
+        files = self._private_files
+        firsts = np.searchsorted(swapped[:, 1], files[:, 0], side="right")
+        lasts = np.searchsorted(swapped[:, 0], files[:, 1], side="left")
+        found = []
+        for index in np.flatnonzero(firsts < lasts).tolist():
+            start, end = files[index].tolist()
+            inside = swapped[firsts[index] : lasts[index], :2]
+            found += [(max(start, first), min(end, last)) for first, last in inside.tolist()]
+        return found
 
     def _whole(self) -> tuple[Range, ...]:
         return self._scope or ((ADDRESS_MIN, self._address_end),)
@@ -501,6 +526,8 @@ class WpAsync:
             self._whole(), [(int(a, 16), int(b, 16)) for a, b in _KERNEL_MADE_LINE.findall(self._maps)]
         )
         self._shared_memory = shared_memory.find(self._pid, self._maps, self._scope)
+        private_files = [(int(start, 16), int(end, 16)) for start, end in _PRIVATE_FILE_LINE.findall(self._maps)]
+        self._private_files = np.array(private_files, dtype=np.uint64).reshape(-1, 2)
         plan: list[Range] = []
         for scope_start, scope_end in self._whole():
             position, mapped = scope_start, 0

@@ -64,7 +64,6 @@ NUMBERS: Final = {
     "sched_yield": 24,
     "mremap": 25,
     "madvise": 28,
-    "pipe": 22,
     "shmget": 29,
     "shmat": 30,
     "getpid": 39,
@@ -74,6 +73,7 @@ NUMBERS: Final = {
     "shmctl": 31,
     "sigaltstack": 131,
     "mlock": 149,
+    "munlock": 150,
     "gettid": 186,
     "io_setup": 206,
     "io_destroy": 207,
@@ -84,6 +84,7 @@ NUMBERS: Final = {
     "set_robust_list": 273,
     "vmsplice": 278,
     "fallocate": 285,
+    "pipe2": 293,
     "perf_event_open": 298,
     "process_vm_readv": 310,
     "process_vm_writev": 311,
@@ -99,14 +100,14 @@ NUMBERS: Final = {
 
 
 class Obedient:
-    """The process. Addresses are in bytes; ``room`` is a page of its memory for what system calls point to."""
+    """The process. Addresses are in bytes; ``room`` is two pages of its memory for what system calls point to."""
 
     def __init__(self, program: Program) -> None:
         """Take over a program that is ready."""
         self.program = program
         self.pid = program.pid
         self.room = 0
-        self.room = self.map(1)
+        self.room = self.map(2)
 
     def do(self, line: str) -> list[int]:
         """Have it obey a line of commands; gives their answers."""
@@ -197,9 +198,9 @@ class Obedient:
         self.call("ftruncate", fd, pages * PAGE)
         return fd
 
-    def pipe(self) -> tuple[int, int]:
+    def pipe(self, flags: int = 0) -> tuple[int, int]:
         """Have it make a pipe."""
-        self.call("pipe", self.pointed(bytes(8)))
+        self.call("pipe2", self.pointed(bytes(8)), flags)
         reading, writing = struct.unpack("ii", self.peek(self.room, 8))
         return reading, writing
 

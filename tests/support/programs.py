@@ -7,6 +7,7 @@ started here, and nothing is compared.
 import contextlib
 import hashlib
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -114,6 +115,11 @@ class Program:
                 self._unread += piece
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode()
+
+    def has_said(self, *, wait_seconds: float) -> bool:
+        """Whether there is something to read, or no more will come; waits so long for it."""
+        assert self.process.stdout is not None
+        return bool(self._unread) or bool(select.select([self.process.stdout], [], [], wait_seconds)[0])
 
     def ask(self, command: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> str:
         """Write one line to standard input and return the line that answers it."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.swap import NoSwap, swap_file
 from tests.support.watched import BACKENDS, Watched, watched
 
 
@@ -33,3 +34,13 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "file"
     path.write_bytes(b"".join(bytes([page + 1]) * 4096 for page in range(16)))
     return path
+
+
+@pytest.fixture
+def swap(tmp_path: Path) -> Iterator[None]:
+    """Give the machine a file to swap to, for this test."""
+    try:
+        with swap_file(tmp_path / "swap"):
+            yield
+    except NoSwap as error:
+        pytest.skip(f"needs swap: {error}")

@@ -17,6 +17,7 @@ from tests.support.obedient import (
     MADV_HUGEPAGE,
     MAP_HUGETLB,
     MAP_NORESERVE,
+    MAP_PRIVATE,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     PAGE,
@@ -24,6 +25,7 @@ from tests.support.obedient import (
     PROT_READ,
     PROT_RW,
     Obedient,
+    command,
 )
 from tests.support.victim import within
 from tests.support.watched import Watched, async_only, status_kib
@@ -34,6 +36,7 @@ pytestmark = pytest.mark.needs("kernel", "root", "cc")
 
 HUGE_PAGES = HUGE // PAGE
 EVENT_REMAP = 1 << 2
+GUARDED_ROUNDS_MAX = 20
 
 
 def test_row_04_zap_of_one_page(row: Watched) -> None:
@@ -78,6 +81,26 @@ def test_row_14_guard_pages(row: Watched) -> None:
     row.expect(memory, 8, vanished={2, 3})
     row.target.store(memory + 3 * PAGE)
     row.expect(memory, 8, written={3})
+    row.check()
+
+
+@async_only
+def test_row_14_guard_pages_over_copies_of_a_file(row: Watched, file: Path, says: Callable[[str], None]) -> None:
+    """There a zap leaves a marker of the protection, and the kernel zaps until it finds nothing: a round ends that."""
+    memory = row.target.map(8, flags=MAP_PRIVATE, fd=row.target.open(file))
+    row.settle()
+    stream = row.target.program.process.stdin
+    assert stream is not None
+    stream.write(f"{command('madvise', memory + 2 * PAGE, 2 * PAGE, MADV_GUARD_INSTALL)}\n".encode())
+    rounds = 0
+    while not row.target.program.has_said(wait_seconds=0.05):
+        assert rounds < GUARDED_ROUNDS_MAX, "the target is in madvise(2) for good"
+        row.round()
+        rounds += 1
+    if row.target.program.read_line().split() != ["0"]:
+        pytest.skip("needs guard regions in file mappings (Linux 6.15)")
+    assert rounds, "this kernel does not wait: then the agent need not disarm"
+    says("a guard region over armed copies of a file's pages waits for the next round (README)")
     row.check()
 
 

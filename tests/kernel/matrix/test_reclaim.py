@@ -2,13 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.support.ksm import NoKsm, ksm
 from tests.support.obedient import (
     MADV_DONTNEED,
     MADV_FREE,
@@ -19,7 +19,6 @@ from tests.support.obedient import (
     PAGE,
     Obedient,
 )
-from tests.support.swap import NoSwap, swap_file
 from tests.support.victim import USERFAULTFD, victim, within
 from tests.support.watched import BACKENDS, Watched
 from wetink_agent.attach import take_userfaultfd
@@ -27,16 +26,6 @@ from wetink_agent.errors import Untrackable
 from wetink_agent.wp_sync import WpSync, why_risky
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
-
-
-@pytest.fixture
-def swap(tmp_path: Path) -> Iterator[None]:
-    """Give the machine a file to swap to, for this test."""
-    try:
-        with swap_file(tmp_path / "swap"):
-            yield
-    except NoSwap as error:
-        pytest.skip(f"needs swap: {error}")
 
 
 def test_row_13_given_up_and_reclaimed(row: Watched) -> None:
@@ -71,42 +60,33 @@ def test_row_35_out_to_swap_and_back(row: Watched) -> None:
     row.check()
 
 
-@contextmanager
-def ksm() -> Iterator[None]:
-    """Have the kernel merge equal pages, quickly, and put its settings back."""
-    directory = Path("/sys/kernel/mm/ksm")
-    if not directory.exists():
-        pytest.skip("needs KSM (CONFIG_KSM)")
-    settings = {"run": "1", "sleep_millisecs": "1", "pages_to_scan": "5000"}
-    before = {name: (directory / name).read_text(encoding="ascii") for name in settings}
-    try:
-        for name, value in settings.items():
-            (directory / name).write_text(value, encoding="ascii")
-        yield
-    finally:
-        for name, value in before.items():
-            (directory / name).write_text(value, encoding="ascii")
-
-
 def test_row_36_merged_by_ksm(row: Watched, says: Callable[[str], None]) -> None:
     """Merging changes no content. Whatever is told of it, writes before and after are, and the copy is identical."""
     memory = row.target.map(64)
     row.target.do(";".join(f"store {memory + page * PAGE} 5" for page in range(64)))
     row.target.advise(memory, 64, MADV_MERGEABLE)
     row.settle()
-    with ksm():
-        until = time.monotonic() + 20
-        while (merged := _merged(row.target)) < 60:
-            if time.monotonic() > until:
-                pytest.skip(f"needs KSM to merge: {merged} of 64 pages in 20 s")
-            time.sleep(0.02)
-        row.check()
-        row.target.store(memory + 7 * PAGE, memory + 30 * PAGE)
-        assert {7, 30} <= within(row.round(), memory // PAGE, 64)[0]
-        row.check()
+    try:
+        with ksm():
+            wait_until_merged(row.target, 60)
+            row.check()
+            row.target.store(memory + 7 * PAGE, memory + 30 * PAGE)
+            assert {7, 30} <= within(row.round(), memory // PAGE, 64)[0]
+            row.check()
+    except NoKsm as error:
+        pytest.skip(f"needs KSM: {error}")
     if isinstance(row.tracker, WpSync):
         assert "KSM" in (why_risky(row.target.pid) or "")
         says("`wp-sync` refuses such a target, unless told `--accept-risk`")
+
+
+def wait_until_merged(target: Obedient, count: int) -> None:
+    """Wait until so many pages are merged, or skip."""
+    until = time.monotonic() + 20
+    while (merged := _merged(target)) < count:
+        if time.monotonic() > until:
+            pytest.skip(f"needs KSM to merge: {merged} of {count} pages in 20 s")
+        time.sleep(0.02)
 
 
 def _merged(target: Obedient) -> int:
