@@ -156,7 +156,7 @@ class Printer:
         )
         if not changed:
             return
-        table = _table(">CHANGED", "UNCERTAIN", "FIRST AT", "MAPPING")
+        table = table_of(">CHANGED", "UNCERTAIN", "FIRST AT", "MAPPING")
         for mapping in found.changed:
             table.add_row(
                 f"{len(mapping.pages):,}",

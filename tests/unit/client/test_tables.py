@@ -3,8 +3,9 @@ from pyroaring import BitMap64
 
 from wetink.v1 import dirty_pb2, types_pb2
 from wetink_client import Consistency, DirtyCounts, DirtySet, TargetDirty
+from wetink_client.clean import ChangedMapping, Verdict
 from wetink_client.tables import Printer, age_text, bytes_text, printable
-from wetink_client.values import host_of, status_of, target_of
+from wetink_client.values import Uncertainty, host_of, status_of, target_of
 
 NOW_NS = 1_700_000_000_000_000_000
 SECOND_NS = 1_000_000_000
@@ -190,3 +191,19 @@ def test_watch_line_says_what_falls_short(capsys: pytest.CaptureFixture[str]) ->
     assert line.split("  ", 1)[1].split() == (
         ["h/1@2", "3", "pages", "12", "KiB", "0", "vanished", "round", "2.5", "not", "complete", "not", "exact"]
     )
+
+
+def test_verdict_names_each_mapping(capsys: pytest.CaptureFixture[str]) -> None:
+    """How many pages, how they may change unseen, and where the first is; one line where there are none."""
+    changed = (
+        ChangedMapping("/memfd:\x1b", Uncertainty.SHARED, BitMap64([5, 7])),
+        ChangedMapping("x", None, BitMap64([9])),
+    )
+
+    Printer(NOW_NS).verdict("h/1@2", Verdict(10, 3, changed))
+    Printer(NOW_NS).verdict("h/1@2", Verdict(10, 3, ()))
+
+    first, _, *rows, clean = capsys.readouterr().out.splitlines()
+    assert first == "h/1@2: 10 pages called clean were compared, 3 have changed unseen; 3 were reported"
+    assert [row.split() for row in rows] == [["2", "shared", "0x5000", "/memfd:?"], ["1", "-", "0x9000", "x"]]
+    assert clean.endswith("compared, 0 have changed unseen; 3 were reported")
