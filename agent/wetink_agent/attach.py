@@ -361,8 +361,10 @@ class _Borrowed:
     def _find_room(self, own: pt.user_regs_struct) -> int:
         """Find room for the stub behind the image of the vdso; its address.
 
-        An agent that was killed while it attached leaves its stub. The thread has run through it, unless a signal
-        handler interrupted it there and will return to it: then the stack has its address, and other room is used.
+        An agent that was killed while it attached leaves its stub. The thread has run through it, unless it had no
+        time yet, or a signal handler interrupted it there and will return to it: then the stack has its address, and
+        other room is used. A stub may lead back to another one, of an agent that was killed before, and to which
+        nothing else points: so while the thread is in any of them, none of them is written over.
         """
         start, end = self._vdso
         if not end:
@@ -373,6 +375,7 @@ class _Borrowed:
         rooms = os.pread(self._memory, end - first, first)
         if len(rooms) < end - first:
             raise _Slipped(self._pid)  # without address randomisation, execve(2) gives the same addresses
+        is_in_one = self._returns_to(first, end, own)
         for index in reversed(range(room_count)):
             address = first + index * _STUB_SIZE_BYTES
             found = rooms[index * _STUB_SIZE_BYTES :][:_STUB_SIZE_BYTES]
@@ -381,20 +384,25 @@ class _Borrowed:
             # Of an agent that was killed while it wrote the stub, or took it away, only the beginning may be there.
             if not found.startswith(_STUB_HEAD) and not _STUB_HEAD.startswith(found.rstrip(b"\0")):
                 break
-            if not self._returns_to(address, own):
+            if not is_in_one:
                 return address
+        if is_in_one:
+            message = (
+                f"process {self._pid} has not run since {room_count} agents were killed that were attaching to it, or is "
+                "in a signal handler since then: try again later"
+            )
+            raise Untrackable(message)
         message = (
             f"process {self._pid} has a vdso with no {_STUB_SIZE_BYTES} bytes of room for what attaching needs: "
             "let it use the handshake"
         )
         raise Untrackable(message)
 
-    def _returns_to(self, address: int, own: pt.user_regs_struct) -> bool:
-        """Tell whether the thread is in a stub or may return to it; taken to be so where the stack merely looks so."""
+    def _returns_to(self, start: int, end: int, own: pt.user_regs_struct) -> bool:
+        """Tell whether the thread is there or may return there; taken to be so where the stack merely looks so."""
         stack = _read_up_to(self._memory, own.rsp & -8, STACK_BYTES_LOOKED_AT)
         words = np.frombuffer(stack[: len(stack) & -8], dtype=np.uint64)
-        inside = (words >= address) & (words < address + _STUB_SIZE_BYTES)
-        return bool(inside.any()) or address <= own.rip < address + _STUB_SIZE_BYTES
+        return bool(((words >= start) & (words < end)).any()) or start <= own.rip < end
 
     def _write(self, words: Iterable[tuple[int, int]]) -> None:
         """Write words of the stub: each an offset and what goes there.

@@ -1,5 +1,6 @@
 """Taking a userfaultfd from a running process leaves the process as it was, also when the taker is killed half-way."""
 
+import contextlib
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from tests.support import programs
 from tests.support.programs import SLEEPER_MODES, Progress
 from wetink import syscalls
 from wetink_agent.attach import take_userfaultfd
-from wetink_agent.errors import NoSuchProcess, Untrackable
+from wetink_agent.errors import NoSuchProcess, TrackingError, Untrackable
 from wetink_agent.wp_async import WpAsync
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
@@ -94,6 +95,36 @@ def test_stub_alone_leads_back_when_every_step_of_the_tracer_is_its_last(mode: s
 
         assert last > 15, "the attach has more steps than that"
         assert target.terminate() == 0, target.errors
+
+
+@pytest.mark.parametrize("mode", ["nanosleep", "busy"])
+def test_stubs_lead_back_through_each_other_when_tracers_die_faster_than_the_target_runs(
+    mode: str, tmp_path: Path
+) -> None:
+    """A target that is stopped, or gets no processor, is in the stub of one killed agent when the next one comes."""
+    with programs.running("sleeper", mode, tmp_path / "progress") as target:
+        progress = Progress(target, tmp_path / "progress")
+        for step in range(1, 40):
+            target.stop()
+            statuses = [killed_before(step, target.pid) for _ in range(3)]
+            target.cont()
+            progress.wait(deadline_seconds=5)
+            assert userfaultfds(target.pid) == 0, step
+            if all(os.WIFEXITED(status) for status in statuses):
+                break
+
+        assert target.terminate() == 0, target.errors
+
+
+def killed_before(step: int, pid: int) -> int:
+    """Attach in a process that ends itself before its n-th request; how it ended."""
+    attacher = os.fork()
+    if attacher == 0:
+        die_before_request(step)
+        with contextlib.suppress(TrackingError):
+            take_userfaultfd(pid)
+        os._exit(0)
+    return os.waitpid(attacher, 0)[1]
 
 
 def test_signal_that_was_reported_to_a_tracer_that_dies_is_not_lost(tmp_path: Path) -> None:
