@@ -20,6 +20,7 @@ from wetink.v1.insight_pb2_grpc import InsightServiceStub
 from wetink_client import requests
 from wetink_client.connection import Connection
 from wetink_client.errors import CollectorUnavailable, from_call
+from wetink_client.insight_calls import AsyncInsightCalls, InsightCalls
 from wetink_client.migration_calls import AsyncMigrationCalls, MigrationCalls
 from wetink_client.requests import (
     AGENT_SECONDS_MAX,
@@ -63,7 +64,7 @@ _ListRequest = TypeVar("_ListRequest", bound=dirty_pb2.ListHostsRequest | dirty_
 _ListResponse = TypeVar("_ListResponse", bound=dirty_pb2.ListHostsResponse | dirty_pb2.ListTargetsResponse)
 
 
-class Collector(MigrationCalls):
+class Collector(MigrationCalls, InsightCalls):
     """A connection to a collector. It connects at the first call, and again by itself after a failure.
 
     May be shared by threads. Every call has a deadline and raises a ``WetinkError``: ``CollectorUnavailable`` when
@@ -343,6 +344,21 @@ class Collector(MigrationCalls):
                 # A reader may stop in the middle; the collector should hear of it now.
                 stream.cancel()
 
+    def _listen_insight(
+        self,
+        method: Callable[[InsightServiceStub], grpc.UnaryStreamMultiCallable[_Request, _Response]],
+        request: _Request,
+        deadline_seconds: float | None,
+    ) -> Generator[_Response]:
+        with self._line() as line:
+            stream = method(InsightServiceStub(line.channel))(request, timeout=deadline_seconds)
+            try:
+                yield from stream
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
+            finally:
+                stream.cancel()
+
     @contextmanager
     def _stub(self) -> Iterator[DirtyServiceStub]:
         with self._line() as line:
@@ -358,7 +374,7 @@ class Collector(MigrationCalls):
                 channel.close()
 
 
-class AsyncCollector(AsyncMigrationCalls):
+class AsyncCollector(AsyncMigrationCalls, AsyncInsightCalls):
     """The same for asyncio: each method does what ``Collector``'s of the same name does. Make it inside the loop."""
 
     def __init__(
@@ -529,6 +545,22 @@ class AsyncCollector(AsyncMigrationCalls):
     ) -> AsyncGenerator[_Response]:
         async with self._stub() as stub:
             stream = method(stub)(request, timeout=deadline_seconds)
+            try:
+                async for part in stream:
+                    yield part
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
+            finally:
+                stream.cancel()
+
+    async def _listen_insight(
+        self,
+        method: Callable[[InsightServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[_Request, _Response]],
+        request: _Request,
+        deadline_seconds: float | None,
+    ) -> AsyncGenerator[_Response]:
+        async with self._line() as line:
+            stream = method(InsightServiceStub(line.channel))(request, timeout=deadline_seconds)
             try:
                 async for part in stream:
                     yield part

@@ -18,7 +18,7 @@ import typer
 # Its names are imported when they are used: `wetink --help` waits for none of them.
 import wetink_client
 from wetink.command_line import ExitCode, Failure, run
-from wetink_client import json_lines, migration_commands
+from wetink_client import insight_commands, json_lines, migration_commands
 from wetink_client.options import (
     CgroupsOption,
     HostsOption,
@@ -367,6 +367,7 @@ def events(
         typer.echo(f"no events of {target} are kept here: does its agent run with --events?", err=True)
 
 
+insight_commands.add_to(app)
 migration_commands.add_to(app)
 
 

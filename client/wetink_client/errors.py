@@ -63,6 +63,14 @@ class MappingsUnknown(WetinkError):
     """Nobody has told what the target has mapped. That says nothing of its mappings."""
 
 
+class HistoryTooShort(WetinkError):
+    """Of no selected target are there two rounds yet: ask again when more have come."""
+
+
+class EventsMissing(WetinkError):
+    """No single writes of the target are kept: its agent streams none, or none has come yet."""
+
+
 class TooLarge(WetinkError):
     """The request or its answer is over a bound: select fewer targets."""
 
@@ -88,6 +96,8 @@ ERROR_OF: Final[Mapping[tuple[grpc.StatusCode, str], type[WetinkError]]] = {
     (grpc.StatusCode.UNAUTHENTICATED, ""): Refused,
     (grpc.StatusCode.FAILED_PRECONDITION, ""): Refused,
     (grpc.StatusCode.FAILED_PRECONDITION, "MAPPINGS_UNKNOWN"): MappingsUnknown,
+    (grpc.StatusCode.FAILED_PRECONDITION, "HISTORY_TOO_SHORT"): HistoryTooShort,
+    (grpc.StatusCode.FAILED_PRECONDITION, "EVENTS_MISSING"): EventsMissing,
     (grpc.StatusCode.RESOURCE_EXHAUSTED, ""): TooLarge,
 }
 """The exception for a status and a reason; for a reason that is not here, the one for the status alone."""

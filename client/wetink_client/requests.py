@@ -79,7 +79,7 @@ def targets(selection: Selectable | None) -> dirty_pb2.ListTargetsRequest:
     """Ask for the first page of targets; None means all."""
     if selection is None:
         return dirty_pb2.ListTargetsRequest(page_size=PAGE_SIZE)
-    return dirty_pb2.ListTargetsRequest(selection=_message(selection), page_size=PAGE_SIZE)
+    return dirty_pb2.ListTargetsRequest(selection=selected(selection), page_size=PAGE_SIZE)
 
 
 def mappings(target: str) -> dirty_pb2.ListMappingsRequest:
@@ -105,7 +105,7 @@ def untrack(target: str) -> dirty_pb2.UntrackRequest:
 
 def barrier(selection: Selectable, *, barrier_seconds: float) -> dirty_pb2.BarrierRequest:
     """Ask for a barrier."""
-    return dirty_pb2.BarrierRequest(selection=_message(selection), timeout_ms=_barrier_milliseconds(barrier_seconds))
+    return dirty_pb2.BarrierRequest(selection=selected(selection), timeout_ms=_barrier_milliseconds(barrier_seconds))
 
 
 def dirty(
@@ -118,7 +118,7 @@ def dirty(
 ) -> dirty_pb2.GetDirtyRequest:
     """Ask for dirty pages."""
     return dirty_pb2.GetDirtyRequest(
-        selection=_message(selection),
+        selection=selected(selection),
         cursor=since or "",
         barrier=barrier,
         barrier_timeout_ms=_barrier_milliseconds(barrier_seconds),
@@ -136,7 +136,7 @@ def watch(
 ) -> dirty_pb2.WatchRequest:
     """Ask for dirty pages, or only their counts, again and again."""
     return dirty_pb2.WatchRequest(
-        selection=_message(selection),
+        selection=selected(selection),
         cursor=since or "",
         pages=pages,
         interval_min_ms=_interval_milliseconds(interval_seconds_min),
@@ -144,7 +144,8 @@ def watch(
     )
 
 
-def _message(selection: Selectable) -> dirty_pb2.Selection:
+def selected(selection: Selectable) -> dirty_pb2.Selection:
+    """Give the message of a selection."""
     chosen = Selection.of(selection)
     return dirty_pb2.Selection(
         targets=chosen.targets,

@@ -354,7 +354,7 @@ def target_of(message: dirty_pb2.TargetInfo) -> TargetInfo:
         round=message.round,
         as_of_time_ns=message.as_of_time_ns or None,
         live=message.live,
-        end_reason=_END_REASONS.get(message.end_reason, EndReason.UNKNOWN) if message.end_reason else None,
+        end_reason=end_reason_of(message.end_reason),
         end_message=message.end_message,
         command=message.command,
         cgroup=message.cgroup,
@@ -403,9 +403,19 @@ def _mapping_of(message: types_pb2.Mapping) -> TargetMapping:
     )
 
 
+def end_reason_of(number: int) -> EndReason | None:
+    """Read why an incarnation ended; None where it has not."""
+    return _END_REASONS.get(number, EndReason.UNKNOWN) if number else None
+
+
+def incomplete_reason_of(number: int) -> IncompleteReason:
+    """Read why an answer is not complete."""
+    return _INCOMPLETE_REASONS.get(number, IncompleteReason.UNKNOWN)
+
+
 def status_of(message: dirty_pb2.TargetStatus) -> TargetStatus:
     """Read one target's part of an answer."""
-    reason = _INCOMPLETE_REASONS.get(message.incomplete_reason, IncompleteReason.UNKNOWN)
+    reason = incomplete_reason_of(message.incomplete_reason)
     return TargetStatus(
         name=message.name,
         incarnation=message.incarnation,
@@ -414,7 +424,7 @@ def status_of(message: dirty_pb2.TargetStatus) -> TargetStatus:
         complete=message.complete,
         incomplete_reason=None if message.complete else reason,
         incomplete_message=message.incomplete_message,
-        end_reason=_END_REASONS.get(message.end_reason, EndReason.UNKNOWN) if message.end_reason else None,
+        end_reason=end_reason_of(message.end_reason),
         exact=message.exact,
         frozen=message.frozen,
         written_page_count=message.written_page_count,

@@ -24,7 +24,10 @@ ONLY_IN: Final[Mapping[str, tuple[str, ...]]] = {
 """Modules that are kept in one place, and the place: what they do is nobody else's business."""
 
 
-OPTIONAL: Final[Mapping[str, str]] = {"opentelemetry": "collector/wetink_collector/tracing.py"}
+OPTIONAL: Final[Mapping[str, str]] = {
+    "opentelemetry": "collector/wetink_collector/tracing.py",
+    "matplotlib": "client/wetink_client/plot.py",
+}
 """What an extra of its own installs, and the one module that does without where it is not there."""
 
 
