@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from wetink.v1 import types_pb2
 from wetink_agent import procfs
+from wetink_agent.code_names import NAMES, Code, within_bounds
 from wetink_agent.errors import NoSuchProcess
 
 EVENTS_MAX: Final = 1 << 20
@@ -33,8 +34,8 @@ class Events:
     ``addresses`` are byte addresses, ``uffd_flags`` UFFD_PAGEFAULT_FLAG_* bits, ``thread_ids`` in the agent's pid
     namespace, ``times_ns`` since the Unix epoch, ``instruction_pointers`` code addresses. ``lost_count`` says how many
     more there were. ``threads`` names thread ids, ``mappings`` (start address, address after the end, name) what the
-    addresses lie in, both as far as they are known. ``stream_only_count`` is how many pages had a fault and were not
-    written, ``census_only_count`` how many were written without an event.
+    addresses lie in, ``code`` what the code addresses are, all as far as they are known. ``stream_only_count`` is how
+    many pages had a fault and were not written, ``census_only_count`` how many were written without an event.
     """
 
     addresses: NDArray[np.uint64]
@@ -47,6 +48,7 @@ class Events:
     mappings: tuple[tuple[int, int, str], ...] = ()
     stream_only_count: int = 0
     census_only_count: int = 0
+    code: tuple[Code, ...] = ()
 
     def __len__(self) -> int:
         """How many events there are."""
@@ -65,6 +67,7 @@ class Events:
             () if first else self.mappings,
             0 if first else self.stream_only_count,
             0 if first else self.census_only_count,
+            () if first else self.code,
         )
 
     def to_message(self) -> types_pb2.EventColumns:
@@ -85,6 +88,7 @@ class Events:
                 )
                 for start, end, name in self.mappings
             ],
+            code=[types_pb2.CodeName(**code._asdict()) for code in self.code],
         )
 
     @classmethod
@@ -104,6 +108,7 @@ class Events:
             ),
             message.stream_only_count,
             message.census_only_count,
+            tuple(Code(code.instruction_pointer, code.symbol, code.file, code.file_offset) for code in message.code),
         )
 
 
@@ -120,6 +125,7 @@ def joined(parts: Sequence[Events], count_max: int = EVENTS_MAX) -> Events:
         tuple(dict.fromkeys(mapping for part in parts for mapping in part.mappings))[-NAMES_MAX:],
         sum(part.stream_only_count for part in parts),
         sum(part.census_only_count for part in parts),
+        within_bounds({code.instruction_pointer: code for part in reversed(parts) for code in part.code}.values()),
     )
     beyond = max(0, len(whole) - count_max)
     return replace(whole.part(0, count_max), lost_count=whole.lost_count + beyond) if beyond else whole
@@ -130,7 +136,7 @@ _NONE_32: Final = np.empty(0, dtype=np.uint32)
 
 
 def named(events: Events, pid: int) -> Events:
-    """Add the names of the threads and of the mappings that events of a process speak of, as they are now."""
+    """Add the names of the threads, mappings and code that events of a process speak of, as they are now."""
     if not len(events):
         return events
     threads = []
@@ -139,12 +145,15 @@ def named(events: Events, pid: int) -> Events:
             threads.append((tid, procfs.thread_name(pid, tid)[:THREAD_NAME_CHARACTERS_MAX]))
     addresses = np.sort(events.addresses)  # numpy hashes to find what is unique, which takes thirty times as long
     mappings: list[tuple[int, int, str]] = []
+    code: tuple[Code, ...] = ()
     with contextlib.suppress(NoSuchProcess, PermissionError):
-        for mapping in procfs.parse_maps(procfs.read_maps(pid)):
+        mapped = list(procfs.parse_maps(procfs.read_maps(pid)))
+        code = NAMES.name(pid, events.instruction_pointers, mapped)
+        for mapping in mapped:
             first = int(np.searchsorted(addresses, np.uint64(mapping.start)))
             if len(mappings) < NAMES_MAX and first < addresses.size and int(addresses[first]) < mapping.end:
                 mappings.append((mapping.start, mapping.end, mapping.name[:MAPPING_NAME_CHARACTERS_MAX]))
-    return replace(events, threads=tuple(threads), mappings=tuple(mappings))
+    return replace(events, threads=tuple(threads), mappings=tuple(mappings), code=code)
 
 
 def translated(events: Events, pid: int) -> Events:

@@ -10,6 +10,7 @@ from pyroaring import BitMap64
 from wetink import pages
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent.backend import Harvest
+from wetink_agent.code_names import CODES_BYTES_MAX
 from wetink_agent.events import Events, joined
 
 MAPPING_CHANGES_MAX: Final = 1024
@@ -21,7 +22,7 @@ EVENTS_PER_MESSAGE_MAX: Final = 1 << 14
 EVENTS_UNITED_MAX: Final = EVENTS_PER_MESSAGE_MAX
 """Events kept of rounds that are united: where room is short, time resolution goes first."""
 
-_EVENTS_BYTES_MAX: Final = EVENTS_PER_MESSAGE_MAX * 36 + (352 << 10)  # with names of four bytes a character
+_EVENTS_BYTES_MAX: Final = EVENTS_PER_MESSAGE_MAX * 36 + (352 << 10) + CODES_BYTES_MAX  # names of four-byte characters
 
 
 _Sets = tuple[BitMap64, BitMap64, BitMap64]

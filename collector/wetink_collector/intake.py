@@ -424,9 +424,14 @@ def _check_events(message: WriteProtectBatch) -> None:
     if not whole or len(columns.address) != number * 8:
         text = f"round {message.last_round} of process {message.target.pid} has columns of events of different lengths"
         raise BatchCorrupt(text, **_metadata(message))
-    names = [thread.name for thread in columns.threads], [mapping.name for mapping in columns.mappings]
+    names = (
+        [thread.name for thread in columns.threads],
+        [mapping.name for mapping in columns.mappings],
+        [code.symbol for code in columns.code],
+        [code.file for code in columns.code],
+    )
     if max(map(len, names)) > EVENT_NAMES_MAX or any(len(name) > EVENT_NAMES_MAX for named in names for name in named):
-        text = f"round {message.last_round} of process {message.target.pid} names too many threads or mappings"
+        text = f"round {message.last_round} of process {message.target.pid} has too many names beside its events"
         raise MessageMalformed(text, **_metadata(message))
 
 
