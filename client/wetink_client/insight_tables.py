@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.table import Table
 
-from wetink_client.tables import WIDTH_MAX, age_text, bytes_text, empty_table, printable
+from wetink_client.tables import WIDTH_MAX, age_text, bytes_text, printable, table_of
 from wetink_client.values import NANOSECONDS_A_SECOND
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class InsightPrinter:
     def heatmap(self, found: "Heatmap") -> None:
         """Print a heatmap: a character for each row and column, and a scale."""
         self._history(found.history)
-        grid = empty_table("ADDRESS", ">SIZE", "WRITTEN", "MAPPING")
+        grid = table_of("ADDRESS", ">SIZE", "WRITTEN", "MAPPING")
         before = None
         for row, counts in zip(found.rows, found.page_counts, strict=True):
             if before is not None and row.start_address > before:
@@ -77,7 +77,7 @@ class InsightPrinter:
             if not target.history.last_round:
                 continue
             self._history(target.history)
-            grid = empty_table("ADDRESS", ">PAGES", ">ROUNDS", "LAST WRITTEN", "MAPPING")
+            grid = table_of("ADDRESS", ">PAGES", ">ROUNDS", "LAST WRITTEN", "MAPPING")
             for pages in target.pages:
                 rounds = f"{pages.round_count:,}"
                 if pages.round_count_max > pages.round_count:
@@ -96,7 +96,7 @@ class InsightPrinter:
         """Print in which order to send pages."""
         if history:
             self._history(history)
-        grid = empty_table(">ORDER", ">PAGES", ">BYTES", "LAST WRITTEN", ">ROUNDS")
+        grid = table_of(">ORDER", ">PAGES", ">BYTES", "LAST WRITTEN", ">ROUNDS")
         for one in classes:
             grid.add_row(
                 str(one.index),
@@ -111,19 +111,19 @@ class InsightPrinter:
         """Print who writes."""
         rounds = f"rounds {found.incarnation}.{found.first_round} to {found.incarnation}.{found.last_round}"
         self._say(f"{found.name}, {found.event_count:,} first writes to a page, {rounds}")
-        threads = empty_table(">WRITES", ">PAGES", ">THREAD", "NAME")
+        threads = table_of(">WRITES", ">PAGES", ">THREAD", "NAME")
         for thread in found.threads:
             identity = "ended" if thread.thread_id is None else str(thread.thread_id)
             threads.add_row(f"{thread.event_count:,}", f"{thread.page_count:,}", identity, printable(thread.name))
         self._print(threads, "no thread is known")
-        code = empty_table(">WRITES", ">PAGES", "CODE", "FILE")
+        code = table_of(">WRITES", ">PAGES", "CODE", "FILE")
         for one in found.code:
             name = "the kernel, for the process" if one.code_address == 0 else f"{one.code_address:#x}"
             where = f"{printable(one.file)}+{one.file_offset:#x}" if one.file_offset is not None else "-"
             code.add_row(f"{one.event_count:,}", f"{one.page_count:,}", printable(one.symbol) or name, where)
         self._say("")
         self._print(code, "no code address is known")
-        mappings = empty_table(">WRITES", ">PAGES", "MAPPING")
+        mappings = table_of(">WRITES", ">PAGES", "MAPPING")
         for mapping in found.mappings:
             mappings.add_row(
                 f"{mapping.event_count:,}", f"{mapping.page_count:,}", printable(mapping.name) or "(without a name)"
@@ -135,7 +135,7 @@ class InsightPrinter:
                 self._say(f"\n{count:,} events were {what}")
 
     def _working_set(self, found: "WorkingSet", page_size: int) -> None:
-        grid = empty_table(">T", ">MEAN", ">P50", ">P95", ">MAX", ">WINDOWS", "EXACT", "MEAN")
+        grid = table_of(">T", ">MEAN", ">P50", ">P95", ">MAX", ">WINDOWS", "EXACT", "MEAN")
         top = max((point.pages.mean for point in found.points), default=0.0)
         for point in found.points:
             sizes = (point.pages.mean, point.pages.p50, point.pages.p95, point.pages.max)
