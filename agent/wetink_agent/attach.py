@@ -388,8 +388,8 @@ class _Borrowed:
                 return address
         if is_in_one:
             message = (
-                f"process {self._pid} has not run since {room_count} agents were killed that were attaching to it, or is "
-                "in a signal handler since then: try again later"
+                f"process {self._pid} has not run since {room_count} agents were killed that were attaching to it, or "
+                "is in a signal handler since then: try again later"
             )
             raise Untrackable(message)
         message = (
