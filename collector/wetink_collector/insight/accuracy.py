@@ -161,6 +161,7 @@ class Accuracy:
         self.scores: deque[Score] = deque(maxlen=SCORES_KEPT_MAX)
         self._predictions: OrderedDict[str, _Kept] = OrderedDict()
         self._costs: OrderedDict[str, deque[tuple[float, float | None]]] = OrderedDict()
+        self._newest: deque[tuple[float, float | None]] = deque(maxlen=REPORTS_OF_HOST_MAX)
         self._ids: defaultdict[TargetKey, list[str]] = defaultdict(list)
 
     def keep(self, target: TargetKey, policy: str, expected: Sequence[Expected]) -> str:
@@ -174,8 +175,8 @@ class Accuracy:
         return prediction_id
 
     def costs(self, host_id: str) -> Costs:
-        """Give what is learned of a host; of all hosts where nothing is of this one, and the defaults before any."""
-        reports = self._costs.get(host_id) or [report for host in self._costs.values() for report in host]
+        """Give what is learned of a host; where that is nothing, of the newest of all, and the defaults before any."""
+        reports = self._costs.get(host_id) or self._newest
         if not reports:
             return Costs()
         fixed = [seconds for _, seconds in reports if seconds is not None]
@@ -208,6 +209,7 @@ class Accuracy:
     def _learn(self, host_id: str, report: Report) -> None:
         known = self._costs.setdefault(host_id, deque(maxlen=REPORTS_OF_HOST_MAX))
         known.append(report.costs)
+        self._newest.append(report.costs)
         self._costs.move_to_end(host_id)
         while len(self._costs) > HOSTS_MAX:
             self._costs.popitem(last=False)

@@ -19,6 +19,7 @@ from wetink_collector.insight.inquiry import Inquiry, too_short
 from wetink_collector.insight.migrations import CAUSE_OF, END_OF, bytes_of, too_few
 from wetink_collector.insight.prediction import Plan, Prediction, Writes, predict
 from wetink_collector.insight.writes import STRETCHES_MIN, mean_writes_of, writes_of
+from wetink_collector.selection import TARGETS_MAX
 
 AT_ONCE: Final = 64
 """Histories that are asked for together: each waits for its turn on one thread, and none for the others' answers."""
@@ -89,6 +90,9 @@ async def plan_drain_of(inquiry: Inquiry, accuracy: Accuracy, request: pb.PlanDr
     records = sorted(
         (record for record in inquiry.catalog.on_host(host_id) if not record.ended), key=lambda record: record.order
     )
+    if len(records) > TARGETS_MAX:
+        message = f"host {host_id} has {len(records)} targets, at most {TARGETS_MAX} go in one plan"
+        raise RequestMalformed(message)
     found, left_out = await _look_at_all(inquiry, records, writes_of)
     drained = await inquiry.on_thread(_drain, found, plan, over, request.parallel_max)
     cannot_move = sorted([*left_out, *drained.cannot_move], key=lambda one: one.name)

@@ -7,6 +7,7 @@ freeze, a restore). What pays depends on the targets, so every number of lanes i
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from typing import Final
 
 EXACT_MAX: Final = 7
@@ -94,10 +95,7 @@ def all_at_once(jobs: Sequence[Job], lanes: int) -> Schedule | None:
     """Give the plan that takes whatever comes next by name into the lane that is free first; None if one cannot."""
     if not jobs or any(lanes not in job.seconds_of_lanes for job in jobs):
         return None
-    loads: list[list[Job]] = [[] for _ in range(lanes)]
-    for job in jobs:
-        min(loads, key=lambda load: _length(load, lanes)).append(job)
-    return _schedule(loads, [], lanes)
+    return _schedule(_in_turn(jobs, lanes), [], lanes)
 
 
 def _with_lanes(jobs: Sequence[Job], lanes: int) -> Iterator[Schedule]:
@@ -157,13 +155,19 @@ def _good(in_lanes: Sequence[Job], alone: Sequence[Job], lanes: int) -> Schedule
 
 
 def _longest_first(in_lanes: Sequence[Job], alone: Sequence[Job], lanes: int) -> Schedule:
+    order = sorted(in_lanes, key=lambda one: one.seconds_of_lanes[lanes], reverse=True)
+    return _schedule(_in_turn(order, lanes), alone, lanes)
+
+
+def _in_turn(jobs: Iterable[Job], lanes: int) -> list[list[Job]]:
+    """Give each migration to the lane that is free first."""
     loads: list[list[Job]] = [[] for _ in range(lanes)]
-    lengths = [0.0] * lanes
-    for job in sorted(in_lanes, key=lambda one: one.seconds_of_lanes[lanes], reverse=True):
-        lane = lengths.index(min(lengths))
+    free = [(0.0, lane) for lane in range(lanes)]
+    for job in jobs:
+        seconds, lane = free[0]
         loads[lane].append(job)
-        lengths[lane] += job.seconds_of_lanes[lanes]
-    return _schedule(loads, alone, lanes)
+        heapreplace(free, (seconds + job.seconds_of_lanes[lanes], lane))
+    return loads
 
 
 def _schedule(loads: Sequence[Sequence[Job]], alone: Sequence[Job], lanes: int) -> Schedule:

@@ -58,7 +58,7 @@ def test_costs_are_what_is_over_the_bytes() -> None:
     assert learned.round_seconds == pytest.approx(0.02)
     assert learned.fixed_seconds == pytest.approx(0.04)
     assert learned.report_count == 3
-    assert accuracy.costs("node9") == learned, "of a host that nobody reported on, what is known of all"
+    assert accuracy.costs("node9") == learned, "of a host that nobody reported on, what the newest of all say"
 
 
 def test_costs_of_a_host_are_its_own_and_its_newest() -> None:

@@ -1,0 +1,136 @@
+"""How long predictions take, and whether they keep an agent waiting.
+
+A collector in memory has the history of an hour of one target, and of a thousand others that have a few rounds each. An
+agent goes on delivering meanwhile: how long its rounds take to be acknowledged is compared with what they take when
+nobody asks.
+"""
+
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Final
+
+from tests.bench.run import say
+from tests.integration.collector.wire import Agent, batch, start, target
+from tests.support.collector import running_collector
+from wetink_client import Collector, MigrationPlan, Selection, WetinkError
+
+HOST: Final = "speed"
+LONG_ROUNDS: Final = 3600
+LONG_PAGES: Final = 256
+SPAN: Final = 20_000
+TARGETS: Final = 1000
+FEW_ROUNDS: Final = 20
+FEW_PAGES: Final = 100
+MIB: Final = 1 << 20
+BANDWIDTHS: Final = [(1 << shift) * MIB for shift in range(10)]
+REPETITIONS: Final = 30
+PREDICT_MS_MAX: Final = 20.0
+RANK_MS_MAX: Final = 300.0
+ACK_RATIO_MAX: Final = 2.0
+DELIVERED_SECONDS: Final = 5.0
+IN_FLIGHT: Final = 64
+"""Batches that are sent before the first is waited for, while histories are filled."""
+
+
+def bench_prediction_speed() -> Iterator[bool]:
+    """Time PredictMigration, RankCandidates, and acknowledgements beside them."""
+    made = random.Random(11)  # noqa: S311 (to be the same each time)
+    with (
+        running_collector() as collector,
+        Agent(collector.address, HOST) as agent,
+        Collector(collector.address) as client,
+    ):
+        agent.hello()
+        _fill(agent, 1, LONG_ROUNDS, lambda: made.sample(range(SPAN), LONG_PAGES))
+        for pid in range(2, TARGETS + 2):
+            _fill(agent, pid, FEW_ROUNDS, lambda: made.sample(range(SPAN), FEW_PAGES))
+        plan = MigrationPlan(round_seconds=0.01, fixed_seconds=0.02)
+        everything = Selection(hosts=(HOST,))
+
+        def predict() -> None:
+            client.predict(f"{HOST}/1", BANDWIDTHS, plan)
+
+        def rank() -> None:
+            client.rank(everything, 64 * MIB, plan)
+
+        for name, ask, limit in (
+            (f"PredictMigration, {len(BANDWIDTHS)} bandwidths, an hour of history", predict, PREDICT_MS_MAX),
+            (f"RankCandidates, {TARGETS + 1:,} targets", rank, RANK_MS_MAX),
+        ):
+            took = [_timed(ask) for _ in range(REPETITIONS + 2)][2:]
+            yield say(
+                name,
+                statistics.median(took),
+                "ms, median",
+                limit=limit,
+                figure="prediction-speed",
+                slowest_ms=round(max(took), 1),
+            )
+        alone = _acknowledgements(agent, TARGETS + 2, None)
+        for number, (name, ask) in enumerate((("PredictMigration", predict), ("RankCandidates", rank)), TARGETS + 3):
+            asked = _acknowledgements(agent, number, ask)
+            yield say(
+                f"acknowledgement beside {name} without a pause, 99th percentile",
+                _percentile(asked) / _percentile(alone),
+                "times as long as with no call",
+                limit=ACK_RATIO_MAX,
+                figure="prediction-speed",
+                alone_ms=round(_percentile(alone), 2),
+                asked_ms=round(_percentile(asked), 2),
+            )
+
+
+def _fill(agent: Agent, pid: int, round_count: int, pages: Callable[[], list[int]]) -> None:
+    of = target(pid, host_id=HOST)
+    agent.say(start(of))
+    agent.say(batch(of, 1, written=range(SPAN)))
+    for number in range(2, round_count + 1):
+        agent.say(batch(of, number, written=pages()))
+        if number % IN_FLIGHT == 0:
+            agent.acknowledged(of, number - IN_FLIGHT // 2)
+    agent.acknowledged(of, round_count)
+
+
+def _acknowledgements(agent: Agent, pid: int, ask: Callable[[], None] | None) -> list[float]:
+    """Deliver round after round while somebody asks without a pause; how long each took, in milliseconds."""
+    of = target(pid, host_id=HOST)
+    stop = threading.Event()
+
+    def asking() -> None:
+        while ask and not stop.is_set():
+            with suppress(WetinkError):
+                ask()
+
+    asker = threading.Thread(target=asking)
+    asker.start()
+    took = []
+    try:
+        agent.say(start(of))
+        until = time.perf_counter() + DELIVERED_SECONDS
+        number = 0
+        while time.perf_counter() < until:
+            number += 1
+            pages = range(number % 100, 2000)
+            began = time.perf_counter()
+            agent.say(batch(of, number, written=pages))
+            agent.acknowledged(of, number)
+            took.append(1000 * (time.perf_counter() - began))
+            time.sleep(0.005)
+    finally:
+        stop.set()
+        asker.join()
+    return took
+
+
+def _timed(ask: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    ask()
+    return 1000 * (time.perf_counter() - began)
+
+
+def _percentile(values: list[float]) -> float:
+    return sorted(values)[-(-99 * len(values) // 100) - 1]
