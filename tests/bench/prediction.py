@@ -82,7 +82,7 @@ BURSTS: Final = "in bursts of half a second"
 WRITERS: Final = (
     Writer("round and round, slowly", 96, 8, "round", 16_000),
     Writer("round and round, fast", 96, 40, "round", 6_000),
-    Writer("round and round, too fast", 96, 100, "round", 12_000),
+    Writer("round and round, too fast", 96, 200, "round", 12_000),
     Writer("at random", 96, 12, "random", 12_000),
     Writer("some pages more often", 96, 30, "skewed", 20_000),
     Writer(BURSTS, 96, 40, "bursts", 4_000),

@@ -15,9 +15,11 @@ LineOfRun: TypeAlias = Mapping[str, Any]
 HEAD: Final = """# Predictions beside migrations
 
 Made by `python -m tests.bench.prediction_report docs/predictions.jsonl docs` from the lines that `make bench
-ARGS='machine prediction'` printed{when}. Each process was watched for 20 s with a round every 100 ms, a migration was
-predicted, and then its memory moved over a link of that bandwidth to a downtime of 300 ms, and the process frozen for
-the last round. Costs of rounds and downtimes are those learned from the migrations before.
+ARGS='machine prediction'` printed{when}.
+
+Each process was watched for 20 s with a round every 100 ms. Then a migration was predicted, its memory moved over a
+link of that bandwidth to a downtime of 300 ms, and the process frozen for the last round. Costs of rounds and downtimes
+are those learned from the migrations before.
 """
 
 _WHICH: Final = ("predicted", "measured")
@@ -70,8 +72,12 @@ def spread(lines: Sequence[LineOfRun]) -> str:
 
 def _machine(lines: Sequence[LineOfRun]) -> str:
     facts = next((line for line in lines if line.get("figure") == "machine"), {})
-    words = [str(facts[name]) for name in ("date", "processor", "kernel") if facts.get(name)]
-    return f" ({', '.join(words)})" if words else ""
+    if not facts:
+        return ""
+    load = facts["load_of_a_minute"]
+    return (
+        f" on {facts['date']}, with\n{facts['value']} cores, Linux {facts['kernel']} and a load of {load} when it began"
+    )
 
 
 def _table(runs: Sequence[LineOfRun]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """RankCandidates and PlanDrain: which of many targets to move, and in which order."""
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from wetink_collector.insight.prediction import Plan, Prediction, Writes, predic
 from wetink_collector.insight.writes import STRETCHES_MIN, mean_writes_of, writes_of
 from wetink_collector.selection import TARGETS_MAX
 
-AT_ONCE: Final = 64
-"""Histories that are asked for together: each waits for its turn on one thread, and none for the others' answers."""
+AT_ONCE: Final = 256
+"""Histories that are looked at together: other calls have their turn on the threads after so many."""
 
 T = TypeVar("T")
 
@@ -122,34 +121,34 @@ async def _look_at_all(
     inquiry: Inquiry, records: Sequence[TargetRecord], writes: Callable[[History, int], Writes]
 ) -> tuple[list[Known], list[pb.LeftOut]]:
     """Look at histories, many at once; say of which targets too little is known."""
+    living = [record for record in records if not record.ended]
+    looked = {}
+    for start in range(0, len(living), AT_ONCE):
+        some = living[start : start + AT_ONCE]
+        answers = await inquiry.look_at_many(some, lambda record, history: _known(record, history, writes))
+        looked.update({record.target: answer for record, answer in zip(some, answers, strict=True)})
     found: list[Known] = []
     left_out: list[pb.LeftOut] = []
-    for start in range(0, len(records), AT_ONCE):
-        some = records[start : start + AT_ONCE]
-        for record, known in zip(
-            some, await asyncio.gather(*(_look(inquiry, record, writes) for record in some)), strict=True
-        ):
-            if isinstance(known, Known):
+    for record in records:
+        match looked.get(record.target):
+            case Known() as known:
                 found.append(known)
-            else:
-                left_out.append(pb.LeftOut(name=record.name, reason=known))
+            case StoreUnavailable() as error:
+                left_out.append(pb.LeftOut(name=record.name, reason=str(error)))
+            case reason:
+                left_out.append(pb.LeftOut(name=record.name, reason=reason or _why_nothing(record)))
     return found, left_out
 
 
-async def _look(inquiry: Inquiry, record: TargetRecord, writes: Callable[[History, int], Writes]) -> Known | str:
-    """Give what is known of a target, or why that is nothing."""
-    if record.ended:
-        return f"{record.name} has ended ({record.ended.reason_name})"
+def _known(record: TargetRecord, history: History, writes: Callable[[History, int], Writes]) -> Known | str:
+    """Give what is known of a target, or why that is too little."""
+    if history.stretch_count < STRETCHES_MIN:
+        return too_few(record)
+    return Known(record, writes(history, record.started.page_size), history.dirty_pages_per_second())
 
-    def known(history: History) -> Known | str:
-        if history.stretch_count < STRETCHES_MIN:
-            return too_few(record)
-        return Known(record, writes(history, record.started.page_size), history.dirty_pages_per_second())
 
-    try:
-        return await inquiry.look(record, known) or too_short(record)
-    except StoreUnavailable as error:
-        return str(error)
+def _why_nothing(record: TargetRecord) -> str:
+    return f"{record.name} has ended ({record.ended.reason_name})" if record.ended else too_short(record)
 
 
 def _plans(accuracy: Accuracy, plan: pb.MigrationPlan, records: Sequence[TargetRecord]) -> Mapping[str, Plan]:

@@ -136,6 +136,9 @@ class Histories:
             work = self._kept.get(record.target)
             if work is None or work.incarnation != record.incarnation:
                 return
+            # A round is the last in a history when everything is counted that it brought.
+            if work.history.round >= record.round:
+                return
             work.readers.append(caught_up)
             self._turns[record.target] = None
             self._turns.move_to_end(record.target, last=False)

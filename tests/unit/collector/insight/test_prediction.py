@@ -89,6 +89,8 @@ def test_what_is_sent_is_what_the_rounds_say(
     outcome = follow(curve, populated, link, POLICIES[policy].make(0.3, False))  # noqa: FBT003
 
     assert outcome.rounds[0].pages == populated
+    assert all(one.seconds == pytest.approx(one.pages * PAGE / bandwidth + each) for one in outcome.rounds)
+    assert outcome.downtime_seconds == pytest.approx(outcome.left_pages * PAGE / bandwidth + fixed)
     assert outcome.copy_seconds == pytest.approx(sum(one.seconds * one.count for one in outcome.rounds))
     assert outcome.left_pages <= curve.working_set_pages
     assert outcome.sent_pages >= populated
