@@ -3,8 +3,9 @@
 A test names its needs with ``@pytest.mark.needs("kernel", "root")``; a fixture or a helper calls ``needs("redis")``.
 A missing need skips the test, with a sentence that says what is missing and how to get it. Needs that are listed in
 the environment variable ``WETINK_REQUIRE`` (separated by commas) fail the test instead: CI names all of them but
-``soft-dirty`` and ``docker``, so that nothing is left out there in silence. What needs these runs in ``make
-test-kernels`` and ``make test-deploy``, wherever CI itself may run.
+``soft-dirty``, ``docker`` and four programs that are targets among others (``postgres``, ``nginx``, ``java``,
+``node``), so that nothing is left out there in silence. What needs the first two runs in ``make test-kernels`` and
+``make test-deploy``, wherever CI itself may run.
 """
 
 import os
@@ -160,6 +161,29 @@ def _no_promtool() -> str | None:
     return None if shutil.which("promtool") else "there is no promtool; apt-get install prometheus"
 
 
+def _no_program(*names: str, package: str) -> str | None:
+    absent = [name for name in names if shutil.which(name) is None]
+    return f"there is no {', '.join(absent)}; apt-get install {package}" if absent else None
+
+
+def _no_postgres() -> str | None:
+    from tests.support.applications import postgres_programs  # noqa: PLC0415 (it is for tests with this need)
+
+    if postgres_programs() is not None:
+        return None
+    return "there is no postgres with its pgbench; apt-get install postgresql"
+
+
+def _no_java() -> str | None:
+    lacking = _no_program("java", package="default-jdk-headless")
+    if lacking is not None:
+        return lacking
+    modules = subprocess.run(["java", "--list-modules"], capture_output=True, text=True, check=False).stdout
+    if "jdk.compiler" in modules:
+        return None
+    return "this java compiles nothing; apt-get install default-jdk-headless"
+
+
 PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
     "kernel": _no_kernel,  # UFFD_FEATURE_WP_ASYNC and PAGEMAP_SCAN, asked of the running kernel
     "soft-dirty": _no_soft_dirty,  # CONFIG_MEM_SOFT_DIRTY, seen at a page of our own
@@ -172,5 +196,10 @@ PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
     "systemd-analyze": _no_systemd_analyze,  # what checks the units
     "docker": _no_docker,  # an engine for the tests to start, and what makes its base image
     "redis": _no_redis,  # redis-server and its load generator
+    "stress-ng": lambda: _no_program("stress-ng", package="stress-ng"),  # a program that does all to its memory
+    "postgres": _no_postgres,  # a database of many processes, and its load generator
+    "nginx": lambda: _no_program("nginx", "wrk", package="nginx-light wrk"),  # and its load generator
+    "java": _no_java,  # a virtual machine that moves objects, and a compiler
+    "node": lambda: _no_program("node", package="nodejs"),  # another
 }
 """Each need by name. A probe says what is missing, or gives None."""
