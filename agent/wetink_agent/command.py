@@ -24,6 +24,9 @@ from wetink_agent import recorder
 from wetink_agent.agent import Agent, Settings
 from wetink_agent.backends import HAZARDS, BackendName, Choice, choose
 from wetink_agent.discovery import Selection
+from wetink_agent.doctor import host as examine_host
+from wetink_agent.doctor import lines, would_track
+from wetink_agent.doctor_target import target as examine_target
 from wetink_agent.errors import KernelLacks, NoSuchProcess, TrackingError
 from wetink_agent.keeping import Keeping, keeping
 from wetink_agent.labels import GIVEN_MAX
@@ -86,6 +89,7 @@ def main() -> None:
     app.callback(invoke_without_command=True)(agent)
     app.command()(record)
     app.command()(preload)
+    app.command()(doctor)
     run(app, "wetink-agent")
 
 
@@ -401,6 +405,30 @@ def record(
     if ended.reason == types_pb2.END_REASON_FAILED:
         message = f"{file} ends before its time: {ended.message}"
         raise Failure(message)
+
+
+def doctor(
+    *,
+    pid: Annotated[int | None, typer.Option(metavar="PID", min=1, help="Look at this process too.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Say what this host allows, and a process, and how to get what is missing.
+
+    Run it as the agent will run: as that user, with those capabilities. It stops nothing, and attaches to nothing.
+    Exits with 0 if wp-async would work, 1 if not, 4 if there is no such process.
+
+    Example: wetink-agent doctor --pid 4711
+    """
+    findings = list(examine_host())
+    if pid is not None:
+        try:
+            findings += examine_target(pid)
+        except NoSuchProcess as error:
+            raise Failure(str(error), ExitCode.NOT_FOUND) from error
+    for line in lines(findings, pid, as_json=json):
+        typer.echo(line)
+    if not would_track(findings):
+        raise typer.Exit(ExitCode.FAILURE)
 
 
 def preload(
