@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,27 +21,28 @@ from wetink.tls import Security
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent import discovery, procfs
 from wetink_agent.backend import Backend, Harvest
-from wetink_agent.backends import Choice, go_on, open_backend
+from wetink_agent.backends import Choice, open_backend
 from wetink_agent.errors import (
     KernelLacks,
     NoSuchProcess,
     NotPermitted,
-    TargetExited,
     TargetReplaced,
     TrackingError,
     Untrackable,
 )
 from wetink_agent.handshake import HandshakeServer, Offer
 from wetink_agent.health import Health, served
+from wetink_agent.journal import JournalOnDisk, Stored
 from wetink_agent.keeping import Keeping, Left
 from wetink_agent.keepsake import Keepsake, Kept
 from wetink_agent.labels import Labeller
 from wetink_agent.pace import Budget, Load, Pacer
 from wetink_agent.pods import PodList, PodSource
-from wetink_agent.spool import Key, Spool
+from wetink_agent.rounds import Round
+from wetink_agent.spool import Key, Spool, key_of
+from wetink_agent.succession import take_over
 from wetink_agent.tracker import Tracker, end_reason_of
 from wetink_agent.uplink import Deposed, Uplink
-from wetink_agent.wp_async import Continued
 
 DISCOVERY_SECONDS: Final = 1.0
 """How often new processes are looked for. What a child writes before it is found is in its first round."""
@@ -90,6 +91,7 @@ class Settings:
     security: Security = field(default_factory=Security)
     pods: PodSource | None = None
     health: str | None = None
+    spool: Path | None = None
 
 
 @dataclass(slots=True)
@@ -107,11 +109,15 @@ class Agent:
         Args:
             settings: What is to be done.
             keeping: The keeper, and what an earlier worker left with it.
+
+        Raises:
+            SpoolUnusable: The directory for the spool cannot be used.
         """
         self._settings = settings
         self._keeping = keeping or Keeping()
         self._boot_id = procfs.boot_id()
-        self._spool = Spool()
+        self._journal = JournalOnDisk(settings.spool, self._boot_id) if settings.spool else None
+        self._spool = Spool(journal=self._journal)
         self._load = Load(settings.budget.agent_share)
         self._labeller = Labeller(settings.labels, PodList(settings.pods) if settings.pods else None)
         self._pool = ThreadPoolExecutor(HARVEST_THREADS, thread_name_prefix="harvest")
@@ -149,7 +155,8 @@ class Agent:
             Deposed: Another agent serves this host.
         """
         async with served(self._settings.health) as health:
-            await self._run(stop, leave or asyncio.Event(), health)
+            with self._journal or contextlib.nullcontext():
+                await self._run(stop, leave or asyncio.Event(), health)
 
     async def _run(self, stop: asyncio.Event, leave: asyncio.Event, health: Health) -> None:
         tasks: list[asyncio.Task[object]] = []
@@ -157,7 +164,7 @@ class Agent:
         is_left = True
         try:
             # Before the collector hears of us: of what it is not told then, it takes it that it is lost.
-            await asyncio.gather(*(self._go_on(left) for left in self._keeping.left()))
+            await self._take_over()
             await self._track_named()
             self._keeping.ready()
             works = (self._discover(), self._uplink.run(), stop.wait(), leave.wait())
@@ -360,53 +367,48 @@ class Agent:
         self._keeping.hold_named(self._named)
         self._keeping.let_go_of_the_rest()
 
-    async def _go_on(self, left: Left) -> None:
-        """Go on with a target where an earlier worker left it, in the same incarnation; or tell how that has ended."""
+    async def _take_over(self) -> None:
+        """Go on where an earlier worker left off: with its targets, in the same incarnations, and with its rounds."""
+        stored = self._journal.load() if self._journal is not None else {}
+        await asyncio.gather(*(self._go_on(left, stored) for left in self._keeping.left()))
+        for ended in stored.values():
+            if ended.started is not None and ended.ended is not None:
+                first = ended.rounds[0].first if ended.rounds else 1
+                self._spool.restore(ended.started, ended.following(first - 1), last_round=0)
+                self._spool.end(ended.ended)
+        self._spool.write_down_afresh()
+
+    async def _go_on(self, left: Left, stored: dict[Key, Stored]) -> None:
         kept = left.kept
-        pid, start = kept.started.target.pid, kept.started.target.start_time_ticks
+        target = kept.started.target
+        rounds = stored.pop(key_of(target, kept.started.incarnation), Stored()).following(kept.durable)
         try:
-            await self._go_on_with(left, pid, start)
+            taken = await asyncio.get_running_loop().run_in_executor(
+                self._pool, take_over, left, rounds, self._settings.backend
+            )
         except (TrackingError, OSError) as error:
-            self._spool.start(kept.started, last_round=kept.harvested)
+            self._spool.restore(kept.started, rounds, last_round=kept.harvested)
             ended = ingest_pb2.TargetEnded(
-                target=kept.started.target,
+                target=target,
                 incarnation=kept.started.incarnation,
                 reason=end_reason_of(error),
                 time_ns=time.time_ns(),
                 message=str(error),
             )
             self._spool.end(ended)
-            self._keeping.drop(pid, start)
-            log.warning("target_not_continued", target=name_of(kept.started.target), why=str(error))
-
-    async def _go_on_with(self, left: Left, pid: int, start: int) -> None:
-        kept, loop = left.kept, asyncio.get_running_loop()
-        scope = tuple((each.start_address, each.start_address + each.size_bytes) for each in kept.started.scope)
-        try:
-            _check_started(pid, start)
-        except NoSuchProcess as error:
-            os.close(left.uffd)
-            os.close(left.keepsake)
-            message = f"process {pid} exited"
-            raise TargetExited(message) from error
-        continued = Continued(kept.layout, kept.pages, kept.is_whole)
-        keepsake = Keepsake(left.keepsake)
-        try:
-            backend = await loop.run_in_executor(
-                self._pool, go_on, self._settings.backend, pid, left.uffd, scope, continued
-            )
-            try:
-                # A harvest is under way from now on, for whoever comes next.
-                keepsake.begin(kept.started, kept.layout, kept)
-                first = await loop.run_in_executor(self._pool, backend.harvest)
-            except BaseException:
-                backend.close()
-                raise
-        except BaseException:
-            keepsake.close()
-            raise
-        tracker, _ = self._begin(backend, kept.started, first, Pacer(self._settings.budget, self._load), keepsake, kept)
-        log.info("target_continued", target=name_of(tracker.target), whole=kept.is_whole, rounds=kept.harvested)
+            self._keeping.drop(target.pid, target.start_time_ticks)
+            log.warning("target_not_continued", target=name_of(target), why=str(error))
+            return
+        self._begin(
+            taken.backend,
+            kept.started,
+            taken.first,
+            Pacer(self._settings.budget, self._load),
+            taken.keepsake,
+            kept,
+            rounds,
+        )
+        log.info("target_continued", target=name_of(target), whole=taken.is_whole, rounds=kept.harvested)
 
     def _begin(
         self,
@@ -416,6 +418,7 @@ class Agent:
         pacer: Pacer | None,
         keepsake: Keepsake | None = None,
         kept: Kept | None = None,
+        rounds: Sequence[Round] = (),
     ) -> tuple[Tracker, asyncio.Task[types_pb2.EndReason.ValueType | None]]:
         tracker = Tracker(
             backend,
@@ -427,6 +430,7 @@ class Agent:
             on_change=self._uplink.changed,
             keepsake=keepsake,
             kept=kept,
+            rounds=rounds,
         )
         task = asyncio.create_task(tracker.run())
         pid, start = tracker.target.pid, tracker.target.start_time_ticks

@@ -28,6 +28,7 @@ from wetink_agent.doctor import host as examine_host
 from wetink_agent.doctor import lines, would_track
 from wetink_agent.doctor_target import target as examine_target
 from wetink_agent.errors import KernelLacks, NoSuchProcess, TrackingError
+from wetink_agent.journal import SpoolUnusable
 from wetink_agent.keeping import Keeping, keeping
 from wetink_agent.labels import GIVEN_MAX
 from wetink_agent.pace import Budget
@@ -281,6 +282,15 @@ def agent(
             show_default=False,
         ),
     ] = None,
+    spool: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="WETINK_AGENT_SPOOL",
+            metavar="DIR",
+            help="Keep rounds that the collector has not acknowledged on disk too: a worker that is killed loses none.",
+            show_default=False,
+        ),
+    ] = None,
     hand_over: Annotated[
         bool,
         typer.Option(
@@ -332,6 +342,7 @@ def agent(
         security=_security(Security(tls_ca, tls_cert, tls_key, token_file), _address(collector)),
         pods=PodSource(pods, pods_token, pods_ca) if pods else None,
         health=_address(health, "--health") if health else None,
+        spool=spool,
     )
     # Each target takes four descriptors.
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -342,6 +353,8 @@ def agent(
             _replay(settings, kept, Path(played), pace)
     except NoSuchProcess as error:
         raise Failure(str(error), ExitCode.NOT_FOUND) from error
+    except SpoolUnusable as error:
+        raise Failure(str(error)) from error
     except (TrackingError, Deposed) as error:
         kept.leave()
         raise Failure(str(error)) from error

@@ -66,7 +66,11 @@ class Kept:
     @property
     def is_whole(self) -> bool:
         """Whether nothing was lost with the worker: no harvest was under way, and each round had arrived."""
-        return self.begun == self.harvested <= self.durable
+        return self.is_whole_with(self.durable)
+
+    def is_whole_with(self, last: int) -> bool:
+        """Whether nothing was lost that is not in the rounds up to this one."""
+        return self.begun == self.harvested <= last
 
 
 class Keepsake:
@@ -111,7 +115,7 @@ class Keepsake:
             self._hold = None
 
     def harvesting(self) -> None:
-        """Say that marks are about to be taken."""
+        """Say that marks are about to be taken, or that for another reason the next worker has to tell everything."""
         self._put(_BEGUN, self._harvested + 1)
 
     def harvested(self, known: BitMap64, vanished: BitMap64) -> None:

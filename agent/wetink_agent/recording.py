@@ -7,19 +7,17 @@ that are sound. Who writes is ``recorder``, who plays is ``replay``.
 import os
 import stat
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
 from typing import BinaryIO, Final, Self
-from zlib import crc32
-
-from google.protobuf.message import DecodeError
 
 from wetink import pages
 from wetink.v1 import ingest_pb2
+from wetink_agent.framing import Damage, record, records
 from wetink_agent.rounds import Round
 
 MAGIC: Final = b"\x89wetink\n"
@@ -27,12 +25,7 @@ MAGIC: Final = b"\x89wetink\n"
 
 VERSION: Final = 1
 
-RECORD_BYTES_MAX: Final = pages.MESSAGE_BYTES_MAX
-"""Bound on a record's message: the contract's own, since it is one of its messages."""
-
 _PREAMBLE: Final = Struct("<8sI")
-_LENGTH: Final = Struct("<I")
-_RECORD: Final = Struct("<II")
 
 
 class RecordingUnusable(Exception):
@@ -57,7 +50,7 @@ class RecordingWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if overwrite else os.O_EXCL)
         self._file = open(os.open(path, flags, 0o600), "wb")  # noqa: SIM115, PTH123 - closed by __exit__; mode of its own
         try:
-            self._write(_PREAMBLE.pack(MAGIC, VERSION) + _record(ingest_pb2.AgentMessage(target_started=started)))
+            self._write(_PREAMBLE.pack(MAGIC, VERSION) + record(ingest_pb2.AgentMessage(target_started=started)))
         except BaseException:
             self._file.close()
             raise
@@ -78,7 +71,7 @@ class RecordingWriter:
         Raises:
             OSError: It may be there in part; a reader leaves that out.
         """
-        self._write(b"".join(_record(ingest_pb2.AgentMessage(write_protect_batch=part)) for part in harvested.parts))
+        self._write(b"".join(record(ingest_pb2.AgentMessage(write_protect_batch=part)) for part in harvested.parts))
 
     def end(self, ended: ingest_pb2.TargetEnded) -> None:
         """Write the end, and have all of it on the disk.
@@ -86,7 +79,7 @@ class RecordingWriter:
         Raises:
             OSError: It may not be.
         """
-        self._write(_record(ingest_pb2.AgentMessage(target_ended=ended)))
+        self._write(record(ingest_pb2.AgentMessage(target_ended=ended)))
         os.fsync(self._file.fileno())
 
     def _write(self, data: bytes) -> None:
@@ -150,8 +143,8 @@ class Recording:
         start, end = self._offsets[index], self._offsets[index + 1]
         try:
             data = os.pread(self._file.fileno(), end - start, start)
-            parts = [message.write_protect_batch for _, message in _records(BytesIO(data), 0, end - start)]
-        except (_Damage, OSError) as error:
+            parts = [message.write_protect_batch for _, message in records(BytesIO(data), 0, end - start)]
+        except (Damage, OSError) as error:
             message = f"recording {self.path} has changed since it was opened"
             raise RecordingUnusable(message) from error
         return parts
@@ -161,8 +154,8 @@ class Recording:
         size_bytes = os.fstat(self._file.fileno()).st_size
         _check_preamble(self.path, self._file.read(_PREAMBLE.size))
         try:
-            self._take_records(size_bytes)
-        except _Damage as damage:
+            self._takerecords(size_bytes)
+        except Damage as damage:
             self.damage = f"recording {self.path} is damaged at byte {damage.offset}: {damage.what}"
         if not self:
             message = f"{self.damage or f'recording {self.path} has an end and no rounds'}; there is nothing to replay"
@@ -170,23 +163,23 @@ class Recording:
         if self.damage is not None:
             self.damage += f"; rounds 1 to {len(self)} are whole"
 
-    def _take_records(self, size_bytes: int) -> None:
+    def _takerecords(self, size_bytes: int) -> None:
         parts: list[ingest_pb2.WriteProtectBatch] = []
-        for begin, message in _records(self._file, _PREAMBLE.size, size_bytes):
+        for begin, message in records(self._file, _PREAMBLE.size, size_bytes):
             self._take(begin, message, parts)
             if not parts:
                 self._offsets.append(self._file.tell())
         if self.ended is None:
-            raise _Damage(size_bytes, "it stops without an end record, as if its recorder had been killed")
+            raise Damage(size_bytes, "it stops without an end record, as if its recorder had been killed")
 
     def _take(self, begin: int, message: ingest_pb2.AgentMessage, parts: list[ingest_pb2.WriteProtectBatch]) -> None:
         """Take the next record; ``parts`` are those of a round that is not whole yet."""
         kind = message.WhichOneof("message")
         if self.ended is not None:
-            raise _Damage(begin, "something follows its end record")
+            raise Damage(begin, "something follows its end record")
         if not self._offsets:
             if kind != "target_started":
-                raise _Damage(begin, "its first record describes no target")
+                raise Damage(begin, "its first record describes no target")
             self.started = message.target_started
         elif kind == "write_protect_batch":
             self._check_part(begin, message.write_protect_batch, parts)
@@ -197,7 +190,7 @@ class Recording:
         elif kind == "target_ended" and not parts:
             self.ended = message.target_ended
         else:
-            raise _Damage(begin, f"round {len(self) + 1} was due, and {kind or 'something unknown'} stands there")
+            raise Damage(begin, f"round {len(self) + 1} was due, and {kind or 'something unknown'} stands there")
 
     def _check_part(
         self, begin: int, part: ingest_pb2.WriteProtectBatch, before: Sequence[ingest_pb2.WriteProtectBatch]
@@ -206,24 +199,15 @@ class Recording:
         count = before[0].part_count if before else part.part_count
         if (part.first_round, part.last_round, part.part, part.part_count) != (due, due, len(before), count):
             what = f"rounds {part.first_round} to {part.last_round}, part {part.part} of {part.part_count}"
-            raise _Damage(begin, f"part {len(before)} of round {due} was due, and {what} stands there")
+            raise Damage(begin, f"part {len(before)} of round {due} was due, and {what} stands there")
         if (part.target, part.incarnation) != (self.started.target, self.started.incarnation):
-            raise _Damage(begin, f"round {due} is of another process or incarnation than the recording")
+            raise Damage(begin, f"round {due} is of another process or incarnation than the recording")
         try:
             sets = [pages.decode(each) for each in (part.written, part.vanished)]
         except pages.CorruptPageSet as error:
-            raise _Damage(begin, str(error)) from error
+            raise Damage(begin, str(error)) from error
         if not sets[0].isdisjoint(sets[1]):
-            raise _Damage(begin, f"round {due} has pages that are written and vanished")
-
-
-class _Damage(Exception):
-    """A record that is not what it should be: where it begins, and what is wrong."""
-
-    def __init__(self, offset: int, what: str) -> None:
-        super().__init__(what)
-        self.offset = offset
-        self.what = what
+            raise Damage(begin, f"round {due} has pages that are written and vanished")
 
 
 def _open(path: Path) -> BinaryIO:
@@ -243,40 +227,3 @@ def _check_preamble(path: Path, data: bytes) -> None:
     if version != VERSION:
         message = f"recording {path} has version {version} of the format, and this agent reads version {VERSION}"
         raise RecordingUnusable(message)
-
-
-def _record(message: ingest_pb2.AgentMessage) -> bytes:
-    data = message.SerializeToString()
-    assert 0 < len(data) <= RECORD_BYTES_MAX, len(data)
-    return _RECORD.pack(len(data), _checksum(data)) + data
-
-
-def _checksum(data: bytes) -> int:
-    # Over the length too: a record of zeros, as a crash may leave behind, is then damaged and not empty.
-    return crc32(data, crc32(_LENGTH.pack(len(data))))
-
-
-def _records(file: BinaryIO, offset: int, end: int) -> Iterator[tuple[int, ingest_pb2.AgentMessage]]:
-    """Give each record between two offsets, with where it begins.
-
-    Raises:
-        _Damage: A record is cut short or is not what was written.
-    """
-    while offset < end:
-        head = file.read(_RECORD.size)
-        if len(head) < _RECORD.size:
-            raise _Damage(offset, "its last record is cut short")
-        size_bytes, checksum = _RECORD.unpack(head)
-        if not 0 < size_bytes <= RECORD_BYTES_MAX:
-            raise _Damage(offset, f"a record says it has {size_bytes} bytes")
-        data = file.read(size_bytes)
-        if len(data) < size_bytes:
-            raise _Damage(offset, "its last record is cut short")
-        if _checksum(data) != checksum:
-            raise _Damage(offset, "a record does not match its checksum")
-        try:
-            message = ingest_pb2.AgentMessage.FromString(data)
-        except DecodeError as error:
-            raise _Damage(offset, "a record is no message of the contract") from error
-        yield offset, message
-        offset += _RECORD.size + size_bytes

@@ -5,9 +5,9 @@ time resolution is lost, pages never are. What remains then is one round a targe
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent.rounds import Round, unite
@@ -25,6 +25,22 @@ Key = tuple[int, int, int]
 def key_of(target: types_pb2.Target, incarnation: int) -> Key:
     """Give the key of an incarnation on this host."""
     return target.pid, target.start_time_ticks, incarnation
+
+
+class Journal(Protocol):
+    """Writes the spool down, for a worker that comes after this one. It never waits and never fails."""
+
+    def write(self, messages: list[ingest_pb2.AgentMessage]) -> None:
+        """Append a round's parts, or the start and the end of an incarnation that has ended."""
+        ...
+
+    def is_long(self, needed_bytes: int) -> bool:
+        """Whether it has much more than these bytes of rounds that are still needed."""
+        ...
+
+    def rewrite(self, messages: list[ingest_pb2.AgentMessage]) -> None:
+        """Begin afresh with what is still needed."""
+        ...
 
 
 @dataclass(slots=True)
@@ -49,12 +65,14 @@ class _Entry:
 class Spool:
     """Rounds of all targets of this host, bounded in bytes."""
 
-    def __init__(self, bytes_max: int = SPOOL_BYTES_MAX) -> None:
+    def __init__(self, bytes_max: int = SPOOL_BYTES_MAX, journal: Journal | None = None) -> None:
         """Begin empty.
 
         Args:
             bytes_max: Bound on the encoded rounds; over it unsent rounds are united.
+            journal: Where all of it is written down too.
         """
+        self._journal = journal
         self.size_bytes = 0
         self.in_flight_bytes = 0
         self.united_round_count = 0
@@ -78,6 +96,32 @@ class Spool:
         entry = _Entry(started, on_durable, last_round=last_round)
         self._entries[key_of(started.target, started.incarnation)] = entry
 
+    def restore(
+        self,
+        started: ingest_pb2.TargetStarted,
+        rounds: Sequence[Round],
+        *,
+        last_round: int,
+        on_durable: Callable[[int], None] | None = None,
+    ) -> None:
+        """Take up an incarnation that another process has begun.
+
+        Args:
+            started: Describes it.
+            rounds: What is still here of it, without a gap.
+            last_round: The last round that is not, where none is here.
+            on_durable: See ``start``.
+        """
+        self.start(started, last_round=rounds[0].first - 1 if rounds else last_round, on_durable=on_durable)
+        for each in rounds:
+            self.add(key_of(started.target, started.incarnation), each)
+
+    def write_down_afresh(self) -> None:
+        """Have the journal begin with what is here, and forget the rest."""
+        if self._journal is not None:
+            # Of what it has, most is durable by now.
+            self._journal.rewrite([message for entry in self._entries.values() for message in _messages(entry)])
+
     def add(self, key: Key, harvested: Round) -> None:
         """Take a round of a started incarnation; its number follows the last.
 
@@ -92,6 +136,7 @@ class Spool:
         self.size_bytes += harvested.size_bytes
         while self.size_bytes > self._bytes_max and (self._unite_largest() or self._drop_oldest_ended()):
             pass
+        self._write_down([ingest_pb2.AgentMessage(write_protect_batch=part) for part in harvested.parts])
 
     def tell_mappings(self, key: Key, mappings: ingest_pb2.TargetMappings) -> None:
         """Take what an incarnation has mapped now: the newest is kept, sent once a stream, and not acknowledged."""
@@ -109,6 +154,7 @@ class Spool:
         entry = self._entries.get(key_of(ended.target, ended.incarnation))
         if entry is not None:
             entry.ended = ended
+            self._write_down(_end_of(entry))
             over = [key for key, entry in self._entries.items() if entry.ended is not None]
             if len(over) > ENDED_COUNT_MAX:
                 self.drop(min(over, key=_incarnation))
@@ -229,6 +275,13 @@ class Spool:
         """Whether everything has been sent and all rounds are durable."""
         return all(not entry.rounds and (entry.ended is None or entry.ended_sent) for entry in self._entries.values())
 
+    def _write_down(self, messages: list[ingest_pb2.AgentMessage]) -> None:
+        if self._journal is None:
+            return
+        self._journal.write(messages)
+        if self._journal.is_long(self.size_bytes):
+            self.write_down_afresh()
+
     def _forget_through(self, entry: _Entry, last: int) -> None:
         while entry.rounds and entry.rounds[0].last <= last:
             gone = entry.rounds.pop(0)
@@ -260,6 +313,23 @@ class Spool:
         self.united_round_count += len(others)
         entry.rounds[entry.sent_count :] = [united]
         return True
+
+
+def _end_of(entry: _Entry) -> list[ingest_pb2.AgentMessage]:
+    """Say how an incarnation has ended; with what it was, which nobody else knows any more."""
+    if entry.ended is None:
+        return []
+    return [
+        ingest_pb2.AgentMessage(target_started=entry.started),
+        ingest_pb2.AgentMessage(target_ended=entry.ended),
+    ]
+
+
+def _messages(entry: _Entry) -> Iterator[ingest_pb2.AgentMessage]:
+    for each in entry.rounds:
+        for part in each.parts:
+            yield ingest_pb2.AgentMessage(write_protect_batch=part)
+    yield from _end_of(entry)
 
 
 def _incarnation(key: Key) -> int:

@@ -6,7 +6,7 @@ The harvest runs on a thread of a pool; everything else runs on the event loop.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Final
 
@@ -43,6 +43,7 @@ class Tracker:
         on_change: Callable[[], None],
         keepsake: Keepsake | None = None,
         kept: Kept | None = None,
+        rounds: Sequence[Round] = (),
     ) -> None:
         """Put the first round into the spool; the next one is harvested by ``run``.
 
@@ -56,6 +57,7 @@ class Tracker:
             on_change: Called when the spool has something new.
             keepsake: Told what the next worker must know. Owned from now on.
             kept: What another worker left, where this goes on with its incarnation. The keepsake has begun with it.
+            rounds: What is still here of its rounds, without a gap.
         """
         self._backend = backend
         self._started = started
@@ -76,9 +78,12 @@ class Tracker:
             self._begin_incarnation()
             self._keep(self._round_of(first, self._pace), first)
         else:
-            self._go_on(kept)
+            self._round = kept.harvested
+            on_durable = keepsake.durable if keepsake else None
+            spool.restore(self._started, rounds, last_round=kept.durable, on_durable=on_durable)
             # Rounds that were lost with the other worker are in this one, which has everything: see ``Kept``.
-            self._keep(self._round_of(first, self._pace, stands_for=kept.durable + 1), first)
+            last_here = rounds[-1].last if rounds else kept.durable
+            self._keep(self._round_of(first, self._pace, stands_for=last_here + 1), first)
 
     @property
     def target(self) -> types_pb2.Target:
@@ -219,6 +224,9 @@ class Tracker:
             assert harvest.known is not None, "there is a keepsake for a backend that nobody can go on with"
             # Before it can be sent: whoever has it holds pages that the next worker must know of.
             self._keepsake.harvested(harvest.known, harvest.vanished)
+            if harvest.cautious_page_count or harvest.exposed:
+                # What may be written unseen is told once more when it no longer can be, which only this worker knows.
+                self._keepsake.harvesting()
             if harvest.exposed:
                 # A worker that finds no buffer any more would not know that there was one: let it doubt.
                 self._keepsake.harvesting()
@@ -269,17 +277,9 @@ class Tracker:
         if self._keepsake is not None:
             assert self._backend.handle is not None
             self._keepsake.begin(self._started, self._backend.handle.layout)
-        self._start(last_durable_round=0)
-
-    def _go_on(self, kept: Kept) -> None:
-        self._round = kept.harvested
-        self._start(last_durable_round=kept.durable)
-
-    def _start(self, last_durable_round: int) -> None:
         started = ingest_pb2.TargetStarted()
         started.CopyFrom(self._started)
-        on_durable = self._keepsake.durable if self._keepsake else None
-        self._spool.start(started, last_round=last_durable_round, on_durable=on_durable)
+        self._spool.start(started, on_durable=self._keepsake.durable if self._keepsake else None)
 
     def _take_waiting(self) -> list[asyncio.Future[types_pb2.TargetPosition | None]]:
         waiting, self._waiting = self._waiting, []

@@ -17,7 +17,7 @@ import pytest
 from tests.support import programs
 from tests.support.agent import HOST, running_agent, worker_pid
 from tests.support.amounts import amount
-from tests.support.collector import running_collector
+from tests.support.collector import CollectorProcess, running_collector, start_collector
 from tests.support.reader import Reader
 from tests.support.service import Service
 from wetink_agent.entry import KEEPER
@@ -129,7 +129,7 @@ def test_copy_goes_on_after_a_kill_in_the_middle(point: str, pattern: str, tmp_p
     with (
         running_collector() as collector,
         programs.running("writer", pattern, 9) as writer,
-        agent_that_dies(collector.address, writer.pid, POINTS[point], tmp_path / "marker") as agent,
+        agent_that_dies(collector.address, writer.pid, POINTS[point], tmp_path) as agent,
         Collector(collector.address) as client,
         ShadowCopy(writer.pid) as copy,
     ):
@@ -154,10 +154,10 @@ def freeze_without(worker: int, writer: programs.Program) -> None:
 
 
 @contextmanager
-def agent_that_dies(address: str, pid: int, point: str, marker: Path) -> Iterator[Service]:
-    """Run an agent whose first worker is killed in its twentieth round, or about then."""
-    source = WORKER.format(point=point, turn=20, marker=str(marker))
-    worker = [sys.executable, "-c", source, "--collector", address, "--host-id", HOST]
+def agent_that_dies(address: str, pid: int, point: str, directory: Path) -> Iterator[Service]:
+    """Run an agent with a spool on disk whose first worker is killed in its twentieth round, or about then."""
+    source = WORKER.format(point=point, turn=20, marker=str(directory / "marker"))
+    worker = [sys.executable, "-c", source, "--collector", address, "--host-id", HOST, "--spool", str(directory)]
     command = [sys.executable, "-I", "-S", str(KEEPER), *worker, "--pid", str(pid), "--interval", "20ms"]
     agent = Service(subprocess.Popen(command, stderr=subprocess.PIPE, text=True), "agent")
     try:
@@ -227,6 +227,41 @@ def test_upgrade_of_the_worker_keeps_incarnations() -> None:
         assert agent.wait_for_log("target_continued")["whole"]
         assert len(after.written) < everything
         check_same(reader, writer, copy)
+
+
+def test_rounds_on_disk_outlive_worker_and_collector(tmp_path: Path) -> None:
+    """A target ends while the collector is away, and then the worker: its last round and its end come all the same."""
+    listen = f"unix:{tmp_path}/collector.sock"
+    collector = CollectorProcess(start_collector(tmp_path / "data", listen=listen), tmp_path / "data")
+    options = ["--spool", str(tmp_path / "spool")]
+    try:
+        with (
+            programs.running("writer", "random", 7) as writer,
+            running_agent(listen, "--pid", str(writer.pid), *options) as agent,
+        ):
+            target = f"{HOST}/{writer.pid}"
+            with Collector(listen) as client:
+                before = client.dirty(target, barrier=True).target.round
+            collector.kill()
+            collector.close()
+            agent.wait_for_log("collector_unreachable")
+            writer.process.kill()
+            writer.process.wait()
+            agent.wait_for_log("target_ended")
+            time.sleep(0.5)  # for the disk's thread
+            os.kill(worker_pid(agent), signal.SIGKILL)
+            collector = CollectorProcess(start_collector(tmp_path / "data", listen=listen), tmp_path / "data")
+            agent.wait_for_log("connected", 2)
+            with Collector(listen) as client:
+                until = time.monotonic() + PATIENCE_SECONDS
+                while (ended := client.targets(target)[0]).live:
+                    assert time.monotonic() < until, ended
+                    time.sleep(0.02)
+
+            assert ended.end_reason is EndReason.EXITED
+            assert ended.round > before
+    finally:
+        collector.close()
 
 
 def test_target_that_ends_meanwhile_is_told_as_it_ended() -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.support.harvests import INCARNATION, Sets, ended_of, make_round, plain_sets_of, started_of, tiny_parts
 from wetink.v1 import ingest_pb2
-from wetink_agent.recording import MAGIC, RECORD_BYTES_MAX, Recording, RecordingUnusable, RecordingWriter
+from wetink_agent.framing import RECORD_BYTES_MAX
+from wetink_agent.recording import MAGIC, Recording, RecordingUnusable, RecordingWriter
 
 ROUNDS: tuple[Sets, ...] = (
     (frozenset(range(100)), frozenset()),
