@@ -114,3 +114,12 @@ def test_numbers_of_lanes_that_are_tried() -> None:
     assert lane_counts(50, 0)[-3:] == [32, 48, 50]
     assert lane_counts(50, 4) == [1, 2, 3, 4]
     assert EXACT_MAX >= 5
+
+
+def test_the_order_of_names_is_taken_where_it_is_the_better_one() -> None:
+    """The longest first leaves 3 + 2 + 2 against 3 + 2 here; in the order of their names both lanes are full."""
+    sizes = (100, 100, 50, 50, 3, 2, 2, 3, 2)
+    some = [Job(f"job{number}", {1: 1000.0, 2: float(size)}) for number, size in enumerate(sizes)]
+
+    assert len(some) > EXACT_MAX
+    assert plan_drain(some, (1, 2)).total_seconds == 156
