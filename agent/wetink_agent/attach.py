@@ -14,7 +14,9 @@ puts back what it found itself.
 Signals are blocked on the way, so that no handler ever sees the thread inside the stub; those that come stay pending
 and are delivered afterwards with all they carry.
 
-Source: ptrace(2), pidfd_getfd(2), vdso(7); the restart codes are those of ``include/linux/errno.h``.
+What depends on the processor is in ``machine``.
+
+Source: ptrace(2), pidfd_getfd(2), vdso(7).
 """
 
 import contextlib
@@ -30,8 +32,9 @@ from typing import Final, Self, TypeVar
 import numpy as np
 
 from wetink import syscalls
-from wetink_agent import procfs
+from wetink_agent import machine, procfs
 from wetink_agent.errors import NoSuchProcess, NotPermitted, TargetReplaced, TrackingError, Untrackable
+from wetink_agent.machine import SIGSET_SIZE_BYTES, Registers
 from wetink_agent.uapi import ptrace as pt
 from wetink_agent.uapi.userfaultfd import UFFD_USER_MODE_ONLY
 
@@ -56,22 +59,8 @@ ROOM_COUNT_MAX: Final = 8
 STACK_BYTES_LOOKED_AT: Final = 256 << 10
 """How far above the stack pointer an interrupted stub is looked for: deeper than signal handlers go."""
 
-_NR_CLOSE: Final = 3
-_NR_RT_SIGPROCMASK: Final = 14
-_NR_RESTART_SYSCALL: Final = 219
-_NR_USERFAULTFD: Final = 323
 _DISPATCH_CONFIG_SIZE_BYTES: Final = 32  # struct ptrace_sud_config
-_SIG_SETMASK: Final = 2
-_SIGSET_SIZE_BYTES: Final = 8
-_SYSCALL_SIZE_BYTES: Final = 2
 _WORD_SIZE_BYTES: Final = 8
-_USER_CS_64: Final = 0x33
-_MASK_64: Final = (1 << 64) - 1
-
-# Linux include/linux/errno.h: what a system call leaves in rax when a stop interrupted it.
-_RESTART_SAME: Final = frozenset({512, 513, 514})  # ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND
-_RESTART_BLOCK: Final = 516  # ERESTART_RESTARTBLOCK
-
 _WALL: Final = 0x40000000
 _GONE: Final = frozenset({errno.ESRCH, errno.ENOENT, errno.EIO, errno.ECHILD})
 
@@ -92,7 +81,7 @@ def take_userfaultfd(pid: int, *, seccomp_allows: bool = False) -> int:
         NoSuchProcess: It is not there, or exits meanwhile.
         NotPermitted: The kernel forbids it, also to suspend its seccomp filter.
         TargetReplaced: It calls execve(2) again and again.
-        Untrackable: It is a kernel thread, is traced by somebody else, is frozen, is no x86-64 process, or no thread of
+        Untrackable: It is a kernel thread, is traced by somebody else, is frozen, is no 64-bit process, or no thread of
             it stops in time.
     """
     reasons: list[TrackingError] = []
@@ -254,6 +243,7 @@ class _Borrowed:
         self._memory = -1
         self._vdso = (0, 0)
         self._room = 0
+        self._machine = machine.here()
 
     def __enter__(self) -> Self:
         """Seize the thread and stop it."""
@@ -305,22 +295,19 @@ class _Borrowed:
         Args:
             take: Gives our copy of the target's descriptor.
         """
-        own, mask = self._registers(), self._signal_mask()
-        if _was_interrupted_for_good(own) and not procfs.has_deliverable_signal(self._pid, self._tid):
+        own, mask = self._own_registers(), self._signal_mask()
+        if self._machine.is_interrupted_for_good(own) and not procfs.has_deliverable_signal(self._pid, self._tid):
             # Some calls give EINTR for a mere stop. It was ours: let the thread call again.
-            own.rax, own.rip, own.orig_rax = own.orig_rax, own.rip - _SYSCALL_SIZE_BYTES, _MASK_64
+            self._machine.call_again(own)
         if self._dispatches_system_calls():
             message = f"process {self._pid} dispatches system calls itself, as Wine does: let it use the handshake"
             raise Untrackable(message)
-        if own.cs != _USER_CS_64:
-            message = f"process {self._pid} is not a 64-bit x86 process: only those can be attached"
-            raise Untrackable(message)
         self._room = self._find_room(own)
-        self._write(_stub_words(_stub_code(own, mask)))
+        self._write(_stub_words(self._machine.stub(own, mask, self._read_registers)))
         try:
             # In this order: from the moment the mask is ours, the stub is what the thread runs, and it restores it.
             self._lend(own, os.O_CLOEXEC | os.O_NONBLOCK)
-            self._set_signal_mask(b"\xff" * _SIGSET_SIZE_BYTES)
+            self._set_signal_mask(b"\xff" * SIGSET_SIZE_BYTES)
             number = self._finish_call()
             if number == -errno.EPERM:
                 self._lend(own, os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY)
@@ -358,7 +345,7 @@ class _Borrowed:
             raise
         return any(config[:8])
 
-    def _find_room(self, own: pt.user_regs_struct) -> int:
+    def _find_room(self, own: Registers) -> int:
         """Find room for the stub behind the image of the vdso; its address.
 
         An agent that was killed while it attached leaves its stub. The thread has run through it, unless it had no
@@ -370,19 +357,21 @@ class _Borrowed:
         if not end:
             message = f"process {self._pid} has unmapped its vdso, where attaching needs room: let it use the handshake"
             raise Untrackable(message)
-        room_count = min(ROOM_COUNT_MAX, (end - start) // _STUB_SIZE_BYTES)
-        first = end - room_count * _STUB_SIZE_BYTES
+        room_count = min(ROOM_COUNT_MAX, (end - start) // self._machine.stub_size_bytes)
+        first = end - room_count * self._machine.stub_size_bytes
         rooms = os.pread(self._memory, end - first, first)
         if len(rooms) < end - first:
             raise _Slipped(self._pid)  # without address randomisation, execve(2) gives the same addresses
         is_in_one = self._returns_to(first, end, own)
         for index in reversed(range(room_count)):
-            address = first + index * _STUB_SIZE_BYTES
-            found = rooms[index * _STUB_SIZE_BYTES :][:_STUB_SIZE_BYTES]
+            address = first + index * self._machine.stub_size_bytes
+            found = rooms[index * self._machine.stub_size_bytes :][: self._machine.stub_size_bytes]
             if not found.strip(b"\0"):
                 return address
             # Of an agent that was killed while it wrote the stub, or took it away, only the beginning may be there.
-            if not found.startswith(_STUB_HEAD) and not _STUB_HEAD.startswith(found.rstrip(b"\0")):
+            if not found.startswith(self._machine.stub_head) and not self._machine.stub_head.startswith(
+                found.rstrip(b"\0")
+            ):
                 break
             if not is_in_one:
                 return address
@@ -393,16 +382,17 @@ class _Borrowed:
             )
             raise Untrackable(message)
         message = (
-            f"process {self._pid} has a vdso with no {_STUB_SIZE_BYTES} bytes of room for what attaching needs: "
-            "let it use the handshake"
+            f"process {self._pid} has a vdso with no {self._machine.stub_size_bytes} bytes of room for what attaching "
+            "needs: let it use the handshake"
         )
         raise Untrackable(message)
 
-    def _returns_to(self, start: int, end: int, own: pt.user_regs_struct) -> bool:
+    def _returns_to(self, start: int, end: int, own: Registers) -> bool:
         """Tell whether the thread is there or may return there; taken to be so where the stack merely looks so."""
-        stack = _read_up_to(self._memory, own.rsp & -8, STACK_BYTES_LOOKED_AT)
+        instruction, top = self._machine.places(own)
+        stack = _read_up_to(self._memory, top & -8, STACK_BYTES_LOOKED_AT)
         words = np.frombuffer(stack[: len(stack) & -8], dtype=np.uint64)
-        return bool(((words >= start) & (words < end)).any()) or start <= own.rip < end
+        return bool(((words >= start) & (words < end)).any()) or start <= instruction < end
 
     def _write(self, words: Iterable[tuple[int, int]]) -> None:
         """Write words of the stub: each an offset and what goes there.
@@ -413,21 +403,18 @@ class _Borrowed:
         for offset, word in words:
             syscalls.ptrace(pt.PTRACE_POKEDATA, self._tid, self._room + offset, word, "PTRACE_POKEDATA")
 
-    def _lend(self, own: pt.user_regs_struct, flags: int) -> None:
-        lent = pt.user_regs_struct.from_buffer_copy(own)
-        lent.rip = self._room
-        lent.rax = _NR_USERFAULTFD
-        lent.rdi = flags
-        lent.orig_rax = _MASK_64  # no system call is under way, so nothing is restarted before ours
-        self._set_registers(lent)
+    def _lend(self, own: Registers, flags: int) -> None:
+        self._set_registers(self._machine.lent(own, room=self._room, flags=flags))
 
     def _finish_call(self) -> int:
         """Run through the next system call of the stub; what it gave, where a negative number is an errno."""
         self._run_to_syscall_stop()
         self._run_to_syscall_stop()
-        return _signed(self._registers().rax)
+        registers = self._machine.blank()
+        self._read_registers(pt.NT_PRSTATUS, registers)
+        return self._machine.result(registers)
 
-    def _give_back(self, own: pt.user_regs_struct, mask: bytes) -> None:
+    def _give_back(self, own: Registers, mask: bytes) -> None:
         try:
             # The kernel restarts an interrupted call only on its way out of a signal stop, so go through one.
             self._ptrace(pt.PTRACE_INTERRUPT, 0, "PTRACE_INTERRUPT")
@@ -436,7 +423,7 @@ class _Borrowed:
             # In this order: while the mask is not yet the thread's own, the stub is what it would run.
             self._set_signal_mask(mask)
             self._set_registers(own)
-            self._write(reversed(_stub_words(bytes(_STUB_SIZE_BYTES))))
+            self._write(reversed(_stub_words(bytes(self._machine.stub_size_bytes))))
         except OSError as error:
             # It was killed while it was borrowed: nothing is left to be put back.
             if error.errno not in {errno.ESRCH, errno.EIO}:
@@ -493,21 +480,27 @@ class _Borrowed:
             time.sleep(pause)
             pause = min(pause + 20e-6, 1e-3)
 
-    def _registers(self) -> pt.user_regs_struct:
-        registers = pt.user_regs_struct()
-        syscalls.ptrace_regset(pt.PTRACE_GETREGSET, self._tid, pt.NT_PRSTATUS, registers, "PTRACE_GETREGSET")
+    def _own_registers(self) -> Registers:
+        registers: Registers = self._machine.blank()
+        why = self._machine.why_not(registers, self._read_registers(pt.NT_PRSTATUS, registers))
+        if why is not None:
+            message = f"process {self._pid} {why}"
+            raise Untrackable(message)
         return registers
 
-    def _set_registers(self, registers: pt.user_regs_struct) -> None:
+    def _read_registers(self, note: int, registers: Registers) -> int:
+        return syscalls.ptrace_regset(pt.PTRACE_GETREGSET, self._tid, note, registers, "PTRACE_GETREGSET")
+
+    def _set_registers(self, registers: Registers) -> None:
         syscalls.ptrace_regset(pt.PTRACE_SETREGSET, self._tid, pt.NT_PRSTATUS, registers, "PTRACE_SETREGSET")
 
     def _signal_mask(self) -> bytes:
         return syscalls.ptrace_buffer(
-            pt.PTRACE_GETSIGMASK, self._tid, _SIGSET_SIZE_BYTES, bytes(_SIGSET_SIZE_BYTES), "PTRACE_GETSIGMASK"
+            pt.PTRACE_GETSIGMASK, self._tid, SIGSET_SIZE_BYTES, bytes(SIGSET_SIZE_BYTES), "PTRACE_GETSIGMASK"
         )
 
     def _set_signal_mask(self, mask: bytes) -> None:
-        syscalls.ptrace_buffer(pt.PTRACE_SETSIGMASK, self._tid, _SIGSET_SIZE_BYTES, mask, "PTRACE_SETSIGMASK")
+        syscalls.ptrace_buffer(pt.PTRACE_SETSIGMASK, self._tid, SIGSET_SIZE_BYTES, mask, "PTRACE_SETSIGMASK")
 
     def _ptrace(self, request: int, data: int, name: str) -> None:
         syscalls.ptrace(request, self._tid, 0, data, name)
@@ -526,82 +519,9 @@ def _is_syscall_stop(status: int) -> bool:
     return status == signal.SIGTRAP | 0x80
 
 
-def _was_interrupted_for_good(own: pt.user_regs_struct) -> bool:
-    """Whether the thread is in a call without a deadline that gives EINTR, and does not restart, for a mere stop.
-
-    Those with a deadline are left alone, since nobody knows how much of it was left; signal(7) allows them EINTR.
-    """
-    if _signed(own.rax) != -errno.EINTR:
-        return False
-    match own.orig_rax:
-        case 232 | 281:  # epoll_wait, epoll_pwait: an int of milliseconds
-            return bool(own.r10 >> 31 & 1)
-        case 65:  # semop
-            return True
-        case 220 | 441:  # semtimedop, epoll_pwait2: a pointer
-            return bool(own.r10 == 0)
-        case 128:  # rt_sigtimedwait: a pointer
-            return bool(own.rdx == 0)
-        case _:
-            return False
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _stub_code(own: pt.user_regs_struct, mask: bytes) -> bytes:
-    """Assemble what the thread runs: our call, then by itself all that leads back to where it was.
-
-    Only instructions that leave the flags alone are used; ``syscall`` itself overwrites rcx and r11.
-    """
-    rax, rip = own.rax, own.rip
-    if _signed(own.orig_rax) >= 0:
-        code = -_signed(own.rax)
-        # What the kernel itself would do on the way out: go back over the syscall instruction.
-        if code in _RESTART_SAME:
-            rax, rip = own.orig_rax, rip - _SYSCALL_SIZE_BYTES
-        elif code == _RESTART_BLOCK:
-            rax, rip = _NR_RESTART_SYSCALL, rip - _SYSCALL_SIZE_BYTES
-    return b"".join(
-        (
-            _STUB_HEAD,
-            b"\x48\xb8" + struct.pack("<Q", rax),  # mov rax, ...
-            b"\x48\xbf" + struct.pack("<Q", own.rdi),  # mov rdi, ...
-            b"\x48\xbe" + struct.pack("<Q", own.rsi),  # mov rsi, ...
-            b"\x48\xba" + struct.pack("<Q", own.rdx),  # mov rdx, ...
-            b"\x49\xba" + struct.pack("<Q", own.r10),  # mov r10, ...
-            b"\x48\xb9" + struct.pack("<Q", own.rcx),  # mov rcx, ...
-            b"\x49\xbb" + struct.pack("<Q", own.r11),  # mov r11, ...
-            b"\xff\x25\x00\x00\x00\x00" + struct.pack("<Q", rip),  # jmp [rip + 0]
-            mask,
-        )
-    ).ljust(_STUB_SIZE_BYTES, b"\0")
-
-
 def _stub_words(code: bytes) -> list[tuple[int, int]]:
     """Cut what lies in a room into what PTRACE_POKEDATA takes, with its offset."""
     return [(index * _WORD_SIZE_BYTES, word) for index, (word,) in enumerate(struct.iter_unpack("=Q", code))]
-
-
-_STUB_HEAD: Final = b"".join(
-    (
-        b"\x0f\x05",  # syscall: the one we ask for
-        b"\x89\xc7",  # mov edi, eax: its descriptor; a failure gives a number that close refuses
-        b"\xb8" + struct.pack("<I", _NR_CLOSE),  # mov eax, close
-        b"\x0f\x05",  # syscall
-        b"\xb8" + struct.pack("<I", _NR_RT_SIGPROCMASK),  # mov eax, rt_sigprocmask
-        b"\xbf" + struct.pack("<I", _SIG_SETMASK),  # mov edi, SIG_SETMASK
-        b"\x48\x8d\x35" + struct.pack("<I", 5 + 6 + 2 + 7 * 10 + 6 + 8),  # lea rsi, [rip + distance to the mask]
-        b"\xba\x00\x00\x00\x00",  # mov edx, 0
-        b"\x41\xba" + struct.pack("<I", _SIGSET_SIZE_BYTES),  # mov r10d, size of the mask
-        b"\x0f\x05",  # syscall
-    )
-)
-# Whole words: to write the last one must not reach behind the vdso.
-_STUB_SIZE_BYTES: Final = (
-    -(-(len(_STUB_HEAD) + 7 * 10 + 6 + 8 + _SIGSET_SIZE_BYTES) // _WORD_SIZE_BYTES) * _WORD_SIZE_BYTES
-)
 
 
 def _read_up_to(memory: int, address: int, size_bytes: int) -> bytes:

@@ -6,6 +6,7 @@ interpreter lock.
 
 import ctypes
 import os
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -17,11 +18,18 @@ IOVEC_COUNT_MAX: Final = 1024
 IOVEC: Final = np.dtype([("base", np.uint64), ("size_bytes", np.uint64)])
 """``struct iovec``."""
 
-_NR_PERF_EVENT_OPEN: Final = 298
+NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
+    "x86_64": {"perf_event_open": 298, "process_vm_readv": 310, "userfaultfd": 323, "pidfd_getfd": 438},
+    "aarch64": {"perf_event_open": 241, "process_vm_readv": 270, "userfaultfd": 282, "pidfd_getfd": 438},
+}
+"""Numbers of the system calls of each machine; on any other none of them is called in earnest."""
+
+_numbers: Final = NUMBERS.get(os.uname().machine, NUMBERS["x86_64"])
 _PR_SET_PDEATHSIG: Final = 1
-_NR_PROCESS_VM_READV: Final = 310
-_NR_USERFAULTFD: Final = 323
-_NR_PIDFD_GETFD: Final = 438
+_NR_PERF_EVENT_OPEN: Final = _numbers["perf_event_open"]
+_NR_PROCESS_VM_READV: Final = _numbers["process_vm_readv"]
+_NR_USERFAULTFD: Final = _numbers["userfaultfd"]
+_NR_PIDFD_GETFD: Final = _numbers["pidfd_getfd"]
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -115,7 +123,7 @@ def ptrace(request: int, tid: int, address: int, data: int, name: str) -> None:
     _checked(_libc.ptrace(request, tid, address, data), name)
 
 
-def ptrace_regset(request: int, tid: int, note: int, registers: ctypes.Structure, name: str) -> None:
+def ptrace_regset(request: int, tid: int, note: int, registers: ctypes.Structure, name: str) -> int:
     """Read or write a register set of a stopped thread.
 
     Args:
@@ -125,10 +133,14 @@ def ptrace_regset(request: int, tid: int, note: int, registers: ctypes.Structure
         registers: Filled, or written, in place.
         name: The request's name, for the error.
 
+    Returns:
+        The bytes read or written: fewer where the set is smaller, as that of a 32-bit thread.
+
     Source: ptrace(2).
     """
     vector = iovec(ctypes.addressof(registers), ctypes.sizeof(registers))
     _checked(_libc.ptrace(request, tid, note, ctypes.addressof(vector)), name)
+    return int(vector.size_bytes)
 
 
 def ptrace_buffer(request: int, tid: int, address: int, data: bytes, name: str) -> bytes:

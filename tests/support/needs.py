@@ -139,6 +139,19 @@ def _no_cpp() -> str | None:
     return None if shutil.which("c++") else "there is no C++ compiler `c++`; apt-get install g++"
 
 
+def _no_aarch64_headers() -> str | None:
+    if Path("/usr/aarch64-linux-gnu/include/asm/sigcontext.h").exists():
+        return None
+    return "there are no kernel headers of aarch64; apt-get install linux-libc-dev-arm64-cross"
+
+
+def _no_aarch64() -> str | None:
+    absent = [name for name in ("aarch64-linux-gnu-gcc", "qemu-aarch64") if shutil.which(name) is None]
+    if not absent:
+        return None
+    return f"there is no {', '.join(absent)}; apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
+
+
 def _no_docker() -> str | None:
     absent = [name for name in ("dockerd", "docker", "docker-compose", "debootstrap") if shutil.which(name) is None]
     if not absent:
@@ -192,6 +205,8 @@ PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
     "loop": _no_loop,  # the agent's loop in C, built with the package
     "preload": _no_preload,  # the library under which programs offer their memory, built with the package
     "c++": _no_cpp,  # what else includes the agent's C header
+    "aarch64-headers": _no_aarch64_headers,  # what the layouts of aarch64 are compared with
+    "aarch64": _no_aarch64,  # what builds a program of aarch64, and what runs it here
     "promtool": _no_promtool,  # what tests the alert rules
     "systemd-analyze": _no_systemd_analyze,  # what checks the units
     "docker": _no_docker,  # an engine for the tests to start, and what makes its base image
