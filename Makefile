@@ -14,7 +14,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compose-demo test soak test-kernels test-deploy check kernel-matrix bench proto format
+.PHONY: help demo compose-demo test soak test-kernels test-deploy fuzz check kernel-matrix bench proto format
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,11 @@ test-kernels: $(STAMP) ## run the kernel tests on other kernels, emulated; a lin
 # In an engine of its own, from a base made with debootstrap: some minutes, and with WETINK_DOCKER=DIR less the next time.
 test-deploy: $(STAMP) ## build the images and run them, with compose and as a sidecar (needs root, Docker, debootstrap)
 	WETINK_REQUIRE=docker,kernel,root $(BIN)/pytest tests/deploy $(ARGS)
+
+# ARGS='--seconds 600 sealed-batch' for some of it. Its fuzzer is installed beside what the lock gives all others.
+fuzz: $(STAMP) ## try hostile input on everything that reads any, a minute each
+	$(BIN)/uv sync --frozen --all-extras --group fuzz --inexact --quiet
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 check: $(STAMP) ## run the conventions: style, types, contract, layers, kernel headers
 	$(BIN)/pytest tests/conventions $(ARGS)

@@ -7,7 +7,7 @@ import contextlib
 import mmap
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -125,7 +125,7 @@ def registered(pid: int) -> Iterator[tuple[int, int, frozenset[str]]]:
         PermissionError: It belongs to somebody else.
     """
     start = end = 0
-    for line in _read(pid, f"task/{living_thread(pid)}/smaps").splitlines():
+    for line in _read(pid, f"task/{living_thread(pid)}/smaps").split(b"\n"):
         if (match := _MAPPING.match(line)) is not None:
             start, end = int(match[1], 16), int(match[2], 16)
         elif line.startswith(b"VmFlags:"):
@@ -140,7 +140,7 @@ def stat(pid: int) -> Stat:
     Raises:
         NoSuchProcess: It is gone.
     """
-    return _parse_stat(_read(pid, "stat"))
+    return parse_stat(_read(pid, "stat"))
 
 
 def is_frozen(pid: int) -> bool:
@@ -173,7 +173,7 @@ def has_strict_seccomp(pid: int, tid: int) -> bool:
 
 def has_deliverable_signal(pid: int, tid: int) -> bool:
     """Whether a signal waits for a thread that it does not block."""
-    fields = dict(line.split(":", 1) for line in _read(pid, f"task/{tid}/status").decode(errors="replace").splitlines())
+    fields = dict(line.split(":", 1) for line in _lines(pid, f"task/{tid}/status"))
     thread, process, blocked = (int(fields[name], 16) for name in ("SigPnd", "ShdPnd", "SigBlk"))
     return bool((thread | process) & ~blocked)
 
@@ -189,7 +189,7 @@ def living_thread(pid: int) -> int:
     if not stat(pid).is_gone:
         return pid
     for tid in sorted(threads(pid)):
-        if not _parse_stat(_read(pid, f"task/{tid}/stat")).is_gone:
+        if not parse_stat(_read(pid, f"task/{tid}/stat")).is_gone:
             return tid
     message = f"process {pid} has exited and waits to be reaped"
     raise NoSuchProcess(message)
@@ -236,8 +236,13 @@ def cgroup(pid: int) -> str:
 
 def cgroup_paths(pid: int) -> list[str]:
     """Give the cgroup path of a process in each hierarchy: first in the unified one, empty where there is none."""
+    return cgroup_paths_of(_lines(pid, "cgroup"))
+
+
+def cgroup_paths_of(lines: Iterable[str]) -> list[str]:
+    """Give what ``cgroup_paths`` does, of the lines of ``/proc/PID/cgroup``."""
     unified, paths = "", []
-    for line in _read(pid, "cgroup").decode(errors="replace").splitlines():
+    for line in lines:
         number, _, path = line.split(":", 2)
         if number == "0":
             unified = path
@@ -274,7 +279,7 @@ def memory_devices(pid: int, *types: str) -> frozenset[str]:
 def mounts(pid: int) -> dict[str, str]:
     """Give the file system of each mount a process sees, by its device number as ``maps`` writes it."""
     found = {}
-    for line in _read(pid, f"task/{living_thread(pid)}/mountinfo").decode(errors="replace").splitlines():
+    for line in _lines(pid, f"task/{living_thread(pid)}/mountinfo"):
         fields, _, rest = line.partition(" - ")
         major, minor = fields.split()[2].split(":")
         found[f"{int(major):02x}:{int(minor):02x}"] = rest.split(" ", 1)[0]
@@ -285,7 +290,7 @@ def layout(pid: int) -> tuple[int, int, int]:
     """Give where program text and stack of a process begin: execve(2) sets them anew."""
     leader = stat(pid)
     # The first thread has none of them when it has ended and others live.
-    return (_parse_stat(_read(pid, f"task/{living_thread(pid)}/stat")) if leader.is_gone else leader).layout
+    return (parse_stat(_read(pid, f"task/{living_thread(pid)}/stat")) if leader.is_gone else leader).layout
 
 
 def has_random_layout(pid: int) -> bool:
@@ -330,7 +335,7 @@ def thread_state(pid: int, tid: int) -> str:
     Raises:
         NoSuchProcess: It is gone.
     """
-    return _parse_stat(_read(pid, f"task/{tid}/stat")).state
+    return parse_stat(_read(pid, f"task/{tid}/stat")).state
 
 
 def is_cgroup_frozen(pid: int) -> bool:
@@ -339,7 +344,7 @@ def is_cgroup_frozen(pid: int) -> bool:
     Raises:
         NoSuchProcess: It is gone.
     """
-    for line in _read(pid, "cgroup").decode(errors="replace").splitlines():
+    for line in _lines(pid, "cgroup"):
         number, controllers, path = line.split(":", 2)
         if number == "0":
             for mount in _UNIFIED_MOUNTS:
@@ -359,7 +364,8 @@ def _has_line(path: Path, line: str) -> bool:
         return False
 
 
-def _parse_stat(text: bytes) -> Stat:
+def parse_stat(text: bytes) -> Stat:
+    """Parse what ``/proc/PID/stat`` holds."""
     # The name stands in parentheses and may hold anything, parentheses too: the fields begin after the last one.
     fields = text[text.rindex(b")") + 2 :].split()
     return Stat(
@@ -372,11 +378,23 @@ def _parse_stat(text: bytes) -> Stat:
 
 
 def _status_field(pid: int, name: str, task: str = "") -> str:
-    for line in _read(pid, f"{task}status").decode(errors="replace").splitlines():
+    for line in _lines(pid, f"{task}status"):
         key, _, value = line.partition(":")
         if key == name:
             return value.strip()
     return ""
+
+
+def _lines(pid: int, name: str) -> list[str]:
+    return lines_of(_read(pid, name))
+
+
+def lines_of(text: bytes) -> list[str]:
+    """Give a file's lines: names in it may hold anything but a line feed, and ``splitlines`` takes more for an end.
+
+    A program may have a carriage return in its name, and something behind it that looks like a field.
+    """
+    return text.decode(errors="replace").removesuffix("\n").split("\n") if text else []
 
 
 def _read(pid: int, name: str) -> bytes:

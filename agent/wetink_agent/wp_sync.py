@@ -458,7 +458,8 @@ def _may_not_have_full_mode(pid: int) -> bool:
 def _lines(pid: int, name: str) -> list[bytes]:
     """Read a file of a process; none where this kernel has no such file or does not let us read it."""
     try:
-        return Path(f"/proc/{pid}/{name}").read_bytes().splitlines()
+        # Not splitlines(): a program with a carriage return in its name would speak for itself.
+        return Path(f"/proc/{pid}/{name}").read_bytes().split(b"\n")
     except OSError:
         procfs.stat(pid)
         return []

@@ -10,7 +10,7 @@ from typing import Final
 from pyroaring import BitMap64
 
 from wetink.names import NameMalformed, check_host_id, check_labels
-from wetink.pages import CorruptPageSet, decode
+from wetink.pages import CONTAINERS_MAX, CorruptPageSet, container_count, decode
 from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetMappings, TargetStarted, WriteProtectBatch
 from wetink.v1.types_pb2 import (
     END_REASON_LOST,
@@ -31,6 +31,9 @@ PROTOCOL_VERSION: Final = 1
 
 ROUND_BYTES_MAX: Final = 64 << 20
 """Bound on the page sets of a round in parts: half of the pages of a terabyte at random take as much."""
+
+PAGE_NUMBER_MAX: Final = (1 << 52) - 1
+"""Bound on page numbers: the address of the last one's 4096 bytes still has 64 bits."""
 
 EVENTS_BYTES_MAX: Final = 40 << 20
 """Bound on the events of a round in parts: a million. What is beyond it counts as lost; the page sets are whole."""
@@ -256,6 +259,9 @@ class _Parts:
         self.written |= pages.written
         self.vanished |= pages.vanished
         self.uncertain |= pages.uncertain
+        if sum(map(container_count, (self.written, self.vanished))) > CONTAINERS_MAX:
+            text = f"round {message.last_round} has pages in over {CONTAINERS_MAX} places; track less of it"
+            raise RoundTooLarge(text, **_metadata(message))
         self.next_part += 1
         self._add_events(message.events)
 
@@ -447,10 +453,15 @@ def _events(columns: EventColumns) -> list[EventColumns]:
 
 def _decode(message: WriteProtectBatch) -> RoundPages:
     try:
-        return RoundPages(decode(message.written), decode(message.vanished), decode(message.uncertain))
+        pages = RoundPages(decode(message.written), decode(message.vanished), decode(message.uncertain))
     except CorruptPageSet as error:
         text = f"round {message.last_round} of process {message.target.pid} is corrupt: {error}"
         raise BatchCorrupt(text, **_metadata(message)) from error
+    last = max((one.max() for one in (pages.written, pages.vanished) if one), default=0)
+    if last > PAGE_NUMBER_MAX:
+        text = f"round {message.last_round} of process {message.target.pid} has page {last}, which has no address"
+        raise BatchCorrupt(text, **_metadata(message))
+    return pages
 
 
 def _check_sets(message: WriteProtectBatch, pages: RoundPages) -> None:

@@ -122,7 +122,7 @@ def based(blocks: Sequence[Block], pages: RoundPages) -> tuple[Block, RoundPages
         blocks: The oldest blocks of a log, oldest first.
         pages: What they fold to.
     """
-    kept = RoundPages(pages.written, BitMap64())
+    kept = RoundPages(pages.written, BitMap64(), pages.uncertain)
     return replace(united(blocks, kept), level=BASE_LEVEL), kept
 
 

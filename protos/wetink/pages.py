@@ -25,8 +25,19 @@ PART_BYTES_MAX: Final = 480 * 1024
 PART_OF_THREE_BYTES_MAX: Final = 320 * 1024
 """The same where there are three in a message."""
 
+PAGES_MAX: Final = 1 << 36
+"""Bound on the pages of one set: all of a 48-bit address space, 256 TiB, of which no host has as much. Ten bytes can
+claim 65,536 pages, so that the bound on a message is none on them."""
+
+CONTAINERS_MAX: Final = 1 << 20
+"""Bound on the containers of one set, 65,536 page numbers each: those of a 48-bit address space. A container takes some
+hundred bytes of memory, however few it took in a message."""
+
 _RANGE_PAGES_MAX: Final = 1 << 32
 """A range takes a container for each 64 Ki pages, whether a set has any there: across wider gaps it costs too much."""
+
+_SLICED_PAGES_MAX: Final = 1 << 22
+"""A slice takes its pages one by one: of more of them it costs too much, and of a set of runs it never ends."""
 
 
 class CorruptPageSet(ValueError):
@@ -49,9 +60,12 @@ def decode(message: PageSet) -> BitMap64:
     """Turn a message into its set.
 
     Raises:
-        CorruptPageSet: The checksum does not match, the bytes are no bitmap, or the count differs. The checksum is
-            looked at first, because a damaged bitmap often decodes to another valid set.
+        CorruptPageSet: The checksum does not match, the bytes are no bitmap, the count differs, or there are more pages
+            than can be. The checksum is looked at first, because a damaged bitmap often decodes to another valid set.
     """
+    if message.page_count > PAGES_MAX:
+        text = f"page set of {message.page_count} pages is over {PAGES_MAX}"
+        raise CorruptPageSet(text)
     if not message.roaring64:
         if message.page_count:
             text = f"page set of {message.page_count} pages has no bitmap"
@@ -70,6 +84,12 @@ def decode(message: PageSet) -> BitMap64:
         text = f"page set holds {len(pages)} pages, its message says {message.page_count}"
         raise CorruptPageSet(text)
     return pages
+
+
+def container_count(pages: BitMap64) -> int:
+    """Say of how many containers a set is: it takes memory and time by them."""
+    count: int = pages.get_statistics()["n_containers"]
+    return count
 
 
 def split(pages: BitMap64, bytes_max: int = PART_BYTES_MAX) -> Iterator[PageSet]:
@@ -142,12 +162,15 @@ def address_ranges(pages: BitMap64, page_size: int = PAGE_SIZE) -> list[tuple[in
 
 
 def _halves(pages: BitMap64) -> tuple[BitMap64, BitMap64]:
-    """Give the upper and the lower half of a set."""
+    """Give the upper and the lower half of a set, in time by its containers and not by its pages."""
     middle = pages[len(pages) // 2]
-    if middle - pages[0] > _RANGE_PAGES_MAX:
-        below = pages[: len(pages) // 2]
-    else:
+    if middle - pages[0] <= _RANGE_PAGES_MAX:
         below = BitMap64()
         below.add_range(pages[0], middle)
         below &= pages
+    elif len(pages) <= _SLICED_PAGES_MAX:
+        below = pages[: len(pages) // 2]
+    else:
+        below = pages.copy()
+        below.remove_range(middle, pages.max() + 1)
     return pages - below, below

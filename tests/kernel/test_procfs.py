@@ -65,7 +65,7 @@ def test_a_name_does_not_shift_the_fields_behind_it(name: bytes) -> None:
 def test_stat_is_read_behind_the_last_parenthesis(name: str, state: str, start: int) -> None:
     """Any name at all leaves the fields what they are."""
     fields = [state, "12", *("0" * 4), "4194304", *("7" * 12), str(start), *"9" * 3, "111", "222", "333", "0"]
-    stat = procfs._parse_stat(f"7 ({name}) {' '.join(fields)}\n".encode())
+    stat = procfs.parse_stat(f"7 ({name}) {' '.join(fields)}\n".encode())
 
     assert (stat.state, stat.parent_pid, stat.start_time_ticks, stat.layout) == (state, 12, start, (111, 222, 333))
 

@@ -283,7 +283,7 @@ Global___Target: _TypeAlias = Target  # noqa: Y015
 
 @_typing.final
 class PageSet(_message.Message):
-    """A set of page numbers. A page number is a byte address divided by the target's page size."""
+    """A set of page numbers, 2^36 at most. A page number is a byte address divided by the target's page size."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
