@@ -8,7 +8,18 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tests.bench import backends, backends_sync, decode, first_writes, prediction, prediction_speed, redis, replay, run
+from tests.bench import (
+    backends,
+    backends_sync,
+    decode,
+    first_writes,
+    insight,
+    prediction,
+    prediction_speed,
+    redis,
+    replay,
+    run,
+)
 from wetink import logs
 
 BENCHES: Final[dict[str, Callable[[], Iterator[bool]]]] = {
@@ -22,6 +33,7 @@ BENCHES: Final[dict[str, Callable[[], Iterator[bool]]]] = {
     "replay": replay.bench_replay,
     "prediction": prediction.bench_prediction,
     "prediction-speed": prediction_speed.bench_prediction_speed,
+    "insight": insight.bench_insight,
 }
 
 
