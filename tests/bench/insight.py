@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -33,8 +33,12 @@ MAPPED_PAGES: Final = 256 << 10
 ASKED_TIMES: Final = 20
 WARM_MS_MAX: Final = 20.0
 
-ACKNOWLEDGED_TIMES: Final = 400
+ACKNOWLEDGED_TIMES: Final = 1500
 READERS: Final = 2
+WORKING_SET_SECONDS: Final = 0.1
+HEATMAP_SECONDS: Final = 1.0
+"""How often each asks. A heatmap of the hour merges all of its rounds."""
+
 SLOWER_MAX: Final = 2.0
 
 FED_AT_ONCE: Final = 200
@@ -60,10 +64,13 @@ def bench_insight() -> Iterator[bool]:
                 rss_mib=rss_mib(collector),
             )
             kept = acknowledgements(collector, rounds, pid=2)
-            with asking(collector) as counts:
+            with asking(collector, lambda client: client.working_set("host-1/1"), WORKING_SET_SECONDS) as counts:
                 disturbed = acknowledgements(collector, rounds, pid=3)
+            with asking(collector, lambda client: client.heatmap("host-1/1"), HEATMAP_SECONDS) as drawn:
+                strained = acknowledgements(collector, rounds, pid=4)
             yield slower("that keeps histories", alone, kept)
-            yield slower(f"while {READERS} ask for working sets and heatmaps", kept, disturbed, answers=sum(counts))
+            yield slower(f"while {READERS} ask for working sets", kept, disturbed, answers=sum(counts))
+            yield slower(f"while {READERS} ask for heatmaps", kept, strained, answers=sum(drawn))
 
 
 def random_round(number: int) -> BitMap64:
@@ -124,17 +131,19 @@ def acknowledgements(collector: CollectorProcess, rounds: list[BitMap64], *, pid
 
 
 @contextmanager
-def asking(collector: CollectorProcess) -> Iterator[list[int]]:
-    """Have some readers ask without a pause while the body runs; gives how many answers each got."""
+def asking(
+    collector: CollectorProcess, question: Callable[[Collector], object], every_seconds: float
+) -> Iterator[list[int]]:
+    """Have some readers ask again and again while the body runs; gives how many answers each got."""
     stopped = threading.Event()
     counts = [0] * READERS
 
     def ask(number: int) -> None:
         with Collector(collector.address) as client:
             while not stopped.is_set():
-                client.working_set("host-1/1")
-                client.heatmap("host-1/1", rows=16, columns=4)
+                question(client)
                 counts[number] += 1
+                stopped.wait(every_seconds)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(READERS)]
     for thread in threads:

@@ -13,7 +13,7 @@ from wetink_collector.errors import EventsMissing, HistoryTooShort, MessageTooLa
 from wetink_collector.event_history import Chunk
 from wetink_collector.insight import heatmap as heat
 from wetink_collector.insight import mapped
-from wetink_collector.insight.history import History, KeptRounds, WrittenPages
+from wetink_collector.insight.history import History, KeptRounds, WrittenPages, written_in
 from wetink_collector.insight.inquiry import Inquiry, check_any, describe, without_history
 from wetink_collector.insight.ranking import ColdClass, HotRun, coldest_first, hottest
 from wetink_collector.insight.writers import Writers
@@ -196,7 +196,7 @@ def _draw(
     page_size = record.started.page_size
     columns = heat.columns(kept, column_count)
     try:
-        written = [BitMap64.union(*(one.pages(record.incarnation).written for one in some)) for some in columns]
+        written = [written_in(some, record.incarnation) for some in columns]
     except RecordDamaged as damage:
         raise HistoryTooShort(str(damage)) from damage
     known = heat.KnownPages(

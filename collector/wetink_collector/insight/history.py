@@ -4,7 +4,8 @@ The store merges rounds from the ninth on. Here they stay single for as long as 
 about the last hour is about its rounds. What is merged all the same (a store gave it so, memory was short) is told.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -285,6 +286,19 @@ class History:
         self._uncounted_round_count = self.round
         self._exact = False
         return True
+
+
+def written_in(some: Iterable[KeptRounds], incarnation: IncarnationKey) -> BitMap64:
+    """Give the pages that were written in rounds. Takes time: whoever waits for the interpreter's lock gets it between.
+
+    Raises:
+        RecordDamaged: Sets are none.
+    """
+    found = BitMap64()
+    for one in some:
+        found |= decode_stored(one.written, incarnation)
+        time.sleep(0)
+    return found
 
 
 def page_numbers(pages: BitMap64) -> NDArray[np.uint64]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
@@ -164,17 +164,22 @@ class Inquiry:
         )
 
     def _fold(self, record: TargetRecord, last_round: int) -> BitMap64:
-        blocks = self._store.read(record.incarnation, after_round=0)
-        some: list[RoundPages] = []
         reached = 0
-        for stored in blocks:
-            if stored.block.last_round > last_round:
-                break
-            reached = stored.block.last_round
-            some.append(stored.pages)
+
+        def pages() -> Iterator[RoundPages]:
+            nonlocal reached
+            for stored in self._store.read(record.incarnation, after_round=0):
+                if stored.block.last_round > last_round:
+                    return
+                reached = stored.block.last_round
+                yield stored.pages
+                # Whoever waits for the interpreter's lock gets it between two of them.
+                time.sleep(0)
+
+        written = fold(pages()).written
         if reached != last_round:
             raise RecordDamaged(record.incarnation, f"round {last_round} is missing")
-        return fold(some).written
+        return written
 
 
 def describe(message: HistoryStatus, history: History) -> HistoryStatus:
