@@ -11,6 +11,7 @@ from typing import Final
 from tests.bench import (
     backends,
     backends_sync,
+    corners,
     decode,
     first_writes,
     insight,
@@ -27,6 +28,8 @@ BENCHES: Final[dict[str, Callable[[], Iterator[bool]]]] = {
     **run.BENCHES,
     "first-write": first_writes.bench_first_write,
     "rounds": backends.bench_rounds,
+    "sparse": corners.bench_sparse,
+    "audit": corners.bench_audit,
     "decode-ring": decode.bench_decode_ring,
     **{f"sync-{name}": bench for name, bench in backends_sync.BENCHES.items()},
     "redis": redis.bench_redis,
