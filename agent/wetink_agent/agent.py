@@ -19,7 +19,7 @@ from wetink.names import name_of
 from wetink.pages import PAGE_SIZE
 from wetink.tls import Security
 from wetink.v1 import ingest_pb2, types_pb2
-from wetink_agent import discovery, procfs
+from wetink_agent import barriers, discovery, freezers, procfs
 from wetink_agent.backend import Backend, Harvest
 from wetink_agent.backends import Choice, open_backend
 from wetink_agent.errors import (
@@ -32,6 +32,7 @@ from wetink_agent.errors import (
 )
 from wetink_agent.handshake import HandshakeServer, Offer
 from wetink_agent.health import Health, served
+from wetink_agent.holds import Holds
 from wetink_agent.journal import JournalOnDisk, Stored
 from wetink_agent.keeping import Keeping, Left
 from wetink_agent.keepsake import Keepsake, Kept
@@ -121,6 +122,7 @@ class Agent:
         self._load = Load(settings.budget.agent_share)
         self._labeller = Labeller(settings.labels, PodList(settings.pods) if settings.pods else None)
         self._pool = ThreadPoolExecutor(HARVEST_THREADS, thread_name_prefix="harvest")
+        self._holds = Holds()
         self._tracked: dict[tuple[int, int], _Tracked] = {}
         self._attaching: dict[tuple[int, int], asyncio.Task[Tracker]] = {}
         self._named: set[tuple[int, int]] = set()
@@ -137,6 +139,7 @@ class Agent:
                 boot_id=self._boot_id,
                 agent_instance=str(uuid.uuid4()),
                 agent_version=version("wetink"),
+                can_freeze=True,
             ),
             spool=self._spool,
             commands=self,
@@ -163,6 +166,8 @@ class Agent:
         # After what nobody foresaw, the next worker goes on.
         is_left = True
         try:
+            if frozen := await asyncio.get_running_loop().run_in_executor(self._pool, freezers.thaw_left_behind):
+                log.warning("cgroups_thawed", cgroups=frozen, why="who had frozen them was killed")
             # Before the collector hears of us: of what it is not told then, it takes it that it is lost.
             await self._take_over()
             await self._track_named()
@@ -178,6 +183,7 @@ class Agent:
                 task.result()
             for task in (tasks[0], telling, *self._attaching.values()):
                 task.cancel()
+            await self._holds.close()
             is_left = leave.is_set()
             await self._end_targets(are_left=is_left)
             await self._uplink.flush(HAND_OVER_SECONDS if is_left else FLUSH_SECONDS)
@@ -189,6 +195,7 @@ class Agent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._holds.close()
             self._pool.shutdown()
 
     async def carry_out(self, message: ingest_pb2.CollectorMessage) -> ingest_pb2.AgentMessage | None:
@@ -200,6 +207,8 @@ class Agent:
                 return await self._carry_out_untrack(message.untrack)
             case "barrier":
                 return await self._carry_out_barrier(message.barrier)
+            case "thaw":
+                return ingest_pb2.AgentMessage(thawed=await barriers.thaw(message.thaw, self._holds))
             case _:
                 return None
 
@@ -260,11 +269,7 @@ class Agent:
             for target in barrier.targets
             if (tracked := self._tracked.get((target.pid, target.start_time_ticks))) is not None
         ]
-        positions = await asyncio.gather(*(tracker.barrier() for tracker in trackers))
-        reached = [position for position in positions if position is not None]
-        return ingest_pb2.AgentMessage(
-            barrier_reached=ingest_pb2.BarrierReached(request_id=barrier.request_id, positions=reached)
-        )
+        return ingest_pb2.AgentMessage(barrier_reached=await barriers.reach(barrier, trackers, self._holds))
 
     async def _track(self, pid: int, start_time_ticks: int, offer: Offer | None = None) -> Tracker:
         """Track a process; one that is tracked already is left as it is.

@@ -51,23 +51,29 @@ def while_frozen(pid: int, work: Callable[[], _Result]) -> _Result:
 
 
 def _work_frozen(pid: int, work: Callable[[], _Result]) -> _Result:
-    still = _Still(time.monotonic() + FREEZE_SECONDS_MAX)
+    still = Still()
     try:
-        still.hold(pid)
+        still.hold(pid, descendants=True)
         return work()
     finally:
         still.let_go()
 
 
-class _Still:
-    """The threads that are held, and what each stopped with."""
+class Still:
+    """The threads that are held, and what each stopped with. Used by one thread alone: it is their tracer."""
 
-    def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
+    def __init__(self) -> None:
+        """Begin with none; they have ``FREEZE_SECONDS_MAX`` from now to stop."""
+        self._deadline = time.monotonic() + FREEZE_SECONDS_MAX
         self._statuses: dict[int, int] = {}
 
-    def hold(self, pid: int) -> None:
-        """Stop a process, then its descendants."""
+    def hold(self, pid: int, *, descendants: bool) -> None:
+        """Stop a process, and then its descendants where they are meant too.
+
+        Raises:
+            NotFrozen: A thread cannot be stopped. Those that were are held until ``let_go``.
+            NoSuchProcess: It is gone.
+        """
         # Only its own threads make new ones: what a look finds after all were stopped is all there is.
         while fresh := [tid for tid in _threads(pid) if tid not in self._statuses]:
             seized = [tid for tid in fresh if self._seize(tid)]
@@ -75,9 +81,9 @@ class _Still:
                 self._wait(tid)
             if not seized:
                 break
-        for child in _children(pid):
+        for child in _children(pid) if descendants else ():
             try:
-                self.hold(child)
+                self.hold(child, descendants=True)
             except NoSuchProcess:
                 continue
 

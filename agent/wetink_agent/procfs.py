@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from wetink_agent import cgroups
+from wetink_agent.cgroups import Freezer
 from wetink_agent.errors import NoSuchProcess
 
 COMMAND_CHARACTERS_MAX: Final = 256
@@ -23,7 +25,6 @@ _PF_KTHREAD: Final = 0x00200000
 _STATE_STOPPED: Final = frozenset("Tt")
 _STATE_GONE: Final = frozenset("ZX")
 _USERFAULTFD_FLAGS: Final = frozenset({"um", "uw", "ui"})
-_UNIFIED_MOUNTS: Final = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")  # alone, and beside version 1
 _SECCOMP_MODE_DISABLED: Final = "0"
 _SECCOMP_MODE_STRICT: Final = "1"
 
@@ -251,6 +252,11 @@ def cgroup_paths_of(lines: Iterable[str]) -> list[str]:
     return [unified, *paths]
 
 
+def freezers(pid: int) -> list[Freezer]:
+    """Give the freezers of the cgroups that a process is in; see ``cgroups.freezers``."""
+    return cgroups.freezers(_lines(pid, "cgroup"))
+
+
 def pids() -> list[int]:
     """Give every process of this pid namespace."""
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
@@ -344,24 +350,7 @@ def is_cgroup_frozen(pid: int) -> bool:
     Raises:
         NoSuchProcess: It is gone.
     """
-    for line in _lines(pid, "cgroup"):
-        number, controllers, path = line.split(":", 2)
-        if number == "0":
-            for mount in _UNIFIED_MOUNTS:
-                if _has_line(Path(mount, path.lstrip("/"), "cgroup.events"), "frozen 1"):
-                    return True
-        elif "freezer" in controllers.split(","):
-            state = Path("/sys/fs/cgroup/freezer", path.lstrip("/"), "freezer.state")
-            if _has_line(state, "FROZEN"):
-                return True
-    return False
-
-
-def _has_line(path: Path, line: str) -> bool:
-    try:
-        return line in path.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return False
+    return any(freezer.is_frozen() for freezer in freezers(pid))
 
 
 def parse_stat(text: bytes) -> Stat:

@@ -35,10 +35,10 @@ ACK_SECONDS_MAX: Final = 15.0
 
 CAREFUL_SECONDS: Final = 60.0
 CAREFUL_PAUSE_SECONDS: Final = 0.1
-"""For how long a stream makes a pause after each message, and how long that is, where the two before ended with nothing
-but INTERNAL, the later within that time of the earlier. grpc.aio gives that in place of the collector's reason when a
-message was being written at that moment: a refused round would be sent for ever, and nobody would know why. One such
-end alone is what any collector leaves that was restarted."""
+"""For how long a stream waits after each message until something is acknowledged, and how long at most, where the two
+before ended with nothing but INTERNAL, the later within that time of the earlier. grpc.aio gives that in place of the
+collector's reason when a message was being written at that moment: a refused round would be sent for ever, and nobody
+would know why. One such end alone is what any collector leaves that was restarted."""
 
 ANSWERS_MAX: Final = 4096
 """Answers to commands that wait to be sent; over it the oldest is dropped, and the collector's deadline passes."""
@@ -66,7 +66,7 @@ class Commands(Protocol):
     """What the collector may ask of the agent."""
 
     async def carry_out(self, message: ingest_pb2.CollectorMessage) -> ingest_pb2.AgentMessage | None:
-        """Carry out Track, Untrack or Barrier; give the answer, where one is expected."""
+        """Carry out Track, Untrack, Barrier or Thaw; give the answer, where one is expected."""
         ...
 
     def set_wanted(self, wanted: list[ingest_pb2.Track]) -> None:
@@ -121,6 +121,7 @@ class Uplink:
         self._is_open = False
         self._acknowledged_at = 0.0
         self._acknowledged = False
+        self._acknowledging = asyncio.Event()
         self._has_ignored = False
 
     def changed(self) -> None:
@@ -251,6 +252,7 @@ class Uplink:
                 case "ack":
                     self._acknowledged_at = time.monotonic()
                     self._acknowledged = True
+                    self._acknowledging.set()
                     positions = message.ack.positions
                     if any(key_of(position.target, position.incarnation) == self._refused for position in positions):
                         self._refused = None
@@ -261,7 +263,7 @@ class Uplink:
                     log.info("collector_drains", collector=self._address)
                     self._draining = True
                     self._changed.set()
-                case "track" | "untrack" | "barrier":
+                case "track" | "untrack" | "barrier" | "thaw":
                     self._start_command(message)
                 case _:
                     self._ignore(message)
@@ -292,10 +294,14 @@ class Uplink:
             # Answers that are here now speak of rounds that are in the spool: those go first.
             answers = len(self._answers)
             for message in self._spool.unsent(welcome.in_flight_bytes_max):
+                self._acknowledging.clear()
                 await call.write(message)
                 said_at = time.monotonic()
                 if said_at < careful_until:
-                    await asyncio.sleep(CAREFUL_PAUSE_SECONDS)
+                    # No longer than it takes: networks that break leave such ends too, and a backlog behind them.
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(CAREFUL_PAUSE_SECONDS):
+                            await self._acknowledging.wait()
             for answer in [self._answers.popleft() for _ in range(min(answers, len(self._answers)))]:
                 if self._spool.has_sent(_positions(answer)):
                     await call.write(answer)
@@ -379,7 +385,7 @@ def _positions(answer: ingest_pb2.AgentMessage) -> Sequence[types_pb2.TargetPosi
     """Give the rounds that an answer speaks of."""
     if answer.HasField("barrier_reached"):
         return answer.barrier_reached.positions
-    return [answer.command_result.position]
+    return [answer.command_result.position] if answer.HasField("command_result") else []
 
 
 _Call = grpc.aio.StreamStreamCall[ingest_pb2.AgentMessage, ingest_pb2.CollectorMessage]

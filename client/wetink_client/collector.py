@@ -33,21 +33,25 @@ from wetink_client.requests import (
 from wetink_client.values import (
     BarrierResult,
     DirtyCounts,
+    Freeze,
     Host,
     Selectable,
     Strictness,
     TargetInfo,
     TargetMappings,
+    Thawed,
     barrier_of,
+    check_frozen,
     host_of,
     mappings_of,
     target_of,
+    thawed_of,
     watched_counts_of,
 )
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
     from types import TracebackType
 
     from wetink.v1.dirty_pb2_grpc import DirtyServiceAsyncStub
@@ -166,20 +170,41 @@ class Collector(MigrationCalls, InsightCalls):
         response = self._ask(lambda stub: stub.Untrack, requests.untrack(target), AGENT_SECONDS_MAX)
         return target_of(response.target)
 
-    def barrier(self, selection: Selectable, *, barrier_seconds: float = BARRIER_SECONDS) -> BarrierResult:
+    def barrier(
+        self, selection: Selectable, *, barrier_seconds: float = BARRIER_SECONDS, freeze: Freeze | bool = False
+    ) -> BarrierResult:
         """Make every write from before the call known: harvest on the hosts, commit, then answer.
 
-        A target that was not reached is in the result with its reason; the call itself succeeds.
+        A target that was not reached, or not frozen where that was asked for, is in the result with its reason; the
+        call itself succeeds.
 
         Args:
             selection: Must not be empty.
             barrier_seconds: How long to wait for the agents, at most 60.
+            freeze: Freeze all of them before the first is harvested, until the last was or for longer. Who holds
+                targets calls ``thaw``, also after a failure: otherwise they go on when the hold's time is over.
+
+        Raises:
+            NotFound: A named target is not known.
+            Refused: The collector is older than freezing.
+        """
+        how = Freeze.of(freeze)
+        request = requests.barrier(selection, barrier_seconds=barrier_seconds, freeze=how)
+        result = barrier_of(self._ask(lambda stub: stub.Barrier, request, barrier_seconds + MARGIN_SECONDS))
+        check_frozen(result.targets.values(), how, self.address)
+        return result
+
+    def thaw(self, selection: Selectable, hold: str = "") -> Mapping[str, Thawed]:
+        """Let targets go on that a hold keeps frozen, and give what became of each, by name.
+
+        Args:
+            selection: Must not be empty.
+            hold: The hold's name. Empty means every hold on them, also those of others.
 
         Raises:
             NotFound: A named target is not known.
         """
-        request = requests.barrier(selection, barrier_seconds=barrier_seconds)
-        return barrier_of(self._ask(lambda stub: stub.Barrier, request, barrier_seconds + MARGIN_SECONDS))
+        return thawed_of(self._ask(lambda stub: stub.Thaw, requests.thaw(selection, hold), AGENT_SECONDS_MAX))
 
     def dirty(
         self,
@@ -188,6 +213,7 @@ class Collector(MigrationCalls, InsightCalls):
         *,
         barrier: bool = False,
         barrier_seconds: float = BARRIER_SECONDS,
+        freeze: Freeze | bool = False,
         transfer_seconds: float = TRANSFER_SECONDS_MAX,
         strictness: Strictness = Strictness.STRICT,
     ) -> DirtySet:
@@ -202,6 +228,7 @@ class Collector(MigrationCalls, InsightCalls):
                 answered from its beginning, too.
             barrier: Whether to harvest first. Without it the answer is as of the last committed rounds.
             barrier_seconds: How long to wait for the agents then, at most 60.
+            freeze: As for ``barrier``, and it harvests first too. The answer is as of the harvest that was frozen.
             transfer_seconds: How long the rest may take.
             strictness: Whether pages to which something may have written unseen count as written. Finish a migration
                 on a strict answer only; a collector that knows nothing of this is always strict.
@@ -210,15 +237,20 @@ class Collector(MigrationCalls, InsightCalls):
             NotFound: A named target is not known.
             ResynchronisationNeeded: The cursor leads nowhere any more: drop all you hold, ask without it.
             BrokenAnswer: The answer was cut off or damaged. It is never a smaller set.
+            Refused: The collector is older than freezing.
         """
+        how = Freeze.of(freeze)
+        barrier = barrier or how is not None
         request = requests.dirty(
-            selection, since, barrier=barrier, barrier_seconds=barrier_seconds, strictness=strictness
+            selection, since, barrier=barrier, barrier_seconds=barrier_seconds, strictness=strictness, freeze=how
         )
         deadline_seconds = transfer_seconds + (barrier_seconds if barrier else 0)
         answer = _one_answer()
         for part in self._listen(lambda stub: stub.GetDirty, request, deadline_seconds):
             answer.take(part)
-        return answer.finish()
+        found = answer.finish()
+        check_frozen(found.targets.values(), how, self.address)
+        return found
 
     def watch(
         self,
@@ -429,10 +461,19 @@ class AsyncCollector(AsyncMigrationCalls, AsyncInsightCalls):
         response = await self._ask(lambda stub: stub.Untrack, requests.untrack(target), AGENT_SECONDS_MAX)
         return target_of(response.target)
 
-    async def barrier(self, selection: Selectable, *, barrier_seconds: float = BARRIER_SECONDS) -> BarrierResult:
+    async def barrier(
+        self, selection: Selectable, *, barrier_seconds: float = BARRIER_SECONDS, freeze: Freeze | bool = False
+    ) -> BarrierResult:
         """As ``Collector.barrier``."""
-        request = requests.barrier(selection, barrier_seconds=barrier_seconds)
-        return barrier_of(await self._ask(lambda stub: stub.Barrier, request, barrier_seconds + MARGIN_SECONDS))
+        how = Freeze.of(freeze)
+        request = requests.barrier(selection, barrier_seconds=barrier_seconds, freeze=how)
+        result = barrier_of(await self._ask(lambda stub: stub.Barrier, request, barrier_seconds + MARGIN_SECONDS))
+        check_frozen(result.targets.values(), how, self.address)
+        return result
+
+    async def thaw(self, selection: Selectable, hold: str = "") -> Mapping[str, Thawed]:
+        """As ``Collector.thaw``."""
+        return thawed_of(await self._ask(lambda stub: stub.Thaw, requests.thaw(selection, hold), AGENT_SECONDS_MAX))
 
     async def dirty(
         self,
@@ -441,18 +482,23 @@ class AsyncCollector(AsyncMigrationCalls, AsyncInsightCalls):
         *,
         barrier: bool = False,
         barrier_seconds: float = BARRIER_SECONDS,
+        freeze: Freeze | bool = False,
         transfer_seconds: float = TRANSFER_SECONDS_MAX,
         strictness: Strictness = Strictness.STRICT,
     ) -> DirtySet:
         """As ``Collector.dirty``: copy what is written, drop what vanished, finish, and only then ask again."""
+        how = Freeze.of(freeze)
+        barrier = barrier or how is not None
         request = requests.dirty(
-            selection, since, barrier=barrier, barrier_seconds=barrier_seconds, strictness=strictness
+            selection, since, barrier=barrier, barrier_seconds=barrier_seconds, strictness=strictness, freeze=how
         )
         deadline_seconds = transfer_seconds + (barrier_seconds if barrier else 0)
         answer = _one_answer()
         async for part in self._listen(lambda stub: stub.GetDirty, request, deadline_seconds):
             answer.take(part)
-        return answer.finish()
+        found = answer.finish()
+        check_frozen(found.targets.values(), how, self.address)
+        return found
 
     async def watch(
         self,

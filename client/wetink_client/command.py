@@ -38,10 +38,11 @@ from wetink_client.options import (
 )
 
 if TYPE_CHECKING:
-    from wetink_client import Collector, Selection, TargetStatus
+    from wetink_client import Collector, Freeze, Selection, TargetStatus
 
 ADDRESS: Final = "127.0.0.1:7419"
 BARRIER_SECONDS: Final = 5.0
+HOLD_SECONDS: Final = 10.0
 
 app = typer.Typer(
     name="wetink",
@@ -60,6 +61,25 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001
     if wanted:
         typer.echo(metadata.version("wetink"))
         raise typer.Exit
+
+
+FreezeOption = Annotated[
+    bool,
+    typer.Option(
+        "--freeze", help="Freeze the targets first, all of them, and let them go on when the last was harvested."
+    ),
+]
+HoldOption = Annotated[
+    str, typer.Option("--hold", metavar="NAME", help="Freeze, and keep them frozen until `wetink thaw --hold NAME`.")
+]
+HoldForOption = Annotated[
+    float,
+    typer.Option("--hold-for", metavar="SECONDS", help="With --hold: go on after so long in any case, at most 60."),
+]
+WholeCgroupsOption = Annotated[
+    bool,
+    typer.Option("--whole-cgroups", help="Freeze cgroups also where they hold other processes beside the targets."),
+]
 
 
 @app.callback()
@@ -197,15 +217,21 @@ def barrier(
     cgroup: CgroupsOption = None,
     label: LabelsOption = None,
     timeout: TimeoutOption = BARRIER_SECONDS,
+    hold: HoldOption = "",
+    hold_for: HoldForOption = HOLD_SECONDS,
     *,
+    freeze: FreezeOption = False,
+    whole_cgroups: WholeCgroupsOption = False,
     json: JsonOption = False,
 ) -> None:
     """Make every write from before now known.
 
-    Prints how far each target has come, and a cursor that means "from now on". Exits with 3 if one was not reached.
+    Prints how far each target has come, and a cursor that means "from now on". Exits with 3 if one was not reached, or
+    was to be frozen and was not.
     """
+    how = _freeze(hold, hold_for, freeze=freeze, whole_cgroups=whole_cgroups)
     with connected(context) as collector:
-        result = collector.barrier(needed(names, host, cgroup, label), barrier_seconds=timeout)
+        result = collector.barrier(needed(names, host, cgroup, label), barrier_seconds=timeout, freeze=how or False)
     if wants_json(context, json):
         print_lines(json_lines.barrier(result))
     else:
@@ -224,6 +250,8 @@ def dirty(
     label: LabelsOption = None,
     since: SinceOption = "",
     timeout: TimeoutOption = BARRIER_SECONDS,
+    hold: HoldOption = "",
+    hold_for: HoldForOption = HOLD_SECONDS,
     *,
     harvest: Annotated[bool, typer.Option("--barrier", help="Harvest on the hosts first.")] = False,
     strict: Annotated[
@@ -233,14 +261,18 @@ def dirty(
             help="Whether pages to which something may have written unseen count as written. Finish strictly.",
         ),
     ] = True,
+    freeze: FreezeOption = False,
+    whole_cgroups: WholeCgroupsOption = False,
     json: JsonOption = False,
 ) -> None:
     """Print which pages are dirty since a cursor.
 
     Copy what is written, drop what vanished, finish, and only then ask again with the new cursor. Without a cursor, and
     after exit code 5, drop all you hold first. Where it is not complete, standard error says why; exits with 3 if that
-    was a barrier not reached.
+    was a barrier not reached, or a target not frozen. Targets are harvested too where they are to be frozen.
     """
+    how = _freeze(hold, hold_for, freeze=freeze, whole_cgroups=whole_cgroups)
+    harvest = harvest or how is not None
     with connected(context) as collector:
         answer = collector.dirty(
             needed(names, host, cgroup, label),
@@ -248,6 +280,7 @@ def dirty(
             barrier=harvest,
             barrier_seconds=timeout,
             strictness=wetink_client.Strictness.STRICT if strict else wetink_client.Strictness.LENIENT,
+            freeze=how or False,
         )
     if wants_json(context, json):
         print_lines(json_lines.dirty(answer))
@@ -255,6 +288,35 @@ def dirty(
         printer().dirty(answer)
     _explain(answer.targets.values())
     if harvest and not answer.complete:
+        raise typer.Exit(ExitCode.UNAVAILABLE)
+
+
+@app.command(epilog="Example: wetink thaw host-1/4711 --hold move-7")
+def thaw(
+    context: typer.Context,
+    names: TargetsArgument = None,
+    host: HostsOption = None,
+    cgroup: CgroupsOption = None,
+    label: LabelsOption = None,
+    hold: Annotated[
+        str, typer.Option("--hold", metavar="NAME", help="End this hold.", show_default="every hold on them")
+    ] = "",
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Let targets go on that are held frozen.
+
+    Exits with 3 if an agent could not be asked: its targets go on when the hold's time is over.
+    """
+    with connected(context) as collector:
+        found = collector.thaw(needed(names, host, cgroup, label), hold).values()
+    if wants_json(context, json):
+        print_lines(json_lines.thawed(found))
+    else:
+        printer().thawed(found)
+    for message in sorted({one.message for one in found if one.message}):
+        typer.echo(f"wetink: {message}", err=True)
+    if any(one.message for one in found):
         raise typer.Exit(ExitCode.UNAVAILABLE)
 
 
@@ -407,6 +469,15 @@ def main() -> NoReturn:
     # What gRPC logs of a failed connection, on standard error, is in the sentence too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     run(app, "wetink")
+
+
+def _freeze(hold: str, hold_for: float, *, freeze: bool, whole_cgroups: bool) -> "Freeze | None":
+    if not freeze and not hold:
+        if whole_cgroups:
+            message = "--whole-cgroups says what --freeze or --hold may freeze: give one of them"
+            raise Failure(message, ExitCode.USAGE)
+        return None
+    return wetink_client.Freeze(hold_for if hold else 0.0, hold, whole_cgroups)
 
 
 def _mappings(collector: "Collector", names: Sequence[str], *, as_json: bool) -> None:

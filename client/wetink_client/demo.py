@@ -26,7 +26,7 @@ from wetink.command_line import Failure, run
 from wetink.pages import PAGE_SIZE
 from wetink_client.collector import Collector
 from wetink_client.errors import WetinkError
-from wetink_client.precopy import NotMoved, PreCopyRound, precopy
+from wetink_client.precopy import NotMoved, PreCopyRound, go_on, precopy
 from wetink_client.shadow import ShadowCopy
 from wetink_client.tables import bytes_text
 from wetink_client.verify import differences
@@ -119,7 +119,7 @@ def _move(directory: Path, console: Console, started: contextlib.ExitStack, *, a
 
     copy = started.enter_context(ShadowCopy(workload.pid))
     rounds = []
-    for done in precopy(collector, target, workload.pid, copy):
+    for done in precopy(collector, target, copy):
         rounds.append(done)
         if as_json:
             print(json.dumps(asdict(done)), flush=True)  # noqa: T201
@@ -136,10 +136,10 @@ def _move(directory: Path, console: Console, started: contextlib.ExitStack, *, a
         pages_identical=page_count - wrong,
         sent_bytes=sum(done.copied_bytes for done in rounds),
         stop_and_copy_bytes=page_count * PAGE_SIZE,
-        downtime_seconds=last.freeze_seconds + last.answer_seconds + last.copy_seconds,
+        downtime_seconds=last.answer_seconds + last.copy_seconds,
         stop_and_copy_seconds_estimated=rounds[0].copy_seconds,
     )
-    os.kill(workload.pid, signal.SIGCONT)
+    go_on(collector, target)
     if as_json:
         print(json.dumps(asdict(result)), flush=True)  # noqa: T201
     else:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wetink_client import BarrierResult, DirtySet, EventBatch, Host, TargetInfo, TargetMappings
+    from wetink_client import BarrierResult, DirtySet, EventBatch, Host, TargetInfo, TargetMappings, Thawed
     from wetink_client.clean import Verdict
 
 
@@ -27,6 +27,8 @@ def barrier(result: "BarrierResult") -> Iterator[str]:
                 "round": status.round,
                 "as_of_time_ns": status.as_of_time_ns,
                 "consistency": result.consistency,
+                "freeze_method": status.freeze_method,
+                "frozen_ns": status.frozen_ns,
                 "incomplete_reason": status.incomplete_reason,
                 "incomplete_message": status.incomplete_message,
             }
@@ -49,6 +51,8 @@ def dirty(answer: "DirtySet") -> Iterator[str]:
                 "vanished": part.vanished_ranges(),
                 "strict": not part.lenient,
                 "uncertain": part.uncertain_ranges(),
+                "freeze_method": part.freeze_method,
+                "frozen_ns": part.frozen_ns,
             }
         )
 
@@ -71,6 +75,11 @@ def verdict(target: str, found: "Verdict") -> Iterator[str]:
             ],
         }
     )
+
+
+def thawed(found: "Iterable[Thawed]") -> Iterator[str]:
+    """Give what became of each target's hold."""
+    return (json.dumps({"target": one.name, "held": one.held, "message": one.message}) for one in found)
 
 
 def events(target: str, batch: "EventBatch") -> Iterator[str]:

@@ -5,9 +5,12 @@ sends no faster than it is told, so that they can be compared with what happens.
 """
 
 import math
+import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 from pyroaring import BitMap64
@@ -16,7 +19,7 @@ from wetink.pages import PAGE_SIZE
 from wetink_client.answers import DirtySet
 from wetink_client.collector import Collector
 from wetink_client.errors import InvalidRequest
-from wetink_client.precopy import NotMoved, freeze
+from wetink_client.precopy import NotMoved
 from wetink_client.shadow import ShadowCopy
 
 ROUND_COUNT_MAX: Final = 30
@@ -27,6 +30,8 @@ ROUNDS_IN_VAIN_MAX: Final = 3
 
 GAIN: Final = 0.1
 """As above: a round is a gain when it leaves a tenth less than the least so far."""
+
+FREEZE_SECONDS_MAX: Final = 10.0
 
 AHEAD_SECONDS_MAX: Final = 0.002
 """How far sending may be ahead of the link before it waits: as short as a sleep can be kept."""
@@ -153,3 +158,26 @@ def _send(link: Link, copy: ShadowCopy, written: BitMap64, vanished: BitMap64) -
     size_bytes = copy.apply(written, vanished, sent=pacer.sent)
     pacer.finish()
     return size_bytes
+
+
+def freeze(pid: int) -> None:
+    """Stop a process and wait until each of its threads has stopped.
+
+    Raises:
+        NotMoved: One does not.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + FREEZE_SECONDS_MAX
+    while not all(_state(task) in "TtZX" for task in Path(f"/proc/{pid}/task").iterdir()):
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGCONT)
+            message = f"process {pid} did not stop within {FREEZE_SECONDS_MAX:g} s"
+            raise NotMoved(message)
+        time.sleep(0.0002)
+
+
+def _state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"

@@ -1,20 +1,18 @@
 """A reference orchestrator: moves the memory of one process by dirty sets alone, as pre-copy live migration does.
 
-Rounds while it runs, each the pages that were written during the one before; then freeze, a last barrier, a last
-copy. What a real orchestrator sends to another host is here copied into this process.
+Rounds while it runs, each the pages that were written during the one before; then the agent freezes it for the last
+round, and it stays frozen while that is copied. What a real orchestrator sends to another host is here copied into this
+process.
 """
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from wetink_client.collector import Collector
 from wetink_client.shadow import ShadowCopy
-from wetink_client.values import Strictness
+from wetink_client.values import Freeze, Strictness
 
 ROUND_COUNT_MAX: Final = 30
 """Rounds while the process runs: Xen stops at 5, QEMU does not; this is for a process that never converges."""
@@ -25,7 +23,8 @@ ROUND_PAGES_FEW: Final = 256
 STALLED_ROUND_COUNT: Final = 3
 """Rounds without a new least number of pages after which the freeze comes: the working set is reached."""
 
-FREEZE_SECONDS_MAX: Final = 10.0
+HOLD_SECONDS: Final = 60.0
+"""How long the last round may take: after that the process goes on by itself, should we have died in the middle."""
 
 
 class NotMoved(Exception):
@@ -34,36 +33,36 @@ class NotMoved(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PreCopyRound:
-    """One round: what it carried, and how long freezing, asking and copying took. Only the last one is frozen."""
+    """One round: what it carried, and how long asking, with the freeze of the last one, and copying took."""
 
     round: int
     written_page_count: int
     vanished_page_count: int
     copied_bytes: int
-    freeze_seconds: float
     answer_seconds: float
     copy_seconds: float
     frozen: bool
 
 
-def precopy(collector: Collector, target: str, pid: int, copy: ShadowCopy) -> Iterator[PreCopyRound]:
-    """Move the memory of a process into a copy; it is frozen when the last round is given, and stays so.
+def precopy(collector: Collector, target: str, copy: ShadowCopy) -> Iterator[PreCopyRound]:
+    """Move the memory of a process into a copy; it is frozen when the last round is given.
+
+    It stays so until ``go_on``, or until ``HOLD_SECONDS`` are over; when this fails it goes on.
 
     Args:
         collector: Knows the target.
         target: Its name.
-        pid: In this pid namespace.
         copy: Of that process; empty.
 
     Raises:
-        NotMoved: An answer was not complete, or the process does not stop.
+        NotMoved: An answer was not complete, or the process cannot be frozen.
         WetinkError: As the collector says.
     """
     cursor: str | None = None
     least, stalled, number = 0, 0, 0
     while number < ROUND_COUNT_MAX and stalled < STALLED_ROUND_COUNT:
         number += 1
-        cursor, done = _round(collector, target, pid, cursor, copy, number=number, frozen=False)
+        cursor, done = _round(collector, target, cursor, copy, number=number, frozen=False)
         yield done
         if done.written_page_count <= ROUND_PAGES_FEW:
             break
@@ -71,43 +70,41 @@ def precopy(collector: Collector, target: str, pid: int, copy: ShadowCopy) -> It
             least, stalled = done.written_page_count, 0
         else:
             stalled += 1
-    yield _round(collector, target, pid, cursor, copy, number=number + 1, frozen=True)[1]
+    try:
+        last = _round(collector, target, cursor, copy, number=number + 1, frozen=True)[1]
+    except BaseException:
+        collector.thaw(target, _hold(target))
+        raise
+    yield last
 
 
-def freeze(pid: int) -> None:
-    """Stop a process and wait until each of its threads has stopped.
+def go_on(collector: Collector, target: str) -> None:
+    """Let a process go on that ``precopy`` has frozen.
 
     Raises:
-        NotMoved: One does not.
+        NotMoved: It has gone on before, because the time was over or the agent died: the copy may not be whole.
     """
-    os.kill(pid, signal.SIGSTOP)
-    until = time.monotonic() + FREEZE_SECONDS_MAX
-    while not all(_state(task) in "TtZX" for task in Path(f"/proc/{pid}/task").iterdir()):
-        if time.monotonic() > until:
-            os.kill(pid, signal.SIGCONT)
-            message = f"process {pid} did not stop within {FREEZE_SECONDS_MAX:g} s"
-            raise NotMoved(message)
-        time.sleep(0.0002)
+    (thawed,) = collector.thaw(target, _hold(target)).values()
+    if not thawed.held:
+        message = f"{target} was not frozen until the end of the copy: {thawed.message or 'its hold was over'}"
+        raise NotMoved(message)
 
 
 def _round(
     collector: Collector,
     target: str,
-    pid: int,
     cursor: str | None,
     copy: ShadowCopy,
     *,
     number: int,
     frozen: bool,
 ) -> tuple[str, PreCopyRound]:
-    began = time.monotonic()
-    if frozen:
-        freeze(pid)
     asked = time.monotonic()
     # Memory that may have changed unseen would be copied in each round. Left out while the target runs, it comes with
     # the round that finds it stopped.
     strictness = Strictness.STRICT if frozen else Strictness.LENIENT
-    answer = collector.dirty(target, since=cursor, barrier=True, strictness=strictness)
+    freeze = Freeze(HOLD_SECONDS, _hold(target)) if frozen else False
+    answer = collector.dirty(target, since=cursor, barrier=True, strictness=strictness, freeze=freeze)
     if not answer.complete:
         message = f"round {number} of {target} is not complete: {answer.target.incomplete_message}"
         raise NotMoved(message)
@@ -118,15 +115,12 @@ def _round(
         written_page_count=len(answer.written),
         vanished_page_count=len(answer.vanished),
         copied_bytes=copied_bytes,
-        freeze_seconds=asked - began,
         answer_seconds=answered - asked,
         copy_seconds=time.monotonic() - answered,
         frozen=frozen,
     )
 
 
-def _state(task: Path) -> str:
-    try:
-        return (task / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
+def _hold(target: str) -> str:
+    """Name the hold by the process, which has a start time beside its pid."""
+    return f"precopy-{target.rpartition('/')[2].replace('@', '-')}"

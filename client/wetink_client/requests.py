@@ -7,7 +7,7 @@ from wetink import names
 from wetink.names import NameMalformed
 from wetink.v1 import dirty_pb2, types_pb2
 from wetink_client.errors import InvalidRequest
-from wetink_client.values import Selectable, Selection, Strictness
+from wetink_client.values import Freeze, Selectable, Selection, Strictness
 
 LIST_SECONDS_MAX: Final = 10.0
 """Deadline of a list, all its pages together: the collector answers out of its memory."""
@@ -103,9 +103,16 @@ def untrack(target: str) -> dirty_pb2.UntrackRequest:
     return dirty_pb2.UntrackRequest(target=name)
 
 
-def barrier(selection: Selectable, *, barrier_seconds: float) -> dirty_pb2.BarrierRequest:
+def barrier(selection: Selectable, *, barrier_seconds: float, freeze: Freeze | None = None) -> dirty_pb2.BarrierRequest:
     """Ask for a barrier."""
-    return dirty_pb2.BarrierRequest(selection=selected(selection), timeout_ms=_barrier_milliseconds(barrier_seconds))
+    return dirty_pb2.BarrierRequest(
+        selection=selected(selection), timeout_ms=_barrier_milliseconds(barrier_seconds), freeze=freeze_message(freeze)
+    )
+
+
+def thaw(selection: Selectable, hold: str) -> dirty_pb2.ThawRequest:
+    """Ask that targets go on."""
+    return dirty_pb2.ThawRequest(selection=selected(selection), hold=hold)
 
 
 def dirty(
@@ -115,6 +122,7 @@ def dirty(
     barrier: bool,
     barrier_seconds: float,
     strictness: Strictness = Strictness.STRICT,
+    freeze: Freeze | None = None,
 ) -> dirty_pb2.GetDirtyRequest:
     """Ask for dirty pages."""
     return dirty_pb2.GetDirtyRequest(
@@ -123,6 +131,26 @@ def dirty(
         barrier=barrier,
         barrier_timeout_ms=_barrier_milliseconds(barrier_seconds),
         strictness=_STRICTNESSES[strictness],
+        freeze=freeze_message(freeze),
+    )
+
+
+def freeze_message(freeze: Freeze | None) -> types_pb2.Freeze | None:
+    """Say how targets are to be frozen.
+
+    Raises:
+        InvalidRequest: They cannot be held like that.
+    """
+    if freeze is None:
+        return None
+    if not 0 <= freeze.hold_seconds <= BARRIER_SECONDS_MAX:
+        message = f"targets cannot be held frozen for {freeze.hold_seconds:g} s: at most {BARRIER_SECONDS_MAX:g}"
+        raise InvalidRequest(message, "REQUEST_MALFORMED")
+    if bool(freeze.hold_seconds) != bool(freeze.hold):
+        message = "a hold needs a name and a time: give both, or neither to freeze for the barrier alone"
+        raise InvalidRequest(message, "REQUEST_MALFORMED")
+    return types_pb2.Freeze(
+        hold_ms=math.ceil(freeze.hold_seconds * 1000), hold=freeze.hold, whole_cgroups=freeze.whole_cgroups
     )
 
 

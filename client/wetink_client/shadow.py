@@ -19,6 +19,9 @@ from wetink.pages import PAGE_SIZE, runs
 READ_PAGES_MAX: Final = 1024
 """Pages one read takes, 4 MiB: enough to hide the call, small enough to stay in the processor's cache."""
 
+_IOVEC: Final = np.dtype([("base", np.uint64), ("size_bytes", np.uint64)])
+"""``struct iovec``."""
+
 
 class ShadowCopy:
     """A copy of one process's memory. Use as a context manager; reading needs ptrace rights over the process."""
@@ -114,7 +117,7 @@ def _pieces(numbers: NDArray[np.uint64]) -> NDArray[np.void]:
     breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
     firsts = np.concatenate(([0], breaks)).astype(np.intp)
     sizes = np.diff(np.concatenate((firsts, [numbers.size])))
-    pieces = np.empty(firsts.size, dtype=syscalls.IOVEC)
+    pieces = np.empty(firsts.size, dtype=_IOVEC)
     pieces["base"] = numbers[firsts] * np.uint64(PAGE_SIZE)
     pieces["size_bytes"] = sizes * PAGE_SIZE
     return pieces

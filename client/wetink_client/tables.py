@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         TargetInfo,
         TargetMapping,
         TargetMappings,
+        TargetStatus,
+        Thawed,
     )
     from wetink_client.clean import Verdict
 
@@ -122,6 +124,7 @@ class Printer:
                 self._ago(status.as_of_time_ns),
             )
         self._print(table, "no target is selected")
+        self._frozen(result.targets.values())
         self._console.print(f"\nconsistency {result.consistency}\ncursor {result.cursor}", soft_wrap=True)
 
     def dirty(self, answer: "DirtySet") -> None:
@@ -144,6 +147,7 @@ class Printer:
         for name, runs in ranges.items():
             if runs:
                 self._ranges(name, runs)
+        self._frozen(answer.targets.values())
         self._console.print(f"\nconsistency {answer.consistency}\ncursor {answer.cursor}", soft_wrap=True)
 
     def verdict(self, name: str, found: "Verdict") -> None:
@@ -165,6 +169,22 @@ class Printer:
                 printable(mapping.name),
             )
         self._console.print(table)
+
+    def _frozen(self, statuses: "Iterable[TargetStatus]") -> None:
+        """Print by what targets were frozen, where they were."""
+        for status in statuses:
+            if status.freeze_method:
+                self._console.print(
+                    f"{status.name} was frozen by {status.freeze_method}, for {status.frozen_ns / 1e6:.1f} ms so far",
+                    soft_wrap=True,
+                )
+
+    def thawed(self, found: "Iterable[Thawed]") -> None:
+        """Print what became of each target's hold."""
+        table = table_of("TARGET", "HELD")
+        for one in found:
+            table.add_row(one.name, "unknown" if one.message else _yes(one.held))
+        self._print(table, "no target is selected")
 
     def counts(self, answer: "DirtyCounts") -> None:
         """Print one answer of a watch, in lines that stand under those of the answers before."""

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from wetink.names import NameMalformed, check_host_id, parse_labels, parse_target
 from wetink.v1 import dirty_pb2, types_pb2
-from wetink_client.errors import BrokenAnswer, InvalidRequest
+from wetink_client.errors import BrokenAnswer, InvalidRequest, Refused
 
 NANOSECONDS_A_SECOND: Final = 1_000_000_000
 
@@ -47,6 +47,18 @@ class IncompleteReason(StrEnum):
     BARRIER_TIMEOUT = "barrier-timeout"
     TARGET_ENDED = "target-ended"
     NO_ROUND = "no-round"
+    NOT_FROZEN = "not-frozen"
+
+
+class FreezeMethod(StrEnum):
+    """What keeps a target from running."""
+
+    UNKNOWN = "unknown"
+    CGROUP_V2 = "cgroup-v2"
+    CGROUP_V1 = "cgroup-v1"
+    PTRACE = "ptrace"
+    SIGNAL = "signal"
+    FOUND_FROZEN = "found-frozen"
 
 
 class Uncertainty(StrEnum):
@@ -82,6 +94,28 @@ class Consistency(StrEnum):
     NONE = "none"
     PER_PROCESS = "per-process"
     FROZEN = "frozen"
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """How targets are to be frozen for a barrier. Without anything: until the last of them was harvested.
+
+    Args:
+        hold_seconds: How long they then stay frozen at most, up to 60: until ``thaw``, or until that time is over. Ask
+            again by the same name and it begins anew.
+        hold: What the hold is called; needed with ``hold_seconds``, 1 to 64 of ``[A-Za-z0-9._-]``. A target goes on
+            when no hold is left on it.
+        whole_cgroups: Whether a cgroup may be frozen that holds other processes beside the targets.
+    """
+
+    hold_seconds: float = 0.0
+    hold: str = ""
+    whole_cgroups: bool = False
+
+    @classmethod
+    def of(cls, freeze: "Freeze | bool") -> "Freeze | None":
+        """Take one, or whether to freeze at all."""
+        return freeze if isinstance(freeze, Freeze) else cls() if freeze else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +305,12 @@ class TargetStatus:
     page_size: int
     uncertain_page_count: int
     lenient: bool
+    freeze_method: FreezeMethod | None = field(default=None, kw_only=True)
+    """By what it was frozen, where the call asked for that; None where it was not."""
+    frozen_ns: int = field(default=0, kw_only=True)
+    """For how long it was then, until it went on or, where it is held, until its agent answered. In nanoseconds."""
+    after_round: int = field(default=0, kw_only=True)
+    """The round that the answer begins after: what lies between that and ``round`` is merged in it."""
 
     @property
     def as_of(self) -> datetime | None:
@@ -296,6 +336,21 @@ class BarrierResult:
     def complete(self) -> bool:
         """Whether every target was reached, so that every write from before the call is known."""
         return all(status.complete for status in self.targets.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Thawed:
+    """What became of one target's hold.
+
+    Attributes:
+        name: The target.
+        held: Whether the hold kept it frozen until now.
+        message: Why its agent could not be asked; empty where it was. It goes on when the hold's time is over.
+    """
+
+    name: str
+    held: bool
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,7 +488,28 @@ def status_of(message: dirty_pb2.TargetStatus) -> TargetStatus:
         page_size=message.page_size,
         uncertain_page_count=message.uncertain_page_count,
         lenient=message.lenient,
+        freeze_method=_FREEZE_METHODS.get(message.freeze_method, FreezeMethod.UNKNOWN)
+        if message.freeze_method
+        else None,
+        frozen_ns=message.frozen_ns,
+        after_round=message.after_round,
     )
+
+
+def thawed_of(message: dirty_pb2.ThawResponse) -> Mapping[str, "Thawed"]:
+    """Read what became of a hold."""
+    return MappingProxyType({one.name: Thawed(one.name, one.held, one.message) for one in message.targets})
+
+
+def check_frozen(statuses: Iterable[TargetStatus], freeze: Freeze | None, address: str) -> None:
+    """Accept an answer to a call that asked to freeze.
+
+    Raises:
+        Refused: The collector has not understood that, so that the targets ran.
+    """
+    if freeze and (names := [one.name for one in statuses if one.complete and not one.freeze_method]):
+        message = f"collector {address} is older than freezing, and {names[0]} ran: upgrade it, or ask without freezing"
+        raise Refused(message, "NOT_FROZEN")
 
 
 def barrier_of(message: dirty_pb2.BarrierResponse) -> BarrierResult:
@@ -491,5 +567,6 @@ def _by_number(kind: type[_Named], numbers: Iterable[tuple[str, int]], prefix: s
 _BACKENDS: Final = _by_number(Backend, types_pb2.Backend.items(), "BACKEND_")
 _END_REASONS: Final = _by_number(EndReason, types_pb2.EndReason.items(), "END_REASON_")
 _INCOMPLETE_REASONS: Final = _by_number(IncompleteReason, types_pb2.IncompleteReason.items(), "INCOMPLETE_REASON_")
+_FREEZE_METHODS: Final = _by_number(FreezeMethod, types_pb2.FreezeMethod.items(), "FREEZE_METHOD_")
 _CONSISTENCIES: Final = _by_number(Consistency, types_pb2.Consistency.items(), "CONSISTENCY_")
 _UNCERTAINTIES: Final = _by_number(Uncertainty, types_pb2.Uncertainty.items(), "UNCERTAINTY_")

@@ -17,6 +17,7 @@ import structlog
 from grpc.aio import EOF, ServicerContext
 
 from wetink.pages import MESSAGE_BYTES_MAX
+from wetink.v1 import dirty_pb2 as pb
 from wetink_collector import metrics
 from wetink_collector.caller import CALLER, EVERYBODY, Caller, Role, Tokens, expiry_of, of_certificate
 from wetink_collector.errors import (
@@ -33,7 +34,6 @@ from wetink_collector.lasting import held_to
 from wetink_collector.trail import Allowance
 
 if TYPE_CHECKING:
-    from wetink.v1 import dirty_pb2 as pb
     from wetink_collector.unix_peers import UnixPeers
 
 ANYBODY: Final = None
@@ -51,6 +51,7 @@ ROLES_OF: Final[Mapping[str, frozenset[Role] | None]] = {
     "/wetink.v1.DirtyService/Track": _ADMINS,
     "/wetink.v1.DirtyService/Untrack": _ADMINS,
     "/wetink.v1.DirtyService/Barrier": _READERS,
+    "/wetink.v1.DirtyService/Thaw": _ADMINS,
     "/wetink.v1.DirtyService/GetDirty": _READERS,
     "/wetink.v1.DirtyService/Watch": _READERS,
     "/wetink.v1.DirtyService/StreamEvents": _READERS,
@@ -70,7 +71,7 @@ ROLES_OF: Final[Mapping[str, frozenset[Role] | None]] = {
     "/grpc.health.v1.Health/List": frozenset(Role),
     "/grpc.health.v1.Health/Watch": frozenset(Role),  # stays open: strangers could use up the bound on calls
 }
-"""The roles that may call a method."""
+"""The roles that may call a method. To freeze is for admins, whichever method does it: see ``freezes``."""
 
 REQUEST_SECONDS_MAX: Final = 10.0
 """How long a caller may take to say what is asked: a call that never says it would otherwise be held for ever."""
@@ -223,8 +224,13 @@ def _check_current(proofs: Mapping[str, Iterable[bytes]]) -> None:
         raise IdentityUnknown(message)
 
 
-def check_role(method: str, caller: Caller) -> None:
-    """Accept a caller of a method.
+def freezes(request: object) -> bool:
+    """Whether a request asks that targets are frozen."""
+    return isinstance(request, pb.BarrierRequest | pb.GetDirtyRequest) and request.HasField("freeze")
+
+
+def check_role(method: str, caller: Caller, request: object = None) -> None:
+    """Accept a caller of a method, with what is asked.
 
     Raises:
         RoleLacking: The table does not let them, or does not know the method.
@@ -232,10 +238,12 @@ def check_role(method: str, caller: Caller) -> None:
     if method not in ROLES_OF:
         message = f"{_short(method)} is not in the collector's table of roles, so nobody may call it"
         raise RoleLacking(message)
-    roles = ROLES_OF[method]
+    is_freezing = freezes(request)
+    roles = _ADMINS if is_freezing else ROLES_OF[method]
     if roles is not ANYBODY and roles.isdisjoint(caller.roles):
+        what = f"{_short(method)} to freeze" if is_freezing else _short(method)
         message = (
-            f"{caller.role} {caller.name} may not call {_short(method)}, which takes the certificate or token of "
+            f"{caller.role} {caller.name} may not call {what}, which takes the certificate or token of "
             f"{' or '.join(sorted(roles))}"
         )
         raise RoleLacking(message)
@@ -287,7 +295,7 @@ class _Guarded:
         try:
             caller = self._gate.identify(self._method, self._metadata, context)
             request = await self._request(requests, context)
-            check_role(self._method, caller)
+            check_role(self._method, caller, request)
         except Refusal as refusal:
             code, reason = STATUS_OF[type(refusal)]
             metrics.REFUSED.labels(reason).inc()
@@ -351,6 +359,7 @@ class _Guarded:
             peer=self._gate.name_of(context.peer()),
             method=_short(self._method),
             target=target[:AUDITED_CHARACTERS_MAX] if target is not None else None,
+            freezes=True if freezes(request) else None,
             result=result,
             why=why[:AUDITED_CHARACTERS_MAX] or None,
             left_out_count=left_out_count,
@@ -411,6 +420,7 @@ _TARGET_IN: Final[Mapping[str, Callable[[Any], str | None]]] = {
     "/wetink.v1.DirtyService/Track": lambda request: f"{request.host_id}/{request.pid}",
     "/wetink.v1.DirtyService/Untrack": lambda request: str(request.target),
     "/wetink.v1.DirtyService/Barrier": lambda request: _selected(request.selection),
+    "/wetink.v1.DirtyService/Thaw": lambda request: _selected(request.selection),
     "/wetink.v1.DirtyService/GetDirty": lambda request: _selected(request.selection) if request.barrier else None,
 }
 """The methods that change something or hold a target up, audited also where they succeed, and what they name. None is

@@ -1,7 +1,7 @@
 """One answer of DirtyService: what each target's part is, whether it is complete and exact, and where it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import accumulate, islice, zip_longest
@@ -20,7 +20,6 @@ from wetink.v1.types_pb2 import (
     END_REASON_UNSPECIFIED,
     END_REASON_UNTRACKED,
     INCOMPLETE_REASON_AGENT_DISCONNECTED,
-    INCOMPLETE_REASON_BARRIER_TIMEOUT,
     INCOMPLETE_REASON_NO_ROUND,
     INCOMPLETE_REASON_TARGET_ENDED,
     INCOMPLETE_REASON_UNSPECIFIED,
@@ -28,9 +27,11 @@ from wetink.v1.types_pb2 import (
     STRICTNESS_STRICT,
     STRICTNESS_STRICT_WHEN_FROZEN,
     Consistency,
+    FreezeOutcome,
     IncompleteReason,
     Strictness,
 )
+from wetink_collector.barrier import Reached
 from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.cursor import Cursor, Position, encode
 from wetink_collector.errors import (
@@ -59,12 +60,13 @@ T = TypeVar("T")
 class Part:
     """One target's part of an answer. Where it is lenient, uncertain pages do not count as written.
 
-    ``last`` is the last batch in it, and None where none is durable. ``first_messages`` are at most two; only where
-    they are two may ``more_messages`` give any, which takes time.
+    ``last`` is the last batch in it, and None where none is durable; ``after_round`` is the round that it begins after.
+    ``first_messages`` are at most two; only where they are two may ``more_messages`` give any, which takes time.
     """
 
     record: TargetRecord
     last: Block | None
+    after_round: int
     exact: bool
     written_page_count: int
     vanished_page_count: int
@@ -142,16 +144,17 @@ def check_going_on(positions: Mapping[TargetKey, Position], records: Iterable[Ta
         raise CursorIncarnationEnded(message, targets=_joined(gone), target_count=str(len(gone)))
 
 
-def status(part: Part, *, connected: bool, reached: bool) -> TargetStatus:
+def status(part: Part, *, connected: bool, reached: Reached | None) -> TargetStatus:
     """Say how far a target's part goes.
 
     Args:
         part: The part.
         connected: Whether the stream of the host's agent is open.
-        reached: Whether the barrier was, if one was asked for.
+        reached: How its barrier went; None where none was asked for.
     """
     record, last = part.record, part.last
     reason, message = _incomplete(record, last, connected=connected, reached=reached)
+    freeze = reached.freeze if reached and reached.freeze else FreezeOutcome()
     return TargetStatus(
         name=record.name,
         incarnation=record.incarnation.incarnation,
@@ -169,6 +172,9 @@ def status(part: Part, *, connected: bool, reached: bool) -> TargetStatus:
         page_size=record.started.page_size,
         uncertain_page_count=part.uncertain_page_count,
         lenient=part.lenient,
+        freeze_method=freeze.method,
+        frozen_ns=freeze.frozen_ns,
+        after_round=part.after_round,
     )
 
 
@@ -177,12 +183,18 @@ def without_pages(record: TargetRecord) -> Part:
     return Part(
         record=record,
         last=record.last,
+        after_round=0,
         exact=True,
         written_page_count=0,
         vanished_page_count=0,
         first_messages=(),
         more_messages=iter(()),
     )
+
+
+def are_all_reached(records: Iterable[TargetRecord], reached: Mapping[TargetKey, Reached]) -> bool:
+    """Whether the barrier of every target was reached."""
+    return all((outcome := reached.get(record.target)) and outcome.position for record in records)
 
 
 def consistency(statuses: Sequence[TargetStatus], *, all_reached: bool) -> Consistency.ValueType:
@@ -226,7 +238,7 @@ class Answerer:
         positions: Mapping[TargetKey, Position],
         *,
         chosen: Chosen,
-        reached: Collection[TargetKey] | None,
+        reached: Mapping[TargetKey, Reached] | None,
         strictness: Strictness.ValueType = STRICTNESS_STRICT,
     ) -> AsyncIterator[DirtyPages | Ending]:
         """Give one answer: pages, and at last its ending.
@@ -235,7 +247,7 @@ class Answerer:
             records: The targets, in the order of their names.
             positions: Where the reader stands with them; a target that is not there is answered from its beginning.
             chosen: The selection they come from.
-            reached: The targets whose barrier was; None where none was asked for.
+            reached: How the barrier of each went that has not ended; None where none was asked for.
             strictness: Whether uncertain pages count as written.
 
         Raises:
@@ -246,18 +258,20 @@ class Answerer:
         statuses: list[TargetStatus] = []
         held: dict[TargetKey, Position] = {}
         for target in [record.target for record in records]:
-            part = await self._part(target, positions.get(target), strictness)
+            outcome = reached.get(target) if reached is not None else None
+            pinned = outcome.pinned_round if outcome else None
+            part = await self._part(target, positions.get(target), pinned, strictness)
             for message in part.first_messages:
                 yield message
             if len(part.first_messages) == FIRST_MESSAGES:
                 while more := await self._on_thread(next, part.more_messages, None):
                     yield more
             connected = self._catalog.connected(target.host_id)
-            statuses.append(status(part, connected=connected, reached=reached is None or target in reached))
+            statuses.append(status(part, connected=connected, reached=outcome))
             if not part.record.ended or chosen.names_target(target):
                 held[target] = Position(statuses[-1].incarnation, statuses[-1].round)
         cursor = Cursor(self._catalog.store_id, held)
-        all_reached = reached is not None and all(record.target in reached for record in records)
+        all_reached = reached is not None and are_all_reached(records, reached)
         yield Ending(
             DirtySummary(
                 cursor=encode(cursor),
@@ -270,7 +284,29 @@ class Answerer:
             cursor,
         )
 
-    async def _part(self, target: TargetKey, position: Position | None, strictness: Strictness.ValueType) -> Part:
+    async def status_at(self, record: TargetRecord, reached: Reached | None) -> TargetStatus:
+        """Say how far a target has come at a barrier, without its pages.
+
+        Raises:
+            StoreUnavailable: That cannot be read now.
+        """
+        part = without_pages(record)
+        if reached and reached.position and reached.pinned_round:
+            before = Position(reached.position.incarnation, reached.pinned_round - 1)
+            part = await self._part(record.target, before, reached.pinned_round, STRICTNESS_STRICT)
+        found = status(part, connected=self._catalog.connected(record.target.host_id), reached=reached)
+        found.written_page_count = found.vanished_page_count = found.uncertain_page_count = 0
+        found.populated_page_count = found.after_round = 0
+        found.exact = True
+        return found
+
+    async def _part(
+        self,
+        target: TargetKey,
+        position: Position | None,
+        until_round: int | None,
+        strictness: Strictness.ValueType,
+    ) -> Part:
         """Read one target's part; again where its incarnation was followed by another meanwhile."""
         while True:
             record = self._catalog.get(target)
@@ -282,7 +318,7 @@ class Answerer:
             if not record.round:
                 return without_pages(record)
             try:
-                part: Part = await self._on_thread(self._read, record, position, strictness)
+                part: Part = await self._on_thread(self._read, record, position, until_round, strictness)
                 await self._known(target, part)
             except StoreFailed as error:
                 raise StoreUnavailable(str(error)) from error
@@ -305,23 +341,35 @@ class Answerer:
             ):
                 await bell.wait()
 
-    def _read(self, record: TargetRecord, position: Position | None, strictness: Strictness.ValueType) -> Part:
-        """Read and merge what one target's part needs. Runs on a thread."""
+    def _read(
+        self,
+        record: TargetRecord,
+        position: Position | None,
+        until_round: int | None,
+        strictness: Strictness.ValueType,
+    ) -> Part:
+        """Read and merge what one target's part needs. Runs on a thread.
+
+        What comes after ``until_round`` is left out, but for what has been merged with it.
+        """
         after_round = position.round if position else 0
+        until = record.round if until_round is None else min(until_round, record.round)
         blocks: list[Block] = []
-        pages = fold(self._pages(record, after_round, blocks))
-        if not is_whole(blocks, after_round=after_round, last_round=record.round):
+        pages = fold(self._pages(record, after_round, until_round, blocks))
+        if not is_whole(blocks, after_round=after_round, last_round=until):
             raise RecordDamaged(record.incarnation, f"rounds after {after_round} are missing")
         # Who has nothing yet is told everything, and needs all of it.
         vanished, uncertain = (pages.vanished, pages.uncertain) if after_round else (BitMap64(), BitMap64())
         last = blocks[-1] if blocks else record.last
         lenient = is_lenient(strictness, frozen=last is not None and last.frozen)
         written = pages.written - uncertain if lenient else pages.written
+        has_later = until_round is not None and bool(blocks) and blocks[-1].last_round > until_round
         messages = _messages(record.name, RoundPages(written, vanished, uncertain))
         return Part(
             record=record,
             last=last,
-            exact=not after_round or is_exact(blocks, after_round),
+            after_round=after_round,
+            exact=(not after_round or is_exact(blocks, after_round)) and not has_later,
             written_page_count=len(written),
             vanished_page_count=len(vanished),
             first_messages=tuple(islice(messages, FIRST_MESSAGES)),
@@ -330,8 +378,12 @@ class Answerer:
             lenient=lenient,
         )
 
-    def _pages(self, record: TargetRecord, after_round: int, blocks: list[Block]) -> Iterator[RoundPages]:
+    def _pages(
+        self, record: TargetRecord, after_round: int, until_round: int | None, blocks: list[Block]
+    ) -> Iterator[RoundPages]:
         for stored in self._store.read(record.incarnation, after_round=after_round):
+            if until_round is not None and stored.block.first_round > until_round:
+                return
             blocks.append(stored.block)
             if is_expired(blocks, after_round):
                 message = (
@@ -370,7 +422,7 @@ def _goes_on(position: Position, record: TargetRecord) -> bool:
 
 
 def _incomplete(
-    record: TargetRecord, last: Block | None, *, connected: bool, reached: bool
+    record: TargetRecord, last: Block | None, *, connected: bool, reached: Reached | None
 ) -> tuple[IncompleteReason.ValueType, str]:
     """Say why a part is not complete, and that in a sentence."""
     if record.ended:
@@ -383,7 +435,4 @@ def _incomplete(
         host_id = record.target.host_id
         message = f"the agent of host {host_id} is not connected: writes since the as-of time are not known"
         return INCOMPLETE_REASON_AGENT_DISCONNECTED, message
-    if not reached:
-        message = f"the agent did not harvest {record.name} in time: writes since the as-of time are not known"
-        return INCOMPLETE_REASON_BARRIER_TIMEOUT, message
-    return INCOMPLETE_REASON_UNSPECIFIED, ""
+    return (reached.reason, reached.message) if reached else (INCOMPLETE_REASON_UNSPECIFIED, "")

@@ -4,7 +4,8 @@ The rpcs are documented in ``wetink/v1/dirty.proto``.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
@@ -16,15 +17,16 @@ from wetink.names import NameMalformed, check_host_id, parse_target
 from wetink.v1 import dirty_pb2 as pb
 from wetink.v1.dirty_pb2_grpc import DirtyServiceServicer
 from wetink.v1.ingest_pb2 import CommandResult
-from wetink.v1.types_pb2 import END_REASON_EXITED, END_REASON_UNSPECIFIED
-from wetink_collector import barrier
+from wetink.v1.types_pb2 import END_REASON_EXITED, END_REASON_UNSPECIFIED, Freeze
 from wetink_collector.agents import DRAINING_SENTENCE, Agents
-from wetink_collector.answer import Answerer, Ending, check_cursor, check_remembered, consistency, status, without_pages
+from wetink_collector.answer import Answerer, Ending, are_all_reached, check_cursor, check_remembered, consistency
+from wetink_collector.barrier import Reached, reach
 from wetink_collector.catalog import Catalog, HostRecord, TargetRecord
 from wetink_collector.committer import Committer
 from wetink_collector.cursor import Cursor, Position, decode, encode
 from wetink_collector.edge import edge
 from wetink_collector.errors import (
+    AgentDisconnected,
     AgentSilent,
     Draining,
     HostUnknown,
@@ -54,6 +56,9 @@ debugger some seconds."""
 
 INTERVAL_MS_MAX: Final = 3_600_000
 """Bound on the time between two answers of a watch: after an hour an ended target is forgotten."""
+
+HOLD: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""The name of a hold."""
 
 _Context: TypeAlias = ServicerContext[Any, Any]
 
@@ -110,6 +115,11 @@ class DirtyService(DirtyServiceServicer):
         """Have an agent stop tracking a process."""
         async with edge(_SERVICE, "Untrack", context):
             return pb.UntrackResponse(target=self._info(await self._untrack(request)))
+
+    async def Thaw(self, request: pb.ThawRequest, context: _Context) -> pb.ThawResponse:  # noqa: N802 (as above)
+        """Let targets go on that are held frozen."""
+        async with edge(_SERVICE, "Thaw", context):
+            return await self._thaw(request)
 
     async def Barrier(self, request: pb.BarrierRequest, context: _Context) -> pb.BarrierResponse:  # noqa: N802 (as above)
         """Make every write from before the call known."""
@@ -193,31 +203,63 @@ class DirtyService(DirtyServiceServicer):
 
     async def _barrier(self, request: pb.BarrierRequest) -> pb.BarrierResponse:
         records = self._chosen_now(parse_non_empty(request.selection))
-        reached = await self._reach(records, request.timeout_ms)
+        reached = await self._reach(records, request.timeout_ms, _freeze(request))
         now = [self._catalog.get(record.target) or record for record in records]
-        statuses = [
-            status(
-                without_pages(record),
-                connected=self._catalog.connected(record.target.host_id),
-                reached=record.target in reached,
-            )
-            for record in now
-        ]
-        for part in statuses:
-            part.ClearField("populated_page_count")
-        positions = {record.target: Position(record.incarnation.incarnation, record.round) for record in now}
+        statuses = [await self._answerer.status_at(record, reached.get(record.target)) for record in now]
+        positions = {
+            record.target: Position(part.incarnation, part.round) for record, part in zip(now, statuses, strict=True)
+        }
         return pb.BarrierResponse(
             cursor=encode(Cursor(self._catalog.store_id, positions)),
             targets=statuses,
-            consistency=consistency(statuses, all_reached=all(record.target in reached for record in now)),
+            consistency=consistency(statuses, all_reached=are_all_reached(now, reached)),
         )
+
+    async def _thaw(self, request: pb.ThawRequest) -> pb.ThawResponse:
+        if request.hold:
+            check_hold(request.hold)
+        records = self._chosen_now(parse_non_empty(request.selection))
+        by_host = {
+            host_id: [record.target for record in records if record.target.host_id == host_id]
+            for host_id in {record.target.host_id for record in records}
+        }
+        asked = [self._thaw_host(host_id, targets, request.hold) for host_id, targets in by_host.items()]
+        thawed = dict(pair for pairs in await asyncio.gather(*asked) for pair in pairs)
+        return pb.ThawResponse(
+            targets=[
+                pb.ThawStatus(name=record.name, held=not why and held, message=why)
+                for record in records
+                for held, why in (thawed[record.target],)
+            ]
+        )
+
+    async def _thaw_host(
+        self, host_id: str, targets: Sequence[TargetKey], hold: str
+    ) -> list[tuple[TargetKey, tuple[bool, str]]]:
+        """Give, of each target of a host, whether it was held, and why nobody could be asked."""
+        session = self._agents.session(host_id)
+        try:
+            if session is None:
+                raise disconnected(host_id)
+            if not session.can_freeze:
+                return [(target, (False, "")) for target in targets]
+            async with _answered_in_time(session):
+                answer = await session.thaw(hold, targets)
+        except (AgentDisconnected, AgentSilent) as refusal:
+            return [(target, (False, str(refusal))) for target in targets]
+        thawed = {TargetKey.of(target) for target in answer.targets}
+        return [(target, (target in thawed, "")) for target in targets]
 
     async def _get_dirty(self, request: pb.GetDirtyRequest) -> AsyncIterator[pb.DirtyPages | Ending]:
         chosen = parse_non_empty(request.selection)
         cursor = decode(request.cursor) if request.cursor else None
         records = self._chosen_now(chosen, cursor)
         positions = self._positions(cursor, chosen, records)
-        reached = await self._reach(records, request.barrier_timeout_ms) if request.barrier else None
+        freeze = _freeze(request)
+        if freeze and not request.barrier:
+            message = "freeze without barrier: nothing would be harvested while the targets are frozen; ask for both"
+            raise RequestMalformed(message)
+        reached = await self._reach(records, request.barrier_timeout_ms, freeze) if request.barrier else None
         answer = self._answerer.answer(
             records, positions, chosen=chosen, reached=reached, strictness=request.strictness
         )
@@ -288,12 +330,14 @@ class DirtyService(DirtyServiceServicer):
         if self._drained.done():
             raise Draining(DRAINING_SENTENCE)
 
-    async def _reach(self, records: Sequence[TargetRecord], timeout_ms: int) -> Collection[TargetKey]:
+    async def _reach(
+        self, records: Sequence[TargetRecord], timeout_ms: int, freeze: Freeze | None
+    ) -> Mapping[TargetKey, Reached]:
         if timeout_ms > BARRIER_MS_MAX:
             message = f"the barrier's timeout is {timeout_ms} ms, at most {BARRIER_MS_MAX} is possible"
             raise RequestMalformed(message)
         timeout_seconds = (timeout_ms or BARRIER_MS_DEFAULT) / 1000
-        return await barrier.reach(records, self._agents, self._catalog, timeout_seconds=timeout_seconds)
+        return await reach(records, self._agents, self._catalog, timeout_seconds=timeout_seconds, freeze=freeze)
 
     async def _when(self, target: TargetKey, holds: Callable[[TargetRecord], bool]) -> TargetRecord:
         with self._catalog.bell((target,)) as bell:
@@ -394,6 +438,34 @@ async def _answered_in_time(session: Session) -> AsyncIterator[None]:
     except TimeoutError as error:
         message = f"the agent of host {session.host_id} did not answer in {COMMAND_SECONDS_MAX:.0f} s; see its log"
         raise AgentSilent(message) from error
+
+
+def _freeze(request: pb.BarrierRequest | pb.GetDirtyRequest) -> Freeze | None:
+    """Give how targets are to be frozen.
+
+    Raises:
+        RequestMalformed: A field is out of its bounds.
+    """
+    if not request.HasField("freeze"):
+        return None
+    freeze = request.freeze
+    if freeze.hold_ms > BARRIER_MS_MAX:
+        message = f"hold_ms is {freeze.hold_ms}, at most {BARRIER_MS_MAX} is possible; ask again to hold for longer"
+        raise RequestMalformed(message)
+    if freeze.hold_ms:
+        check_hold(freeze.hold)
+    return Freeze(hold_ms=freeze.hold_ms, hold=freeze.hold, whole_cgroups=freeze.whole_cgroups)
+
+
+def check_hold(text: str) -> None:
+    """Accept the name of a hold.
+
+    Raises:
+        RequestMalformed: It cannot be one.
+    """
+    if not HOLD.fullmatch(text):
+        message = f"{text[:300]!r} is no name of a hold: 1 to 64 of [A-Za-z0-9._-]"
+        raise RequestMalformed(message)
 
 
 def _host_id(text: str) -> str:

@@ -24,12 +24,20 @@ from wetink.v1.ingest_pb2 import (
     TargetEnded,
     TargetMappings,
     TargetStarted,
+    Thaw,
+    Thawed,
     Track,
     Untrack,
     Welcome,
     WriteProtectBatch,
 )
-from wetink.v1.types_pb2 import END_REASON_EXEC, END_REASON_EXITED, END_REASON_UNTRACKED, TargetPosition
+from wetink.v1.types_pb2 import (
+    END_REASON_EXEC,
+    END_REASON_EXITED,
+    END_REASON_UNTRACKED,
+    Freeze,
+    TargetPosition,
+)
 from wetink_collector import metrics
 from wetink_collector.catalog import Catalog
 from wetink_collector.committer import Committer
@@ -71,6 +79,7 @@ class Session:
         self._submitted: asyncio.Future[None] | None = None
         self._unsettled_count = 0
         self._requests: dict[int, asyncio.Future[Any]] = {}
+        self._harvested: dict[int, Callable[[], None]] = {}
         self._request_id = 0
         self._has_ignored = False
 
@@ -82,8 +91,9 @@ class Session:
     async def welcome(self, welcome: Welcome) -> None:
         """Tell the agent where it goes on. From now on it can be asked for things."""
         self._intake = Intake(self.hello, self._catalog.on_host(self.host_id))
-        await self._context.write(CollectorMessage(welcome=welcome))
+        # First: who hears of the agent from the agent itself may ask for it at once. What is asked waits for ``run``.
         self.welcomed = True
+        await self._context.write(CollectorMessage(welcome=welcome))
 
     async def run(self) -> None:
         """Speak with the agent until it half-closes and everything is acknowledged.
@@ -132,15 +142,45 @@ class Session:
         """Ask the agent to half-close."""
         self._say(CollectorMessage(drain=Drain()))
 
-    def barrier(self, targets: Sequence[TargetKey]) -> asyncio.Future[Sequence[TargetPosition]]:
+    @property
+    def can_freeze(self) -> bool:
+        """Whether the agent understands a barrier that freezes, and Thaw."""
+        return self.hello.can_freeze
+
+    async def barrier(
+        self, targets: Sequence[TargetKey], *, freeze: Freeze | None, harvested: Callable[[], None]
+    ) -> BarrierReached:
         """Ask the agent to harvest.
 
+        Args:
+            targets: Of its host.
+            freeze: How they are to be frozen; only for an agent that can.
+            harvested: Called when it has answered, or never will.
+
         Returns:
-            The rounds it names, once all batches before its answer are durable. AgentDisconnected if it goes away.
+            Its answer, once all batches before that are durable.
+
+        Raises:
+            AgentDisconnected: It went away.
         """
         request_id, future = self._open_request()
-        message = Barrier(request_id=request_id, targets=[target.message() for target in targets])
+        self._harvested[request_id] = harvested
+        message = Barrier(request_id=request_id, targets=[target.message() for target in targets], freeze=freeze)
         self._say(CollectorMessage(barrier=message))
+        try:
+            reached: BarrierReached = await future
+            return reached
+        finally:
+            if self._harvested.pop(request_id, None):
+                harvested()
+
+    def thaw(self, hold: str, targets: Sequence[TargetKey]) -> asyncio.Future[Thawed]:
+        """Ask the agent to end a hold. AgentDisconnected if it goes away."""
+        request_id, future = self._open_request()
+        message = Thaw(request_id=request_id, hold=hold, targets=[target.message() for target in targets])
+        self._say(CollectorMessage(thaw=message))
+        # Nobody need be waiting for it.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
         return future
 
     def track(self, pid: int) -> asyncio.Future[CommandResult]:
@@ -195,8 +235,9 @@ class Session:
                 await self._take_end(message.target_ended)
             case "barrier_reached":
                 self._take_reached(message.barrier_reached)
-            case "command_result":
-                self._answer(message.command_result.request_id, message.command_result)
+            case "command_result" | "thawed":
+                answer = getattr(message, kind)
+                self._answer(answer.request_id, answer)
             case "target_mappings":
                 self._take_mappings(message.target_mappings)
             case "heartbeat":
@@ -263,7 +304,10 @@ class Session:
 
     def _take_reached(self, message: BarrierReached) -> None:
         self._intake.check_reached(message.positions)
-        self._answer(message.request_id, list(message.positions))
+        # Said at once, and not when it is durable: what is frozen need not wait for that.
+        if harvested := self._harvested.pop(message.request_id, None):
+            harvested()
+        self._answer(message.request_id, message)
 
     async def _submit(self, change: Change, *more: Change, size_bytes: int = 0) -> None:
         # Between end() and the cancellation of this task one more message may be read.

@@ -4,19 +4,21 @@ Besides the agent's ``uapi`` and its compiled loop this is the only module that 
 interpreter lock.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
-from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    # Not at run time: the agent's guard needs none of it, and would be three times its size with it.
+    import numpy as np
+    from numpy.typing import NDArray
 
 IOVEC_COUNT_MAX: Final = 1024
 """Vectors one ``process_vm_readv`` takes: IOV_MAX of ``limits.h``."""
-
-IOVEC: Final = np.dtype([("base", np.uint64), ("size_bytes", np.uint64)])
-"""``struct iovec``."""
 
 NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
     "x86_64": {"perf_event_open": 298, "process_vm_readv": 310, "userfaultfd": 323, "pidfd_getfd": 438},
@@ -158,7 +160,7 @@ def process_vm_readv(pid: int, remote: NDArray[np.void], into: NDArray[np.uint8]
 
     Args:
         pid: The process.
-        remote: The pieces, of dtype ``IOVEC``, at most ``IOVEC_COUNT_MAX``.
+        remote: The pieces, each a ``struct iovec``, at most ``IOVEC_COUNT_MAX``.
         into: Where they go, one after the other; contiguous, as long as all pieces together.
 
     Returns:

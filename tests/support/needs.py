@@ -166,6 +166,18 @@ def _no_redis() -> str | None:
     return f"there is no {', '.join(absent)}; apt-get install redis-server redis-tools"
 
 
+def _no_network() -> str | None:
+    absent = [name for name in ("ip", "tc", "iptables") if shutil.which(name) is None]
+    if absent:
+        return f"there is no {', '.join(absent)}; apt-get install iproute2 iptables"
+    name = f"wetink-probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode:
+        return f"no network namespace can be made: {made.stderr.strip()}; run as root, with CAP_SYS_ADMIN"
+    subprocess.run(["ip", "netns", "delete", name], check=False)
+    return None
+
+
 def _no_systemd_analyze() -> str | None:
     return None if shutil.which("systemd-analyze") else "there is no systemd-analyze; apt-get install systemd"
 
@@ -201,6 +213,7 @@ PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
     "kernel": _no_kernel,  # UFFD_FEATURE_WP_ASYNC and PAGEMAP_SCAN, asked of the running kernel
     "soft-dirty": _no_soft_dirty,  # CONFIG_MEM_SOFT_DIRTY, seen at a page of our own
     "root": _no_root,  # ptrace of others, their pagemap, pidfd_getfd
+    "network": _no_network,  # network namespaces, iproute2 and iptables
     "cc": _no_cc,  # a C compiler, the C library's headers, the kernel's headers
     "loop": _no_loop,  # the agent's loop in C, built with the package
     "preload": _no_preload,  # the library under which programs offer their memory, built with the package

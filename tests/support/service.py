@@ -89,7 +89,13 @@ class Service:
                 self._logged.notify_all()
 
 
-def start(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    module: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    before: Sequence[str] = (),
+) -> subprocess.Popen[str]:
     """Start a command of ours, in the interpreter that runs the tests, and do not wait for anything.
 
     Its own environment variables are kept from it, except those given.
@@ -98,7 +104,8 @@ def start(module: str, arguments: Sequence[str], environment: Mapping[str, str] 
         module: The module with its ``main``: ``wetink_agent.command``.
         arguments: After the command's name.
         environment: Variables added to those of the tests.
+        before: Words before the interpreter's on the command line: ``ip netns exec NAME``, say.
     """
-    command = [sys.executable, "-c", f"from {module} import main; main()", *arguments]
+    command = [*before, sys.executable, "-c", f"from {module} import main; main()", *arguments]
     own = {name: value for name, value in os.environ.items() if not name.startswith("WETINK_")}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**own, **(environment or {})})

@@ -152,7 +152,7 @@ class Inquiry:
         """Say whether an answer about a target is about now. What it rests on is for ``describe`` to add."""
         now = self.catalog.get(record.target) or record
         connected = self.catalog.connected(record.target.host_id)
-        base = status(without_pages(now), connected=connected, reached=True)
+        base = status(without_pages(now), connected=connected, reached=None)
         return HistoryStatus(
             name=record.name,
             incarnation=record.incarnation.incarnation,

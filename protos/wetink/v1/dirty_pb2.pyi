@@ -280,6 +280,9 @@ class TargetStatus(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     UNCERTAIN_PAGE_COUNT_FIELD_NUMBER: _builtins.int
     LENIENT_FIELD_NUMBER: _builtins.int
+    FREEZE_METHOD_FIELD_NUMBER: _builtins.int
+    FROZEN_NS_FIELD_NUMBER: _builtins.int
+    AFTER_ROUND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`HOST/PID@START`."""
     incarnation: _builtins.int
@@ -312,6 +315,18 @@ class TargetStatus(_message.Message):
     """Uncertain pages in the answer, whether they are written too or not."""
     lenient: _builtins.bool
     """Whether the uncertain pages are left out of `written`. An older collector leaves out none."""
+    freeze_method: _types_pb2.FreezeMethod.ValueType
+    """Where the call asked for it to be frozen: by what it was. Unspecified means that it was not, or that the collector is
+    older than freezing.
+    """
+    frozen_ns: _builtins.int
+    """For how long it was frozen for this call: until it went on, or, where it is held, until its agent answered. In
+    nanoseconds; 0 where it was not.
+    """
+    after_round: _builtins.int
+    """The round that the answer begins after; 0 means from the beginning. What lies between it and `round` has been merged
+    into this answer: a reader that is slow sees by it how many rounds it was not told one by one.
+    """
     def __init__(
         self,
         *,
@@ -331,10 +346,13 @@ class TargetStatus(_message.Message):
         page_size: _builtins.int = ...,
         uncertain_page_count: _builtins.int = ...,
         lenient: _builtins.bool = ...,
+        freeze_method: _types_pb2.FreezeMethod.ValueType = ...,
+        frozen_ns: _builtins.int = ...,
+        after_round: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time_ns", b"as_of_time_ns", "complete", b"complete", "end_reason", b"end_reason", "exact", b"exact", "frozen", b"frozen", "incarnation", b"incarnation", "incomplete_message", b"incomplete_message", "incomplete_reason", b"incomplete_reason", "lenient", b"lenient", "name", b"name", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "uncertain_page_count", b"uncertain_page_count", "vanished_page_count", b"vanished_page_count", "written_page_count", b"written_page_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_round", b"after_round", "as_of_time_ns", b"as_of_time_ns", "complete", b"complete", "end_reason", b"end_reason", "exact", b"exact", "freeze_method", b"freeze_method", "frozen", b"frozen", "frozen_ns", b"frozen_ns", "incarnation", b"incarnation", "incomplete_message", b"incomplete_message", "incomplete_reason", b"incomplete_reason", "lenient", b"lenient", "name", b"name", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "uncertain_page_count", b"uncertain_page_count", "vanished_page_count", b"vanished_page_count", "written_page_count", b"written_page_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -718,21 +736,29 @@ class BarrierRequest(_message.Message):
 
     SELECTION_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    FREEZE_FIELD_NUMBER: _builtins.int
     timeout_ms: _builtins.int
     """How long to wait for the agents, in milliseconds. 0 means 5000. At most 60000."""
     @_builtins.property
     def selection(self) -> Global___Selection:
         """Must not be empty."""
 
+    @_builtins.property
+    def freeze(self) -> _types_pb2.Freeze:
+        """Freeze all of the targets, on all hosts, before the first is harvested; none goes on before the last was. Absent
+        means that they run.
+        """
+
     def __init__(
         self,
         *,
         selection: Global___Selection | None = ...,
         timeout_ms: _builtins.int = ...,
+        freeze: _types_pb2.Freeze | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "selection", b"selection", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -771,6 +797,88 @@ class BarrierResponse(_message.Message):
 Global___BarrierResponse: _TypeAlias = BarrierResponse  # noqa: Y015
 
 @_typing.final
+class ThawRequest(_message.Message):
+    """Asks that targets go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELECTION_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    hold: _builtins.str
+    """Of the Freeze that holds them. Empty means every hold on them, also those of others."""
+    @_builtins.property
+    def selection(self) -> Global___Selection:
+        """Must not be empty. Of targets chosen by where they run, those that have not ended."""
+
+    def __init__(
+        self,
+        *,
+        selection: Global___Selection | None = ...,
+        hold: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "selection", b"selection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawRequest: _TypeAlias = ThawRequest  # noqa: Y015
+
+@_typing.final
+class ThawResponse(_message.Message):
+    """What goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ThawStatus]:
+        """Each target of the selection, in the order of their names."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[Global___ThawStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawResponse: _TypeAlias = ThawResponse  # noqa: Y015
+
+@_typing.final
+class ThawStatus(_message.Message):
+    """What became of one target's hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`HOST/PID@START`."""
+    held: _builtins.bool
+    """Whether the hold kept it frozen until now. False also where its time was over before."""
+    message: _builtins.str
+    """Why its agent could not be asked, one sentence. Empty where it was."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        held: _builtins.bool = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "message", b"message", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawStatus: _TypeAlias = ThawStatus  # noqa: Y015
+
+@_typing.final
 class GetDirtyRequest(_message.Message):
     """Asks for dirty pages."""
 
@@ -781,6 +889,7 @@ class GetDirtyRequest(_message.Message):
     BARRIER_FIELD_NUMBER: _builtins.int
     BARRIER_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     STRICTNESS_FIELD_NUMBER: _builtins.int
+    FREEZE_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """From an earlier answer. Empty means from the beginning: every populated page of each target, nothing vanished.
     A target that the cursor does not name is answered from its beginning.
@@ -795,6 +904,10 @@ class GetDirtyRequest(_message.Message):
     def selection(self) -> Global___Selection:
         """Must not be empty."""
 
+    @_builtins.property
+    def freeze(self) -> _types_pb2.Freeze:
+        """As in BarrierRequest; `barrier` must be true with it. The answer is as of the harvest that was frozen."""
+
     def __init__(
         self,
         *,
@@ -803,10 +916,11 @@ class GetDirtyRequest(_message.Message):
         barrier: _builtins.bool = ...,
         barrier_timeout_ms: _builtins.int = ...,
         strictness: _types_pb2.Strictness.ValueType = ...,
+        freeze: _types_pb2.Freeze | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier", b"barrier", "barrier_timeout_ms", b"barrier_timeout_ms", "cursor", b"cursor", "selection", b"selection", "strictness", b"strictness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier", b"barrier", "barrier_timeout_ms", b"barrier_timeout_ms", "cursor", b"cursor", "freeze", b"freeze", "selection", b"selection", "strictness", b"strictness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

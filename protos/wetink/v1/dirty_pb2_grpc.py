@@ -31,8 +31,8 @@ class DirtyServiceStub:
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
 
-    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
-    and Untrack are for admins, the rest for readers and admins).
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track,
+    Untrack and Thaw are for admins, and so is a call that freezes; the rest is for readers and admins).
     """
 
     def __init__(self, channel):
@@ -71,6 +71,11 @@ class DirtyServiceStub:
                 request_serializer=wetink_dot_v1_dot_dirty__pb2.BarrierRequest.SerializeToString,
                 response_deserializer=wetink_dot_v1_dot_dirty__pb2.BarrierResponse.FromString,
                 _registered_method=True)
+        self.Thaw = channel.unary_unary(
+                '/wetink.v1.DirtyService/Thaw',
+                request_serializer=wetink_dot_v1_dot_dirty__pb2.ThawRequest.SerializeToString,
+                response_deserializer=wetink_dot_v1_dot_dirty__pb2.ThawResponse.FromString,
+                _registered_method=True)
         self.GetDirty = channel.unary_stream(
                 '/wetink.v1.DirtyService/GetDirty',
                 request_serializer=wetink_dot_v1_dot_dirty__pb2.GetDirtyRequest.SerializeToString,
@@ -94,8 +99,8 @@ class DirtyServiceServicer:
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
 
-    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
-    and Untrack are for admins, the rest for readers and admins).
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track,
+    Untrack and Thaw are for admins, and so is a call that freezes; the rest is for readers and admins).
     """
 
     def ListHosts(self, request, context):
@@ -144,8 +149,18 @@ class DirtyServiceServicer:
 
     def Barrier(self, request, context):
         """Makes every write from before the call known: harvests on the hosts, commits, then answers.
-        A target whose barrier was not reached is in the answer with its reason; the call itself succeeds.
-        Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED.
+        A target whose barrier was not reached, or that was to be frozen and was not, is in the answer with its reason; the
+        call itself succeeds.
+        Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Thaw(self, request, context):
+        """Lets targets go on that a hold of an earlier call keeps frozen, before its time is over.
+        A host that cannot be asked is in the answer with its reason: its targets go on when the hold's time is over.
+        Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,6 +230,11 @@ def add_DirtyServiceServicer_to_server(servicer, server):
                     request_deserializer=wetink_dot_v1_dot_dirty__pb2.BarrierRequest.FromString,
                     response_serializer=wetink_dot_v1_dot_dirty__pb2.BarrierResponse.SerializeToString,
             ),
+            'Thaw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Thaw,
+                    request_deserializer=wetink_dot_v1_dot_dirty__pb2.ThawRequest.FromString,
+                    response_serializer=wetink_dot_v1_dot_dirty__pb2.ThawResponse.SerializeToString,
+            ),
             'GetDirty': grpc.unary_stream_rpc_method_handler(
                     servicer.GetDirty,
                     request_deserializer=wetink_dot_v1_dot_dirty__pb2.GetDirtyRequest.FromString,
@@ -244,8 +264,8 @@ class DirtyService:
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
 
-    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
-    and Untrack are for admins, the rest for readers and admins).
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track,
+    Untrack and Thaw are for admins, and so is a call that freezes; the rest is for readers and admins).
     """
 
     @staticmethod
@@ -400,6 +420,33 @@ class DirtyService:
             '/wetink.v1.DirtyService/Barrier',
             wetink_dot_v1_dot_dirty__pb2.BarrierRequest.SerializeToString,
             wetink_dot_v1_dot_dirty__pb2.BarrierResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Thaw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wetink.v1.DirtyService/Thaw',
+            wetink_dot_v1_dot_dirty__pb2.ThawRequest.SerializeToString,
+            wetink_dot_v1_dot_dirty__pb2.ThawResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,8 +32,8 @@ class DirtyServiceStub:
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
 
-    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
-    and Untrack are for admins, the rest for readers and admins).
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track,
+    Untrack and Thaw are for admins, and so is a call that freezes; the rest is for readers and admins).
     """
 
     @_typing.overload
@@ -66,8 +66,14 @@ class DirtyServiceStub:
     """
     Barrier: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.BarrierRequest, _dirty_pb2.BarrierResponse]
     """Makes every write from before the call known: harvests on the hosts, commits, then answers.
-    A target whose barrier was not reached is in the answer with its reason; the call itself succeeds.
-    Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED.
+    A target whose barrier was not reached, or that was to be frozen and was not, is in the answer with its reason; the
+    call itself succeeds.
+    Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED.
+    """
+    Thaw: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.ThawRequest, _dirty_pb2.ThawResponse]
+    """Lets targets go on that a hold of an earlier call keeps frozen, before its time is over.
+    A host that cannot be asked is in the answer with its reason: its targets go on when the hold's time is over.
+    Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED.
     """
     GetDirty: _grpc.UnaryStreamMultiCallable[_dirty_pb2.GetDirtyRequest, _dirty_pb2.GetDirtyResponse]
     """What is dirty since a cursor. The stream is any number of `pages`, then one `summary`, which is always last:
@@ -96,8 +102,8 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
 
-    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
-    and Untrack are for admins, the rest for readers and admins).
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track,
+    Untrack and Thaw are for admins, and so is a call that freezes; the rest is for readers and admins).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -127,8 +133,14 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
     """
     Barrier: _aio.UnaryUnaryMultiCallable[_dirty_pb2.BarrierRequest, _dirty_pb2.BarrierResponse]  # type: ignore[assignment]
     """Makes every write from before the call known: harvests on the hosts, commits, then answers.
-    A target whose barrier was not reached is in the answer with its reason; the call itself succeeds.
-    Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED.
+    A target whose barrier was not reached, or that was to be frozen and was not, is in the answer with its reason; the
+    call itself succeeds.
+    Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED.
+    """
+    Thaw: _aio.UnaryUnaryMultiCallable[_dirty_pb2.ThawRequest, _dirty_pb2.ThawResponse]  # type: ignore[assignment]
+    """Lets targets go on that a hold of an earlier call keeps frozen, before its time is over.
+    A host that cannot be asked is in the answer with its reason: its targets go on when the hold's time is over.
+    Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED.
     """
     GetDirty: _aio.UnaryStreamMultiCallable[_dirty_pb2.GetDirtyRequest, _dirty_pb2.GetDirtyResponse]  # type: ignore[assignment]
     """What is dirty since a cursor. The stream is any number of `pages`, then one `summary`, which is always last:
@@ -156,8 +168,8 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
     Every error carries a google.rpc.ErrorInfo of domain "wetink" whose reason is named at the call.
     Retry by yourself only UNAVAILABLE; after OUT_OF_RANGE ask again without a cursor and copy afresh.
 
-    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track
-    and Untrack are for admins, the rest for readers and admins).
+    Besides what each call names: UNAUTHENTICATED IDENTITY_UNKNOWN or TOKEN_IN_CLEAR; PERMISSION_DENIED ROLE_LACKING (Track,
+    Untrack and Thaw are for admins, and so is a call that freezes; the rest is for readers and admins).
     """
 
     @_abc_1.abstractmethod
@@ -221,8 +233,20 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dirty_pb2.BarrierResponse, _abc.Awaitable[_dirty_pb2.BarrierResponse]]:
         """Makes every write from before the call known: harvests on the hosts, commits, then answers.
-        A target whose barrier was not reached is in the answer with its reason; the call itself succeeds.
-        Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED.
+        A target whose barrier was not reached, or that was to be frozen and was not, is in the answer with its reason; the
+        call itself succeeds.
+        Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED.
+        """
+
+    @_abc_1.abstractmethod
+    def Thaw(
+        self,
+        request: _dirty_pb2.ThawRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dirty_pb2.ThawResponse, _abc.Awaitable[_dirty_pb2.ThawResponse]]:
+        """Lets targets go on that a hold of an earlier call keeps frozen, before its time is over.
+        A host that cannot be asked is in the answer with its reason: its targets go on when the hold's time is over.
+        Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED.
         """
 
     @_abc_1.abstractmethod

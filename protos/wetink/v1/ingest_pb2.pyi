@@ -33,6 +33,7 @@ class AgentMessage(_message.Message):
     COMMAND_RESULT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     TARGET_MAPPINGS_FIELD_NUMBER: _builtins.int
+    THAWED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First message of the stream, and only there."""
@@ -65,6 +66,10 @@ class AgentMessage(_message.Message):
     def target_mappings(self) -> Global___TargetMappings:
         """What is mapped, of one target."""
 
+    @_builtins.property
+    def thawed(self) -> Global___Thawed:
+        """How Thaw went."""
+
     def __init__(
         self,
         *,
@@ -76,12 +81,13 @@ class AgentMessage(_message.Message):
         command_result: Global___CommandResult | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         target_mappings: Global___TargetMappings | None = ...,
+        thawed: Global___Thawed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["barrier_reached", b"barrier_reached", "command_result", b"command_result", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "target_ended", b"target_ended", "target_mappings", b"target_mappings", "target_started", b"target_started", "write_protect_batch", b"write_protect_batch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["barrier_reached", b"barrier_reached", "command_result", b"command_result", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "target_ended", b"target_ended", "target_mappings", b"target_mappings", "target_started", b"target_started", "thawed", b"thawed", "write_protect_batch", b"write_protect_batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier_reached", b"barrier_reached", "command_result", b"command_result", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "target_ended", b"target_ended", "target_mappings", b"target_mappings", "target_started", b"target_started", "write_protect_batch", b"write_protect_batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier_reached", b"barrier_reached", "command_result", b"command_result", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "target_ended", b"target_ended", "target_mappings", b"target_mappings", "target_started", b"target_started", "thawed", b"thawed", "write_protect_batch", b"write_protect_batch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "target_started", "write_protect_batch", "target_ended", "barrier_reached", "command_result", "heartbeat", "target_mappings"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "target_started", "write_protect_batch", "target_ended", "barrier_reached", "command_result", "heartbeat", "target_mappings", "thawed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -99,6 +105,7 @@ class CollectorMessage(_message.Message):
     UNTRACK_FIELD_NUMBER: _builtins.int
     BARRIER_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    THAW_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """The answer to Hello."""
@@ -123,6 +130,10 @@ class CollectorMessage(_message.Message):
     def drain(self) -> Global___Drain:
         """The collector will go down: half-close, and come back with back-off."""
 
+    @_builtins.property
+    def thaw(self) -> Global___Thaw:
+        """End a hold. Only said to an agent whose Hello says `can_freeze`."""
+
     def __init__(
         self,
         *,
@@ -132,12 +143,13 @@ class CollectorMessage(_message.Message):
         untrack: Global___Untrack | None = ...,
         barrier: Global___Barrier | None = ...,
         drain: Global___Drain | None = ...,
+        thaw: Global___Thaw | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "barrier", b"barrier", "drain", b"drain", "message", b"message", "track", b"track", "untrack", b"untrack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "barrier", b"barrier", "drain", b"drain", "message", b"message", "thaw", b"thaw", "track", b"track", "untrack", b"untrack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "barrier", b"barrier", "drain", b"drain", "message", b"message", "track", b"track", "untrack", b"untrack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "barrier", b"barrier", "drain", b"drain", "message", b"message", "thaw", b"thaw", "track", b"track", "untrack", b"untrack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "ack", "track", "untrack", "barrier", "drain"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "ack", "track", "untrack", "barrier", "drain", "thaw"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -155,6 +167,7 @@ class Hello(_message.Message):
     AGENT_INSTANCE_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
+    CAN_FREEZE_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this contract that the agent speaks: 1. A collector that speaks another ends the stream."""
     host_id: _builtins.str
@@ -165,6 +178,8 @@ class Hello(_message.Message):
     """Random, new for each start of the agent: tells a reconnect from a restart."""
     agent_version: _builtins.str
     """The agent's version, for people: a collector more than one minor version from it says so in its log."""
+    can_freeze: _builtins.bool
+    """Whether the agent understands `Barrier.freeze` and Thaw."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TargetPosition]:
         """Every incarnation that lives or still has rounds to send. Incarnations of this host that the collector holds as
@@ -180,10 +195,11 @@ class Hello(_message.Message):
         agent_instance: _builtins.str = ...,
         agent_version: _builtins.str = ...,
         positions: _abc.Iterable[_types_pb2.TargetPosition] | None = ...,
+        can_freeze: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "agent_version", b"agent_version", "boot_id", b"boot_id", "host_id", b"host_id", "positions", b"positions", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "agent_version", b"agent_version", "boot_id", b"boot_id", "can_freeze", b"can_freeze", "host_id", b"host_id", "positions", b"positions", "protocol_version", b"protocol_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -557,6 +573,7 @@ class BarrierReached(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
+    FREEZES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """Of the Barrier."""
     @_builtins.property
@@ -565,15 +582,20 @@ class BarrierReached(_message.Message):
         A target of the Barrier that is not here is not tracked by this agent any more.
         """
 
+    @_builtins.property
+    def freezes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.FreezeOutcome]:
+        """Where the Barrier asked for it, how the freezing of each target in `positions` went."""
+
     def __init__(
         self,
         *,
         request_id: _builtins.int = ...,
         positions: _abc.Iterable[_types_pb2.TargetPosition] | None = ...,
+        freezes: _abc.Iterable[_types_pb2.FreezeOutcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["positions", b"positions", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freezes", b"freezes", "positions", b"positions", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -735,21 +757,29 @@ class Barrier(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    FREEZE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """To be named in BarrierReached."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Target]:
         """The processes."""
 
+    @_builtins.property
+    def freeze(self) -> _types_pb2.Freeze:
+        """Freeze them all, then harvest. Only said to an agent whose Hello says `can_freeze`. Absent means that they run. A
+        target that cannot be frozen is harvested as it is, and BarrierReached says so.
+        """
+
     def __init__(
         self,
         *,
         request_id: _builtins.int = ...,
         targets: _abc.Iterable[_types_pb2.Target] | None = ...,
+        freeze: _types_pb2.Freeze | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "request_id", b"request_id", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -771,3 +801,63 @@ class Drain(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Drain: _TypeAlias = Drain  # noqa: Y015
+
+@_typing.final
+class Thaw(_message.Message):
+    """Let targets go on that a hold keeps frozen. One that another hold keeps too stays frozen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """To be named in Thawed."""
+    hold: _builtins.str
+    """As in Freeze. Empty means every hold."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Target]:
+        """The processes. Empty means all that are held."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        hold: _builtins.str = ...,
+        targets: _abc.Iterable[_types_pb2.Target] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "request_id", b"request_id", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Thaw: _TypeAlias = Thaw  # noqa: Y015
+
+@_typing.final
+class Thawed(_message.Message):
+    """The hold is over, and what nobody else holds runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """Of the Thaw."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Target]:
+        """Those of its targets that the hold had kept frozen until now."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        targets: _abc.Iterable[_types_pb2.Target] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Thawed: _TypeAlias = Thawed  # noqa: Y015

@@ -163,6 +163,8 @@ class _IncompleteReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inco
     """The incarnation has ended; `end_reason` says how."""
     INCOMPLETE_REASON_NO_ROUND: _IncompleteReason.ValueType  # 4
     """Tracking has begun and no round is committed yet: every page may be dirty."""
+    INCOMPLETE_REASON_NOT_FROZEN: _IncompleteReason.ValueType  # 5
+    """The call asked for it to be frozen, and it was not."""
 
 class IncompleteReason(_IncompleteReason, metaclass=_IncompleteReasonEnumTypeWrapper):
     """Why a target's part of an answer is not complete."""
@@ -177,7 +179,45 @@ INCOMPLETE_REASON_TARGET_ENDED: IncompleteReason.ValueType  # 3
 """The incarnation has ended; `end_reason` says how."""
 INCOMPLETE_REASON_NO_ROUND: IncompleteReason.ValueType  # 4
 """Tracking has begun and no round is committed yet: every page may be dirty."""
+INCOMPLETE_REASON_NOT_FROZEN: IncompleteReason.ValueType  # 5
+"""The call asked for it to be frozen, and it was not."""
 Global___IncompleteReason: _TypeAlias = IncompleteReason  # noqa: Y015
+
+class _FreezeMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FreezeMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FreezeMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FREEZE_METHOD_UNSPECIFIED: _FreezeMethod.ValueType  # 0
+    """Nothing, or nobody asked."""
+    FREEZE_METHOD_CGROUP_V2: _FreezeMethod.ValueType  # 1
+    """`cgroup.freeze` of its cgroup (version 2)."""
+    FREEZE_METHOD_CGROUP_V1: _FreezeMethod.ValueType  # 2
+    """`freezer.state` of its cgroup (version 1)."""
+    FREEZE_METHOD_PTRACE: _FreezeMethod.ValueType  # 3
+    """Each of its threads is held by ptrace. The kernel lets them go when whoever holds them dies, whatever else does."""
+    FREEZE_METHOD_SIGNAL: _FreezeMethod.ValueType  # 4
+    """SIGSTOP. It goes on with SIGCONT, whoever sends that."""
+    FREEZE_METHOD_FOUND_FROZEN: _FreezeMethod.ValueType  # 5
+    """It was frozen already, by somebody else, and stays so until they let it go on."""
+
+class FreezeMethod(_FreezeMethod, metaclass=_FreezeMethodEnumTypeWrapper):
+    """What keeps a target from running."""
+
+FREEZE_METHOD_UNSPECIFIED: FreezeMethod.ValueType  # 0
+"""Nothing, or nobody asked."""
+FREEZE_METHOD_CGROUP_V2: FreezeMethod.ValueType  # 1
+"""`cgroup.freeze` of its cgroup (version 2)."""
+FREEZE_METHOD_CGROUP_V1: FreezeMethod.ValueType  # 2
+"""`freezer.state` of its cgroup (version 1)."""
+FREEZE_METHOD_PTRACE: FreezeMethod.ValueType  # 3
+"""Each of its threads is held by ptrace. The kernel lets them go when whoever holds them dies, whatever else does."""
+FREEZE_METHOD_SIGNAL: FreezeMethod.ValueType  # 4
+"""SIGSTOP. It goes on with SIGCONT, whoever sends that."""
+FREEZE_METHOD_FOUND_FROZEN: FreezeMethod.ValueType  # 5
+"""It was frozen already, by somebody else, and stays so until they let it go on."""
+Global___FreezeMethod: _TypeAlias = FreezeMethod  # noqa: Y015
 
 class _Strictness:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -660,3 +700,75 @@ class TargetPosition(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TargetPosition: _TypeAlias = TargetPosition  # noqa: Y015
+
+@_typing.final
+class Freeze(_message.Message):
+    """How targets are to be frozen for a barrier: none of their threads runs from before it is harvested until after."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_MS_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    WHOLE_CGROUPS_FIELD_NUMBER: _builtins.int
+    hold_ms: _builtins.int
+    """How long they then stay frozen at most, in milliseconds: until Thaw, or until that time is over, counted anew each
+    time the hold is asked for. At most 60000. 0: they go on as soon as all of the barrier's targets were harvested.
+    """
+    hold: _builtins.str
+    """What the hold is called, by whoever asks for it: 1 to 64 of [A-Za-z0-9._-]. Needed where `hold_ms` is not 0. Who asks
+    again by the same name has the same hold, and its time begins anew. A target goes on when no hold is left on it.
+    """
+    whole_cgroups: _builtins.bool
+    """Whether a cgroup may be frozen that holds other processes beside the barrier's targets. Otherwise it is not, and its
+    targets are frozen one by one.
+    """
+    def __init__(
+        self,
+        *,
+        hold_ms: _builtins.int = ...,
+        hold: _builtins.str = ...,
+        whole_cgroups: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "hold_ms", b"hold_ms", "whole_cgroups", b"whole_cgroups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Freeze: _TypeAlias = Freeze  # noqa: Y015
+
+@_typing.final
+class FreezeOutcome(_message.Message):
+    """How the freezing of one target went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FROZEN_NS_FIELD_NUMBER: _builtins.int
+    method: Global___FreezeMethod.ValueType
+    """By what it was frozen. Unspecified: it was not, or ran in the middle of its harvest."""
+    message: _builtins.str
+    """Why it was not, in one sentence. Empty where it was."""
+    frozen_ns: _builtins.int
+    """For how long it has been frozen, in nanoseconds: until it went on, or, where it is held, until this was said."""
+    @_builtins.property
+    def target(self) -> Global___Target:
+        """The process."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___Target | None = ...,
+        method: Global___FreezeMethod.ValueType = ...,
+        message: _builtins.str = ...,
+        frozen_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen_ns", b"frozen_ns", "message", b"message", "method", b"method", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeOutcome: _TypeAlias = FreezeOutcome  # noqa: Y015

@@ -1,9 +1,7 @@
 """DirtyService against a real collector: every answer and every status the contract names."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import grpc
 import pytest
@@ -16,6 +14,7 @@ from tests.integration.collector.wire import (
     Reader,
     answers,
     batch,
+    meanwhile,
     position,
     refused,
     start,
@@ -65,26 +64,6 @@ def live(agent: Agent) -> Agent:
     """Give the test's agent, welcomed."""
     agent.hello()
     return agent
-
-
-@contextmanager
-def meanwhile(action: Callable[[], None]) -> Iterator[None]:
-    """Do something on a thread while the body waits for it."""
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:  # noqa: BLE001 (told to the test, on its own thread)
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield
-    thread.join(30)
-    assert not thread.is_alive()
-    if failures:
-        raise failures[0]
 
 
 def end(of: types_pb2.Target, reason: types_pb2.EndReason.ValueType, text: str = "") -> ingest_pb2.TargetEnded:
@@ -663,7 +642,36 @@ def test_agent_that_goes_away_during_a_barrier(live: Agent, reader: Reader, one:
         (status,) = reader.barrier(name, timeout_ms=20_000).targets
 
     assert status.incomplete_reason == INCOMPLETE_REASON_AGENT_DISCONNECTED
+    assert f"host {one.host_id} " in status.incomplete_message
     assert time.monotonic() - began < 10
+
+
+def test_agent_that_is_back_before_the_others_have_answered_was_away_all_the_same(
+    shared_collector: CollectorProcess, live: Agent, reader: Reader, one: types_pb2.Target, host: str
+) -> None:
+    """Its barrier went with its stream: the group's answer names the host, and does not say that it was slow."""
+    live.deliver(one, [1])
+    other = target(host_id=f"{host}x")
+    with Agent(shared_collector.address, f"{host}x") as agent:
+        agent.hello()
+        agent.deliver(other, [1])
+
+        def leave_and_come_back() -> None:
+            asked = agent.hear("barrier").barrier
+            live.hear("barrier")
+            live.end()
+            with Agent(shared_collector.address, host) as again:
+                again.hello(position(one, 1))
+                agent.harvest(asked, batch(other, 2, written=[2]))
+                again.half_close()
+                time.sleep(1)
+
+        with meanwhile(leave_and_come_back):
+            lost, reached = reader.barrier(f"{host}/1", f"{host}x/1", timeout_ms=20_000).targets
+
+    assert lost.incomplete_reason == INCOMPLETE_REASON_AGENT_DISCONNECTED
+    assert f"host {host} " in lost.incomplete_message
+    assert reached.complete
 
 
 def test_target_that_ends_during_a_barrier(live: Agent, reader: Reader, one: types_pb2.Target, name: str) -> None:

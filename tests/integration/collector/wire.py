@@ -1,7 +1,8 @@
 """An agent that says exactly what a test tells it to, right or wrong, on the plain stub; and the other side's stub."""
 
 import queue
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -141,7 +142,8 @@ class Agent:
         | ingest_pb2.BarrierReached
         | ingest_pb2.CommandResult
         | ingest_pb2.Heartbeat
-        | ingest_pb2.TargetMappings,
+        | ingest_pb2.TargetMappings
+        | ingest_pb2.Thawed,
     ) -> None:
         """Say things, in order."""
         names = {one.message_type: one.name for one in ingest_pb2.AgentMessage.DESCRIPTOR.fields}
@@ -202,6 +204,26 @@ class Agent:
         rest = list(self.call)
         assert self.call.code() == grpc.StatusCode.OK
         return rest
+
+
+@contextmanager
+def meanwhile(action: Callable[[], None]) -> Iterator[None]:
+    """Do something on a thread while the body waits for it."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 (told to the test, on its own thread)
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    thread.join(30)
+    assert not thread.is_alive()
+    if failures:
+        raise failures[0]
 
 
 @dataclass
@@ -267,6 +289,7 @@ class Reader:
         cursor: str = "",
         barrier: bool = False,
         timeout_ms: int = 0,
+        freeze: types_pb2.Freeze | None = None,
     ) -> Answer:
         """Ask for dirty pages."""
         request = pb.GetDirtyRequest(
@@ -274,13 +297,14 @@ class Reader:
             cursor=cursor,
             barrier=barrier,
             barrier_timeout_ms=timeout_ms,
+            freeze=freeze,
         )
         (answer,) = answers(self.stub.GetDirty(request, timeout=PATIENCE_SECONDS))
         return answer
 
-    def barrier(self, *targets: str, timeout_ms: int = 0) -> pb.BarrierResponse:
+    def barrier(self, *targets: str, timeout_ms: int = 0, freeze: types_pb2.Freeze | None = None) -> pb.BarrierResponse:
         """Ask for a barrier."""
-        request = pb.BarrierRequest(selection=pb.Selection(targets=targets), timeout_ms=timeout_ms)
+        request = pb.BarrierRequest(selection=pb.Selection(targets=targets), timeout_ms=timeout_ms, freeze=freeze)
         return self.stub.Barrier(request, timeout=PATIENCE_SECONDS)
 
     def targets(self, *names: str, hosts: Sequence[str] = (), cgroups: Sequence[str] = ()) -> list[pb.TargetInfo]:

@@ -78,7 +78,7 @@ def test_a_mover_that_is_lenient_while_the_target_runs_loses_nothing() -> None:
 
         with ShadowCopy(process.pid) as copy:
             rounds = []
-            for done in precopy(client, client.targets(name)[0].name, process.pid, copy):
+            for done in precopy(client, client.targets(name)[0].name, copy):
                 rounds.append(done)
                 if not done.frozen:
                     number = len(rounds)

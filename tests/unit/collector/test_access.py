@@ -2,7 +2,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from wetink.v1 import dirty_pb2, ingest_pb2, insight_pb2
+from wetink.v1 import dirty_pb2, ingest_pb2, insight_pb2, types_pb2
 from wetink_collector.access import ANYBODY, ROLES_OF, check_role
 from wetink_collector.caller import Caller, Role
 from wetink_collector.errors import RoleLacking
@@ -47,7 +47,7 @@ def test_method_that_is_not_in_the_table_is_for_nobody(role: Role) -> None:
     [
         (Role.AGENT, ["/wetink.v1.IngestService/Stream"]),
         (Role.READER, READERS),
-        (Role.ADMIN, [*READERS, DIRTY + "Track", DIRTY + "Untrack"]),
+        (Role.ADMIN, [*READERS, DIRTY + "Track", DIRTY + "Untrack", DIRTY + "Thaw"]),
     ],
 )
 def test_role_may_what_is_its_own_and_nothing_else(role: Role, methods: list[str]) -> None:
@@ -65,3 +65,15 @@ def test_role_may_what_is_its_own_and_nothing_else(role: Role, methods: list[str
 def test_anybody_may_ask_for_health_alone() -> None:
     """Probes have no certificate, and learn nothing of targets. What stays open is for those with a role."""
     assert {method for method, roles in ROLES_OF.items() if roles is ANYBODY} == {"/grpc.health.v1.Health/Check"}
+
+
+@pytest.mark.parametrize("request_", [dirty_pb2.BarrierRequest, dirty_pb2.GetDirtyRequest])
+def test_who_freezes_is_an_admin(request_: type[dirty_pb2.BarrierRequest | dirty_pb2.GetDirtyRequest]) -> None:
+    """A reader may ask for a barrier, and stop nobody for it."""
+    method = DIRTY + request_.__name__.removesuffix("Request")
+    freezing = request_(freeze=types_pb2.Freeze())
+
+    check_role(method, caller(Role.READER), request_())
+    check_role(method, caller(Role.ADMIN), freezing)
+    with pytest.raises(RoleLacking, match="to freeze"):
+        check_role(method, caller(Role.READER), freezing)

@@ -29,6 +29,7 @@ from wetink.v1.types_pb2 import (
     IncompleteReason,
 )
 from wetink_collector.answer import Answerer, Ending, check_cursor, consistency, status, without_pages
+from wetink_collector.barrier import Reached
 from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.cursor import Cursor, Position
 from wetink_collector.errors import CursorForeign, CursorIncarnationEnded, CursorOtherStore
@@ -120,7 +121,9 @@ def test_first_reason_that_holds_stands(
     reason: IncompleteReason.ValueType,
 ) -> None:
     """The end, no round, no agent, no barrier; and with each a sentence."""
-    said = status(without_pages(record(last_round, end)), connected=connected, reached=reached)
+    outcome = None if reached else Reached(message="it was not reached")
+
+    said = status(without_pages(record(last_round, end)), connected=connected, reached=outcome)
 
     assert said.incomplete_reason == reason
     assert said.complete == (reason == INCOMPLETE_REASON_UNSPECIFIED) == (not said.incomplete_message)
