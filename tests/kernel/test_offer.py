@@ -22,7 +22,7 @@ import pytest
 
 from tests.support import programs, truth
 from tests.support.amounts import amount
-from tests.support.offers import Agent, Listener, agent, armed_mappings, listener
+from tests.support.offers import PATIENCE_SECONDS, Agent, Listener, agent, armed_mappings, listener
 from tests.support.programs import Program
 from tests.support.seccomp import NR_USERFAULTFD, UNDER_A_FILTER
 from wetink_agent.preload import HEADER, LIBRARY
@@ -282,7 +282,7 @@ def redis(here: Listener, directory: Path) -> Iterator[int]:
     at = directory / "redis"
     command = f"redis-server --port 0 --unixsocket {at} --save '' --appendonly no --dir {directory}"
     with started(shlex.split(command), environment=preloaded(here.path)) as server:
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE_SECONDS
         while not at.exists():
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -346,7 +346,7 @@ def test_what_was_tracked_before_execve_is_tracked_again_by_its_next_offer(tmp_p
         agent(tmp_path / "agent", "--interval", "60s") as here,
         started(command, environment=preloaded(here.path)) as program,
     ):
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE_SECONDS
         while Path(f"/proc/{program.pid}/cmdline").read_bytes() != b"sleep\x0060\0" or not armed_mappings(program.pid):
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -363,7 +363,7 @@ def test_a_discovered_process_that_calls_execve_while_it_is_attached_is_tried_ag
         started([odd, "execs", 300, 4]) as program,
     ):
         assert program.read_line() == "ready"
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE_SECONDS
         while not armed_mappings(program.pid):
             assert time.monotonic() < until
             time.sleep(0.01)

@@ -21,7 +21,7 @@ from wetink_agent import procfs
 from wetink_agent.handshake import HandshakeServer, Offer
 from wetink_agent.wp_async import WpAsync
 
-PATIENCE_SECONDS: Final = 20.0
+PATIENCE_SECONDS: Final = 60.0
 OF_TRACKING: Final = re.compile(r"userfaultfd|pidfd|pagemap|/dev/zero")
 
 
