@@ -30,6 +30,7 @@ from wetink_agent.errors import (
     TrackingError,
     Untrackable,
 )
+from wetink_agent.following import ATTACH_AT_ONCE, Follower
 from wetink_agent.handshake import HandshakeServer, Offer
 from wetink_agent.health import Health, served
 from wetink_agent.holds import Holds
@@ -45,17 +46,8 @@ from wetink_agent.succession import take_over
 from wetink_agent.tracker import Tracker, end_reason_of
 from wetink_agent.uplink import Deposed, Uplink
 
-DISCOVERY_SECONDS: Final = 1.0
-"""How often new processes are looked for. What a child writes before it is found is in its first round."""
-
-AGAIN_SECONDS: Final = 0.05
-"""The same where a process called execve(2) while it was attached: a shell that becomes another program, mostly."""
-
 EXEC_ATTEMPTS_MAX: Final = 5
 """How often a process that was named is attached which calls execve(2) meanwhile, each time that it was looked at."""
-
-RETRY_SECONDS: Final = 30.0
-"""After how long a discovered process that could not be tracked is tried again: a debugger may have left it."""
 
 FLUSH_SECONDS: Final = 2.0
 """How long a stopping agent waits for its last rounds to be durable."""
@@ -123,14 +115,19 @@ class Agent:
         self._labeller = Labeller(settings.labels, PodList(settings.pods) if settings.pods else None)
         self._pool = ThreadPoolExecutor(HARVEST_THREADS, thread_name_prefix="harvest")
         self._holds = Holds()
+        # Threads of their own: rounds do not wait for a process that takes its time to stop.
+        self._attach_pool = ThreadPoolExecutor(ATTACH_AT_ONCE, thread_name_prefix="attach")
         self._tracked: dict[tuple[int, int], _Tracked] = {}
         self._attaching: dict[tuple[int, int], asyncio.Task[Tracker]] = {}
-        self._named: set[tuple[int, int]] = set()
-        self._wanted: set[tuple[int, int]] = set()
         self._ourselves = {os.getpid()} | ({os.getppid()} if self._keeping.is_there else set())
-        self._look = asyncio.Event()
         self._looked = asyncio.Event()
-        self._refused_until: dict[tuple[int, int], float] = {}
+        self._follower = Follower(
+            settings.selection,
+            track=self._track,
+            tracked=self._tracked.keys(),
+            ourselves=self._ourselves,
+            pool=self._attach_pool,
+        )
         self._uplink = Uplink(
             settings.collector,
             ingest_pb2.Hello(
@@ -196,6 +193,7 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._holds.close()
+            self._attach_pool.shutdown()
             self._pool.shutdown()
 
     async def carry_out(self, message: ingest_pb2.CollectorMessage) -> ingest_pb2.AgentMessage | None:
@@ -214,8 +212,8 @@ class Agent:
 
     def set_wanted(self, wanted: list[ingest_pb2.Track]) -> None:
         """Learn what orchestrators want tracked; see ``Commands``."""
-        self._wanted = {(track.pid, track.start_time_ticks) for track in wanted}
-        self._look.set()
+        self._follower.wanted = {(track.pid, track.start_time_ticks) for track in wanted}
+        self._follower.look()
 
     def resynchronise(self, broken: list[Key]) -> None:
         """Begin new incarnations; see ``Commands``."""
@@ -239,18 +237,16 @@ class Agent:
             result.code, result.message = code.value[0], str(error)
         else:
             identity = track.pid, tracker.target.start_time_ticks
-            self._wanted.add(identity)
-            self._refused_until.pop(identity, None)
+            self._follower.wanted.add(identity)
+            self._follower.forgive(identity)
             result.position.CopyFrom(tracker.position)
         return ingest_pb2.AgentMessage(command_result=result) if track.request_id else None
 
     async def _carry_out_untrack(self, untrack: ingest_pb2.Untrack) -> ingest_pb2.AgentMessage:
         result = ingest_pb2.CommandResult(request_id=untrack.request_id)
         identity = untrack.target.pid, untrack.target.start_time_ticks
-        self._wanted.discard(identity)
-        self._named.discard(identity)
         # What the agent itself was told to track would come back with the next look around.
-        self._refused_until[identity] = float("inf")
+        self._follower.leave_alone(identity)
         if identity in self._attaching:
             await asyncio.wait({self._attaching[identity]})
         tracked = self._tracked.get(identity)
@@ -326,11 +322,13 @@ class Agent:
 
     async def _attach(self, pid: int, start: int, offered: int | None, scope: tuple[tuple[int, int], ...]) -> Tracker:
         loop = asyncio.get_running_loop()
-        backend = await loop.run_in_executor(self._pool, open_backend, self._settings.backend, pid, offered, scope)
+        backend = await loop.run_in_executor(
+            self._attach_pool, open_backend, self._settings.backend, pid, offered, scope
+        )
         try:
             # The first round before success is told: it finds what only arming can find, another userfaultfd say.
-            first = await loop.run_in_executor(self._pool, backend.harvest)
-            labels = await loop.run_in_executor(self._pool, self._labeller.labels_of, pid)
+            first = await loop.run_in_executor(self._attach_pool, backend.harvest)
+            labels = await loop.run_in_executor(self._attach_pool, self._labeller.labels_of, pid)
             # Once more: the pid may have been used again while we attached.
             _check_started(pid, start)
             started = ingest_pb2.TargetStarted(
@@ -368,8 +366,8 @@ class Agent:
             start = before.get(pid)
             if start is None:
                 start = (await self._track_through_exec(pid, 0)).target.start_time_ticks
-            self._named.add((pid, start))
-        self._keeping.hold_named(self._named)
+            self._follower.named.add((pid, start))
+        self._keeping.hold_named(self._follower.named)
         self._keeping.let_go_of_the_rest()
 
     async def _take_over(self) -> None:
@@ -455,12 +453,11 @@ class Agent:
             "target_ended", target=f"{self._settings.host_id}/{pid}@{start}", reason=types_pb2.EndReason.Name(reason)
         )
         if reason == types_pb2.END_REASON_EXITED:
-            self._wanted.discard((pid, start))
-            self._named.discard((pid, start))
+            self._follower.forget((pid, start))
         elif reason == types_pb2.END_REASON_EXEC:
-            self._look.set()
+            self._follower.look()
         elif reason == types_pb2.END_REASON_FAILED:
-            self._refused_until[pid, start] = time.monotonic() + RETRY_SECONDS
+            self._follower.put_off((pid, start))
 
     async def _accept(self, offer: Offer) -> str:
         """Track what a process offers; its name."""
@@ -468,46 +465,12 @@ class Agent:
         return name_of(tracker.target)
 
     async def _discover(self) -> None:
-        """Look for processes to track, now and then: new ones that match, and those that have called execve(2)."""
-        while True:
-            again = False
-            for pid, start in await self._selected():
-                if (pid, start) in self._tracked or self._refused_until.get((pid, start), 0) > time.monotonic():
-                    continue
-                try:
-                    await self._track(pid, start)
-                except NoSuchProcess:
-                    self._wanted.discard((pid, start))
-                    self._named.discard((pid, start))
-                except TargetReplaced:
-                    again = True  # it called execve(2) meanwhile, and may not match any more
-                except (TrackingError, OSError) as error:
-                    if (pid, start) not in self._refused_until:
-                        log.warning("target_refused", pid=pid, why=str(error))
-                    self._refused_until[pid, start] = time.monotonic() + RETRY_SECONDS
-            self._look.clear()
-            self._looked.set()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(AGAIN_SECONDS if again else DISCOVERY_SECONDS):
-                    await self._look.wait()
+        """Look for processes to track, for ever."""
+        await self._follower.run(self._looked.set)
 
     async def _tell_when_looked(self, health: Health) -> None:
         await self._looked.wait()
         await health.set_serving(serving=True)
-
-    async def _selected(self) -> list[tuple[int, int]]:
-        identities = self._named | self._wanted
-        if not self._settings.selection.is_empty:
-            # A look at every process takes milliseconds on a large host: not on the event loop.
-            found = await asyncio.get_running_loop().run_in_executor(self._pool, discovery.processes)
-            chosen = self._settings.selection.select(found, frozenset(pid for pid, _ in identities)) - self._ourselves
-            for pid in chosen:
-                with contextlib.suppress(NoSuchProcess):
-                    identities.add((pid, procfs.stat(pid).start_time_ticks))
-        self._refused_until = {
-            identity: until for identity, until in self._refused_until.items() if identity in identities
-        }
-        return sorted(identities)
 
     async def _end_targets(self, *, are_left: bool) -> None:
         for tracked in self._tracked.values():

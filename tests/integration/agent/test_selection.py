@@ -1,5 +1,6 @@
 """Which processes an agent finds by itself: by command line, by cgroup, and the descendants of those."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -43,7 +44,8 @@ def cgroup_of(pid: int) -> Iterator[str]:
     try:
         (directory / "cgroup.procs").write_text(str(pid), encoding="ascii")
         yield f"/{directory.name}"
-        (root / "cgroup.procs").write_text(str(pid), encoding="ascii")
+        with contextlib.suppress(ProcessLookupError):  # it may have ended
+            (root / "cgroup.procs").write_text(str(pid), encoding="ascii")
     finally:
         directory.rmdir()
 

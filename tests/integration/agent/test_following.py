@@ -1,0 +1,184 @@
+"""What starts, forks, calls execve(2) and ends under an agent that follows: found in time, and told as it was."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.agent.test_selection import cgroup_of, tracked
+from tests.support import programs
+from tests.support.agent import HOST, running_agent, worker_pid
+from tests.support.amounts import amount
+from tests.support.collector import running_collector
+from wetink_client import Collector
+from wetink_client.values import EndReason, TargetInfo
+
+pytestmark = [pytest.mark.needs("kernel", "root", "cc"), pytest.mark.timeout(300)]
+
+PATIENCE_SECONDS = 30.0
+STORM_SECONDS = amount(gate=6, soak=30)
+STORM_RATE = amount(gate=100, soak=500)
+LONG_EVERY = 50
+
+SHELL = (
+    "import os, sys, time; print(os.getpid(), flush=True); sys.stdin.readline(); os.execvp('sleep', ['sleep', '3211'])"
+)
+ORPHAN = """
+import os, sys, time
+child = os.fork()
+if child == 0:
+    sys.stdin.readline()
+    grandchild = os.fork()
+    if grandchild == 0:
+        time.sleep(60)
+    print(grandchild, flush=True)
+    os._exit(0)
+print(child, flush=True)
+os._exit(0) if len(sys.argv) > 1 else time.sleep(60)
+"""
+
+
+@contextmanager
+def python(source: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a few lines of Python."""
+    command = [sys.executable, "-c", source, *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[str]) -> int:
+    """Give the number that it prints next."""
+    assert process.stdout is not None
+    return int(process.stdout.readline())
+
+
+def say(process: subprocess.Popen[str]) -> None:
+    """Let it go on."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def until(client: Collector, target: str, holds: Callable[[TargetInfo], bool]) -> TargetInfo:
+    """Wait until something holds of a target."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds(info := client.targets(target)[0]):
+        assert time.monotonic() < deadline, info
+        time.sleep(0.02)
+    return info
+
+
+def test_execve_begins_an_incarnation_on_the_same_line() -> None:
+    """One target, one name: the next incarnation has the command of the new program; its exit is told as one."""
+    with (
+        python(SHELL) as process,
+        running_collector() as collector,
+        running_agent(collector.address, "--pid", str(line_of(process))),
+        Collector(collector.address) as client,
+    ):
+        target = f"{HOST}/{process.pid}"
+        before = client.targets(target)[0]
+        say(process)
+        after = until(client, target, lambda info: info.live and info.incarnation != before.incarnation)
+        process.kill()
+        process.wait()
+        ended = until(client, target, lambda info: not info.live)
+
+        assert after.name == before.name
+        assert after.incarnation > before.incarnation
+        assert after.command == "sleep 3211"
+        assert ended.end_reason is EndReason.EXITED
+        assert ended.round >= 1
+
+
+def test_tree_goes_on_where_a_parent_has_gone() -> None:
+    """A target whose own parent has exited is no descendant of anybody's any more; its children are targets still."""
+    with (
+        python(ORPHAN) as process,
+        running_collector() as collector,
+        running_agent(collector.address, "--pid", str(process.pid), "--tree"),
+        Collector(collector.address) as client,
+    ):
+        child = line_of(process)
+        assert child in tracked(client, {child})
+        process.kill()
+        process.wait()
+        until(client, f"{HOST}/{process.pid}", lambda info: not info.live)
+        say(process)
+        grandchild = line_of(process)
+        try:
+            assert grandchild in tracked(client, {grandchild})
+        finally:
+            os.kill(grandchild, 9)
+
+
+def descriptor_count(pid: int) -> int:
+    """Count a process's descriptors."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def memory_mib(pid: int) -> float:
+    """Give how much memory a process has for itself."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) / 1024
+
+
+@pytest.mark.soak
+def test_storm_of_short_lives_leaks_nothing_and_hides_nobody() -> None:
+    """Who lived for over a second was a target; the others' barriers are reached; descriptors and memory come back."""
+    with (
+        programs.running("writer", "random", 3) as steady,
+        programs.running("storm", STORM_RATE, LONG_EVERY) as storm,
+        cgroup_of(storm.pid) as path,
+        running_collector() as collector,
+        Collector(collector.address) as client,
+        running_agent(collector.address, "--cgroup", path, "--pid", str(steady.pid)) as agent,
+    ):
+        target = f"{HOST}/{steady.pid}"
+        tracked(client, {storm.pid, steady.pid})
+        # What began before the agent was there may have ended before it looked.
+        before = {int(line) for line in lines_of(storm)}
+        ends_at = time.monotonic() + STORM_SECONDS
+        waits = []
+        while time.monotonic() < ends_at:
+            began = time.monotonic()
+            assert client.dirty(target, barrier=True).complete
+            waits.append(time.monotonic() - began)
+        os.kill(storm.pid, 9)
+        storm.process.wait()
+        time.sleep(4)  # the last that live long
+        long_lived = {int(line) for line in lines_of(storm)} - before
+        known = {info.pid for info in client.targets()}
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while {info.pid for info in client.targets() if info.live} != {steady.pid}:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(3)  # ended incarnations are forgotten when their end has been sent for a while
+
+        assert len(long_lived) > 5
+        assert long_lived <= known
+        assert len(waits) > 5
+        # The standard streams, the loop's and gRPC's own, and four for the one target that is left.
+        assert descriptor_count(worker_pid(agent)) < 60
+        assert descriptor_count(agent.pid) < 20
+        assert memory_mib(worker_pid(agent)) < 120
+
+
+def lines_of(storm: programs.Program) -> list[str]:
+    """Give what it has printed so far."""
+    assert storm.process.stdout is not None
+    os.set_blocking(storm.process.stdout.fileno(), False)
+    text = b""
+    with contextlib.suppress(BlockingIOError):
+        while piece := os.read(storm.process.stdout.fileno(), 65536):
+            text += piece
+    return text.decode().split()
