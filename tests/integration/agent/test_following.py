@@ -38,9 +38,10 @@ if child == 0:
     if grandchild == 0:
         time.sleep(60)
     print(grandchild, flush=True)
+    os.wait()
     os._exit(0)
 print(child, flush=True)
-os._exit(0) if len(sys.argv) > 1 else time.sleep(60)
+time.sleep(60)
 """
 
 
