@@ -139,7 +139,10 @@ class Spool:
         self._write_down([ingest_pb2.AgentMessage(write_protect_batch=part) for part in harvested.parts])
 
     def tell_mappings(self, key: Key, mappings: ingest_pb2.TargetMappings) -> None:
-        """Take what an incarnation has mapped now: the newest is kept, sent once a stream, and not acknowledged."""
+        """Take what an incarnation has mapped now: the newest is kept, sent once a stream, and not acknowledged.
+
+        It is below a message's bound, and not among the rounds that ``bytes_max`` is for.
+        """
         entry = self._entries.get(key)
         if entry is not None:
             entry.mappings = mappings

@@ -24,7 +24,7 @@ TABLE_SECONDS: Final = 1.0
 """From one table of mappings to the next, at least: a program that maps all the while would have one in each round."""
 
 LOOK_SECONDS: Final = 1.0
-LOOK_COST_MAX: Final = 100
+LOOK_COST_MAX: Final = 200
 """From one look at the descriptors to the next: so long, or so many times as long as the look took. An io_uring whose
 rings are mapped, as they all are but with IORING_SETUP_NO_MMAP, is found at once."""
 

@@ -21,6 +21,7 @@ from tests.bench import (
     redis,
     replay,
     run,
+    unseen,
 )
 from wetink import logs
 
@@ -31,6 +32,7 @@ BENCHES: Final[dict[str, Callable[[], Iterator[bool]]]] = {
     "rounds": backends.bench_rounds,
     "sparse": corners.bench_sparse,
     "audit": corners.bench_audit,
+    "unseen": unseen.bench_unseen,
     "decode-ring": decode.bench_decode_ring,
     **{f"sync-{name}": bench for name, bench in backends_sync.BENCHES.items()},
     "redis": redis.bench_redis,

@@ -9,21 +9,44 @@ from tests.support.uring import RING
 from tests.support.victim import PAGE, Victim, tracked, victim, within
 from wetink.v1 import types_pb2
 from wetink_agent import descriptors, unseen
+from wetink_agent.attach import take_userfaultfd
 from wetink_agent.wp_async import WpAsync
+from wetink_agent.wp_sync import WpSync
 
 pytestmark = pytest.mark.needs("kernel", "root")
 
 
 @pytest.fixture
-def target(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Victim, WpAsync]]:
-    """Give a victim that can use io_uring, tracked from here on; every look and every table is due at once."""
+def due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every look and every table due at once."""
     monkeypatch.setattr(unseen, "TABLE_SECONDS", 0.0)
     monkeypatch.setattr(unseen, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(unseen, "LOOK_COST_MAX", 0)
+
+
+@pytest.fixture
+def target(due: None) -> Iterator[tuple[Victim, WpAsync]]:  # noqa: ARG001 - what it changes is undone after the target
+    """Give a victim that can use io_uring, tracked from here on."""
     with victim() as process, tracked(process.pid) as tracker:
         process.do(RING)
         tracker.harvest()
         yield process, tracker
+
+
+@pytest.fixture(params=[WpAsync, WpSync])
+def tracked_by(
+    due: None,  # noqa: ARG001 - as above
+    request: pytest.FixtureRequest,
+) -> Iterator[tuple[Victim, WpAsync]]:
+    """Give the same, tracked by each backend of which this kernel has what it needs."""
+    with victim() as process:
+        process.do(RING)
+        tracker = request.param(process.pid, take_userfaultfd(process.pid))
+        try:
+            tracker.harvest()
+            yield process, tracker
+        finally:
+            tracker.close()
 
 
 def mappings_of(tracker: WpAsync) -> list[types_pb2.Mapping]:
@@ -177,9 +200,11 @@ def uncertain_in(tracker: WpAsync, first: int, count: int) -> tuple[set[int], se
     return written - uncertain, uncertain
 
 
-def test_shared_memory_is_certain_when_it_appears_and_uncertain_from_then_on(target: tuple[Victim, WpAsync]) -> None:
+def test_shared_memory_is_certain_when_it_appears_and_uncertain_from_then_on(
+    tracked_by: tuple[Victim, WpAsync],
+) -> None:
     """Whoever sees it for the first time needs it; also what is added, and what has come back after it vanished."""
-    process, tracker = target
+    process, tracker = tracked_by
     first = process.map(4, more="flags=0x01, fd=globals().setdefault('fd', os.memfd_create('it'))", filled=False)
     process.do("os.ftruncate(fd, 4 * PAGE)")
     process.do(f"fill({first * PAGE}, 2)")
@@ -196,10 +221,10 @@ def test_shared_memory_is_certain_when_it_appears_and_uncertain_from_then_on(tar
 
 
 def test_a_registered_buffer_is_uncertain_until_it_is_given_back_and_then_certain_once(
-    target: tuple[Victim, WpAsync],
+    tracked_by: tuple[Victim, WpAsync],
 ) -> None:
     """What the kernel read into it since nobody saw; who left it out while it was uncertain catches up."""
-    process, tracker = target
+    process, tracker = tracked_by
     first = process.map(4)
     process.do(f"globals()['mine'] = MappedRing(); register(mine.fd, ({first * PAGE}, 2 * PAGE))")
     tracker.harvest()
@@ -233,9 +258,9 @@ def test_what_an_io_uring_reads_into_a_registered_buffer_is_reported(target: tup
     assert uncertain_in(tracker, first, 2) == (set(), {0})
 
 
-def test_a_buffer_that_was_given_back_between_two_rounds_is_reported(target: tuple[Victim, WpAsync]) -> None:
+def test_a_buffer_that_was_given_back_between_two_rounds_is_reported(tracked_by: tuple[Victim, WpAsync]) -> None:
     """The read came after the round that saw the buffer, and the round after sees no buffer any more."""
-    process, tracker = target
+    process, tracker = tracked_by
     first = process.map(1)
     process.do("globals()['file'] = os.memfd_create('file'); os.write(file, b'new' * 4000)")
     process.do(f"globals()['mine'] = MappedRing(); register(mine.fd, ({first * PAGE}, PAGE))")
