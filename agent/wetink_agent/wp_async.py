@@ -99,6 +99,8 @@ class WpAsync:
     features: int = FEATURES
     features_forbidden: int = 0
     newest_feature: str = "UFFD_FEATURE_WP_ASYNC (Linux 6.7 has it)"
+    registers_files: bool = True
+    """Whether private mappings of files are registered."""
 
     def __init__(
         self, pid: int, uffd: int, scope: Sequence[Range] = (), *, continued: "Continued | None" = None
@@ -315,6 +317,8 @@ class WpAsync:
             if not mapping.inode:
                 whole = first < last or (neighbours and self._is_beside_ours(mapping))
                 spans: Iterable[Range] = ((mapping.start, mapping.end),) if whole else ()
+            elif not self.registers_files:
+                continue
             elif mapping.writable and first < last:
                 spans = ((mapping.start, mapping.end),)
             else:

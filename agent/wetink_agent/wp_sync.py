@@ -87,6 +87,8 @@ class WpSync(WpAsync):
     features: int = FEATURES
     features_forbidden: int = uf.UFFD_FEATURE_WP_ASYNC | uf.UFFD_FEATURE_SIGBUS
     newest_feature: str = "UFFD_FEATURE_EXACT_ADDRESS (Linux 5.18 has it)"
+    # The kernel takes those of tmpfs and memfd, and a zap leaves a marker there that looks like a protected page.
+    registers_files: bool = False
 
     def __init__(
         self, pid: int, uffd: int, scope: Sequence[Range] = (), *, span_bytes_max: int = SPAN_BYTES_MAX

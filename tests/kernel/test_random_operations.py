@@ -29,6 +29,7 @@ from wetink_agent.attach import take_userfaultfd
 from wetink_agent.errors import TargetReplaced
 from wetink_agent.runs import Runs
 from wetink_agent.wp_async import WpAsync
+from wetink_agent.wp_sync import WpSync
 from wetink_client.shadow import ShadowCopy
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
@@ -56,15 +57,19 @@ class Run:
 
 
 @pytest.mark.soak
-def test_random_operations_leave_no_difference(machine: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend, seconds", [(WpAsync, SECONDS), (WpSync, SECONDS / 4)])
+def test_random_operations_leave_no_difference(
+    backend: type[WpAsync], seconds: float, machine: None, tmp_path: Path
+) -> None:
     """The copy is the target's memory at each freeze, but where wetink says that direct reads may overlap rounds."""
     run = Run(seed_of_this_run())
-    play(run, tmp_path, WpAsync, time.monotonic() + SECONDS)
+    play(run, tmp_path, backend, time.monotonic() + seconds)
 
     sys.stdout.write(f"{run}\n")
     assert not run.differences, f"{SEED}={run.seed} does it again: {run.differences[:5]}"
-    assert run.freezes > SECONDS
-    assert run.operations > 100 * SECONDS
+    # About five freezes a second on a quiet machine.
+    assert run.freezes > seconds / 5
+    assert run.operations > 20 * seconds
     assert run.page_count > 100 * run.freezes
     assert machine is None
 

@@ -28,16 +28,24 @@ PUNCH_HOLE_KEEP_SIZE = 3
 HUGE_PAGES = HUGE // PAGE
 
 
-def test_row_06_zap_of_a_copied_file_page(row: Watched, file: Path) -> None:
+@pytest.mark.parametrize("of", ["file", "memfd"])
+def test_row_06_zap_of_a_copied_file_page(row: Watched, file: Path, of: str) -> None:
     """The process's own copy of a file's page is given back: the file's content is there again, and is not kept."""
-    memory = row.target.map(8, flags=MAP_PRIVATE, fd=row.target.open(file), filled=False)
+    fd = row.target.open(file) if of == "file" else row.target.memfd(8)
+    if of == "memfd":
+        row.target.call("pwrite64", fd, row.target.pointed(b"\4"), 1, 3 * PAGE)
+    memory = row.target.map(8, flags=MAP_PRIVATE, fd=fd, filled=False)
     row.target.store(memory + PAGE, memory + 3 * PAGE)
     row.settle()
     row.target.advise(memory + 3 * PAGE, 1, MADV_DONTNEED)
-    row.target.do(f"touch {memory + 3 * PAGE} 1")
     written, vanished = within(row.round(), memory // PAGE, 8)
     assert 3 in written | vanished
     assert row.target.word(memory + 3 * PAGE) & 0xFF == 4, "not the file's content"
+    row.check()
+    # The same, and it is read before anybody looks: nothing is left of the zap but the copy that is no more.
+    row.target.advise(memory + PAGE, 1, MADV_DONTNEED)
+    row.target.do(f"touch {memory + PAGE} 1")
+    assert 1 in set().union(*within(row.round(), memory // PAGE, 8))
     row.check()
 
 
