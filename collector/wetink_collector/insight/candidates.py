@@ -14,7 +14,7 @@ from wetink_collector.insight import asked
 from wetink_collector.insight.accuracy import Accuracy
 from wetink_collector.insight.drain import Job, Schedule, all_at_once, lane_counts, one_by_one, plan_drain
 from wetink_collector.insight.history import History
-from wetink_collector.insight.inquiry import Inquiry, too_short
+from wetink_collector.insight.inquiry import AT_A_TIME, Inquiry, too_short
 from wetink_collector.insight.migrations import CAUSE_OF, END_OF, bytes_of, too_few
 from wetink_collector.insight.prediction import Plan, Prediction, Writes, predict
 from wetink_collector.insight.writes import STRETCHES_MIN, mean_writes_of, writes_of
@@ -51,21 +51,21 @@ async def rank_candidates(
     plans = _plans(accuracy, request.plan, records)
     found, left_out = await _look_at_all(inquiry, records, mean_writes_of)
 
-    def ranked() -> list[tuple[Known, Prediction]]:
+    costs = _costs(accuracy, request.plan, records)
+
+    def ranked() -> pb.RankCandidatesResponse:
         each = [
-            (known, predict(known.writes, plans[known.record.target.host_id], over, with_held=False))
+            (known, predict(known.writes, plans[known.record.target.host_id], over, in_full=False))
             for known in _yielding(found)
         ]
         each.sort(key=lambda pair: (not pair[1].converges, bytes_of(pair[1].outcome), pair[0].record.order))
-        return each
+        first = each[: request.limit or None]
+        # A thousand messages take as long to make as to fill: nobody who is to be acknowledged waits for that.
+        candidates = [_candidate(known, prediction) for known, prediction in _yielding(first)]
+        response = pb.RankCandidatesResponse(candidates=candidates, left_out=left_out, costs=costs)
+        return _fitting(response, len(records))
 
-    pairs = await inquiry.on_thread(ranked)
-    response = pb.RankCandidatesResponse(
-        candidates=[_candidate(known, prediction) for known, prediction in pairs[: request.limit or None]],
-        left_out=left_out,
-        costs=_costs(accuracy, request.plan, records),
-    )
-    return _fitting(response, len(records))
+    return await inquiry.on_thread(ranked)
 
 
 async def plan_drain_of(inquiry: Inquiry, accuracy: Accuracy, request: pb.PlanDrainRequest) -> pb.PlanDrainResponse:
@@ -180,7 +180,7 @@ def _candidate(known: Known, prediction: Prediction) -> pb.Candidate:
 
 def _drain(found: Sequence[Known], plan: Plan, over: int, parallel_max: int) -> _Drained:
     """Predict every target in lanes of every width, and plan. Runs on a thread."""
-    alone = {known.record.name: predict(known.writes, plan, over, with_held=False) for known in _yielding(found)}
+    alone = {known.record.name: predict(known.writes, plan, over, in_full=False) for known in _yielding(found)}
     movable = [known for known in found if alone[known.record.name].converges]
     counts = lane_counts(len(movable), parallel_max)
     predictions = {(name, 1): prediction for name, prediction in alone.items()}
@@ -188,7 +188,7 @@ def _drain(found: Sequence[Known], plan: Plan, over: int, parallel_max: int) -> 
         for lanes in counts:
             if lanes > 1:
                 share = max(1, over // lanes)
-                predictions[known.record.name, lanes] = predict(known.writes, plan, share, with_held=False)
+                predictions[known.record.name, lanes] = predict(known.writes, plan, share, in_full=False)
     jobs = [
         Job(
             known.record.name,
@@ -240,10 +240,11 @@ def _why_not(prediction: Prediction, plan: Plan, over: int) -> str:
 
 
 def _yielding(items: Sequence[T]) -> Iterator[T]:
-    """Give items, and let go of the interpreter's lock after each: an acknowledgement waits for no more than one."""
-    for item in items:
+    """Give items, and let go of the interpreter's lock after some: an acknowledgement waits for no more than these."""
+    for number, item in enumerate(items):
         yield item
-        time.sleep(0)
+        if number % AT_A_TIME == 0:
+            time.sleep(0)
 
 
 _Answer = TypeVar("_Answer", pb.RankCandidatesResponse, pb.PlanDrainResponse)

@@ -125,19 +125,24 @@ class Histories:
             case _:
                 pass
 
+    def is_current(self, record: TargetRecord) -> bool:
+        """Whether the rounds that are committed now are in a target's history, so that nobody need wait for it."""
+        work = self._kept.get(record.target)
+        # A round is the last in a history when everything is counted that it brought.
+        return work is not None and work.incarnation == record.incarnation and work.history.round >= record.round
+
     async def current(self, record: TargetRecord) -> None:
         """Wait until the rounds that are committed now are in a target's history.
 
         Raises:
             StoreUnavailable: That takes too long, or the store cannot be read now.
         """
+        if self.is_current(record):
+            return
         caught_up: asyncio.Future[None] = self._loop.create_future()
         with self._lock:
             work = self._kept.get(record.target)
             if work is None or work.incarnation != record.incarnation:
-                return
-            # A round is the last in a history when everything is counted that it brought.
-            if work.history.round >= record.round:
                 return
             work.readers.append(caught_up)
             self._turns[record.target] = None

@@ -196,7 +196,7 @@ def _hold_back(held: Held, without: Outcome) -> pb.HoldBack:
 
 
 def _find_window(known: Known, plan: Plan, over: int, horizon_seconds: float) -> pb.FindWindowResponse:
-    needed_seconds = predict(known.writes, plan, over, with_held=False).outcome.total_seconds
+    needed_seconds = predict(known.writes, plan, over, in_full=False).outcome.total_seconds
     response = pb.FindWindowResponse(basis=known.basis, migration_seconds=needed_seconds)
     if not any(stretch.end_seconds > stretch.start_seconds for stretch in known.stretches):
         response.reason = "the rounds that are kept took no time"

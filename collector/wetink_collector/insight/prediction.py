@@ -114,14 +114,14 @@ class Prediction:
     reliance_reason: str
 
 
-def predict(writes: Writes, plan: Plan, bytes_a_second: float, *, with_held: bool = True) -> Prediction:
+def predict(writes: Writes, plan: Plan, bytes_a_second: float, *, in_full: bool = True) -> Prediction:
     """Say how a migration over one bandwidth goes.
 
     Args:
         writes: How the target writes.
         plan: What the migration is like.
         bytes_a_second: The bandwidth, above 0.
-        with_held: Whether to look what holding back saves.
+        in_full: Whether to look for the plateau, and what holding back saves; without, they are 0 and None.
     """
     link = plan.link(bytes_a_second, writes.page_size)
     outcome = follow(writes.mean, writes.populated_pages, link, plan.make())
@@ -136,10 +136,10 @@ def predict(writes: Writes, plan: Plan, bytes_a_second: float, *, with_held: boo
         downtime_p50_seconds=median_seconds,
         # Who writes more may be stopped a round later, with less left than in the mean.
         downtime_p95_seconds=max(median_seconds, busy.downtime_seconds),
-        plateau_pages=plateau_pages(writes.mean, writes.populated_pages, link),
+        plateau_pages=plateau_pages(writes.mean, writes.populated_pages, link) if in_full else 0.0,
         converges=plan.meets(outcome),
         converges_when_busy=plan.meets(outcome) and plan.meets(busy),
-        held=_held(writes, plan, outcome) if with_held else None,
+        held=_held(writes, plan, outcome) if in_full else None,
         reliance=reliance,
         reliance_reason=reason,
     )

@@ -108,9 +108,9 @@ def test_smallest_bandwidth_does_and_two_percent_less_does_not(curve: Curve, dow
     found = smallest_bandwidth(known, asked)
 
     assert found >= 1
-    assert predict(known, asked, found, with_held=False).converges
+    assert predict(known, asked, found, in_full=False).converges
     if found > 100:
-        assert not predict(known, asked, found / 1.03, with_held=False).converges
+        assert not predict(known, asked, found / 1.03, in_full=False).converges
 
 
 def test_no_bandwidth_does_where_the_fixed_part_is_over_the_target() -> None:
