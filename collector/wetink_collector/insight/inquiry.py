@@ -23,8 +23,8 @@ from wetink_collector.store.interface import RecordDamaged, Store, StoreFailed
 T = TypeVar("T")
 
 AT_A_TIME: Final = 4
-"""Of many targets, so many are looked at before others may go on: a third of a millisecond. More often, on a machine that is
-busy, each gives its processor away."""
+"""Of many targets, so many are looked at before others may go on: a third of a millisecond. More often, on a machine
+that is busy, each gives its processor away."""
 
 
 class Inquiry:
