@@ -65,6 +65,11 @@ RUNS_AT_ONCE: Final = 1 << 15
 PIECES_MAX: Final = 64
 """Pieces of one read-only file mapping that are registered one by one."""
 
+DISARMED_MAX: Final = 1 << 10
+DISARMED_GAP_BYTES: Final = 16 * PAGE_SIZE
+"""Runs of what looks swapped in one private file mapping that are seen to one by one: of more, those with so little
+between them are taken together, and with what is between. A mapping of 1 GiB takes 25 ms at most."""
+
 GROWN_LOOKS_MAX: Final = 2
 """Looks at the mappings of a target that maps all the while; what they miss is seen to in the next round."""
 
@@ -515,6 +520,9 @@ class WpAsync:
         for index in np.flatnonzero(firsts < lasts).tolist():
             start, end = files[index].tolist()
             inside = swapped[firsts[index] : lasts[index], :2]
+            if len(inside) > DISARMED_MAX:
+                breaks = np.flatnonzero(inside[1:, 0] - inside[:-1, 1] > DISARMED_GAP_BYTES)
+                inside = np.column_stack((inside[np.append(0, breaks + 1), 0], inside[np.append(breaks, -1), 1]))
             found += [(max(start, first), min(end, last)) for first, last in inside.tolist()]
         return found
 

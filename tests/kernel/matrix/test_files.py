@@ -17,9 +17,10 @@ from tests.support.obedient import (
     MAP_PRIVATE,
     MAP_SHARED,
     PAGE,
+    command,
 )
 from tests.support.victim import within
-from tests.support.watched import Watched
+from tests.support.watched import Watched, async_only
 from wetink.v1 import types_pb2
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
@@ -152,4 +153,21 @@ def test_row_12_zap_of_shared_memory(row: Watched) -> None:
     row.target.advise(memory, 8, MADV_DONTNEED)
     assert within(row.round(), memory // PAGE, 8)[1] == set()
     assert row.target.word(memory + 3 * PAGE) == (1 << 32) + 3
+    row.check()
+
+
+@async_only
+def test_row_06_zaps_in_very_many_places(row: Watched, tmp_path: Path) -> None:
+    """Thousands of copies that are given back here and there are seen to together; none is missed."""
+    path = tmp_path / "large"
+    path.write_bytes(b"f" * (4096 * PAGE))
+    memory = row.target.map(4096, flags=MAP_PRIVATE, fd=row.target.open(path))
+    row.settle()
+    zapped = set(range(0, 2400, 2)) | set(range(2500, 4096, 200))
+    addresses = [memory + page * PAGE for page in sorted(zapped)]
+    for first in range(0, len(addresses), 500):
+        row.target.do(";".join(command("madvise", at, PAGE, MADV_DONTNEED) for at in addresses[first : first + 500]))
+    written, vanished = within(row.round(), memory // PAGE, 4096)
+    assert zapped <= written | vanished
+    row.check()
     row.check()
