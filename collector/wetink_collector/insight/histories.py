@@ -18,7 +18,7 @@ import structlog
 
 from wetink_collector import metrics
 from wetink_collector.catalog import Catalog, TargetRecord
-from wetink_collector.errors import StoreUnavailable
+from wetink_collector.errors import HistoryTooShort, StoreUnavailable
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.insight.history import History
 from wetink_collector.store.interface import (
@@ -136,6 +136,7 @@ class Histories:
 
         Raises:
             StoreUnavailable: That takes too long, or the store cannot be read now.
+            HistoryTooShort: The record of its rounds is damaged.
         """
         if self.is_current(record):
             return
@@ -223,11 +224,11 @@ class Histories:
             except RecordDamaged as damage:
                 # Who asks for its pages finds out as well, and has it dropped.
                 log.warning("history_damaged", target=str(work.incarnation.target), error=str(damage))
-                self._finish(work, None)
+                self._fail(work, HistoryTooShort(str(damage)))
             except StoreFailed as error:
-                self._finish(work, StoreUnavailable(str(error)))
+                self._fail(work, StoreUnavailable(str(error)))
             else:
-                self._finish(work, None)
+                self._finish(work)
 
     def _next(self) -> _Work | None:
         with self._lock:
@@ -298,16 +299,23 @@ class Histories:
             self._size_bytes += size_bytes - self._sizes.get(target, 0)
             self._sizes[target] = size_bytes
 
-    def _finish(self, work: _Work, error: Exception | None) -> None:
+    def _fail(self, work: _Work, error: Exception) -> None:
+        """Tell who waits, and read it all again when somebody asks the next time."""
+        with self._lock:
+            if self._kept.get(work.incarnation.target) is work:
+                self._reread(work)
+                self._release(work, error)
+
+    def _finish(self, work: _Work) -> None:
         with self._lock:
             if self._kept.get(work.incarnation.target) is not work:
                 return
-            if error is None and (work.waiting or work.reload):
+            if work.waiting or work.reload:
                 self._turns.setdefault(work.incarnation.target)
                 # Whoever waits for it still waits.
                 self._turns.move_to_end(work.incarnation.target, last=not work.readers)
                 return
-            self._release(work, error)
+            self._release(work)
 
 
 def _settle(reader: "asyncio.Future[None]", error: Exception | None) -> None:

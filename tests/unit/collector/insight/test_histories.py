@@ -1,0 +1,226 @@
+"""Histories keep up with what is committed, also where too much waits, after a restart, and where memory is short."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from pyroaring import BitMap64
+
+from tests.unit.collector.changes import incarnation, started
+from wetink.v1.types_pb2 import END_REASON_LOST
+from wetink_collector.catalog import Catalog
+from wetink_collector.errors import StoreUnavailable
+from wetink_collector.identity import IncarnationKey
+from wetink_collector.insight import histories as module
+from wetink_collector.insight.histories import Histories
+from wetink_collector.insight.history import History
+from wetink_collector.round_log import Block
+from wetink_collector.store.interface import (
+    Change,
+    IncarnationEnded,
+    RoundsAppended,
+    StoreFailed,
+    TargetForgotten,
+    encode_stored,
+)
+from wetink_collector.store.memory import MemoryStore
+
+ONE = incarnation(1)
+PATIENCE_SECONDS = 20
+
+
+class Kept:
+    """A store, what is known of it, and histories of it."""
+
+    def __init__(self, store: MemoryStore, bytes_max: int) -> None:
+        """Begin with what the store has."""
+        self.store = store
+        self.catalog = Catalog(store.store_id, store.contents())
+        self.histories = Histories(store, self.catalog, bytes_max)
+
+    def commit(self, *changes: Change) -> None:
+        """Make changes durable, then known."""
+        self.store.commit(changes)
+        self.catalog.apply(changes)
+
+    async def look(self, key: IncarnationKey = ONE) -> tuple[int, int, bool, tuple[int, int]] | None:
+        """Give first and last round of a history, whether it is exact, and how many pages were written."""
+        record = self.catalog.get(key.target)
+        assert record
+        await asyncio.wait_for(self.histories.current(record), PATIENCE_SECONDS)
+        return await asyncio.to_thread(
+            self.histories.read,
+            key,
+            lambda history: (history.first_round, history.round, history.exact, history.writable()),
+        )
+
+
+@asynccontextmanager
+async def kept(store: MemoryStore | None = None, bytes_max: int = 1 << 30) -> AsyncIterator[Kept]:
+    """Run histories."""
+    one = Kept(store or MemoryStore(), bytes_max)
+    async with one.histories.running():
+        yield one
+
+
+def round_(number: int, pages: Iterable[int], key: IncarnationKey = ONE) -> RoundsAppended:
+    """Give a round, a second after the one before."""
+    written = BitMap64(pages)
+    block = Block(number, number, number, 0, number * 10**9, number * 10**9, False, len(written), 0, 100, 0)  # noqa: FBT003
+    return RoundsAppended(key, block, encode_stored(written), b"")
+
+
+def own(number: int) -> list[int]:
+    """Give the pages of a round: two that come again, and three of its own."""
+    return [1, 2, *range(1000 * number, 1000 * number + 3)]
+
+
+def test_what_is_committed_is_in_the_history_when_somebody_asks() -> None:
+    """At once: nobody waits for a time."""
+
+    async def run() -> None:
+        async with kept() as one:
+            one.commit(started(ONE), round_(1, range(50)))
+            assert (await one.look()) == (0, 1, True, (0, 0))
+            for number in range(2, 300):
+                one.commit(round_(number, own(number)))
+                if number % 50 == 0:
+                    written = 2 + 3 * (number - 1)
+                    assert (await one.look()) == (2, number, True, (written, written))
+
+    asyncio.run(run())
+
+
+def test_after_a_restart_the_store_is_read() -> None:
+    """With the rounds that it has merged, as bounds; those that come later are single again."""
+
+    async def run() -> None:
+        store = MemoryStore()
+        async with kept(store) as one:
+            one.commit(started(ONE), *(round_(number, own(number)) for number in range(1, 101)))
+            while store.maintain():
+                pass
+            exact = await one.look()
+        async with kept(store) as one:
+            again = await one.look()
+            one.commit(round_(101, [7]))
+            later = await one.look()
+        assert exact == (2, 100, True, (2 + 3 * 99, 2 + 3 * 99))
+        assert again
+        assert (again[1], again[2]) == (100, False)
+        assert later
+        assert later[1] == 101
+        assert later[3][1] == again[3][1] + 1
+
+    asyncio.run(run())
+
+
+def test_too_much_that_waits_is_read_from_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost by that but what the store has merged."""
+    monkeypatch.setattr(module, "BACKLOG_BYTES_MAX", 2000)
+
+    async def run() -> None:
+        async with kept() as one:
+            one.commit(started(ONE), round_(1, range(50)))
+            # The event loop is not let go of, so that the thread has it all at once.
+            for number in range(2, 400):
+                one.commit(round_(number, own(number)))
+            assert one.histories._backlog_bytes <= 2000
+            assert (await one.look()) == (2, 399, True, (2 + 3 * 398,) * 2)
+
+    asyncio.run(run())
+
+
+def test_memory_keeps_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes, of however many targets; what is left is right, and says that it is not all."""
+
+    async def run() -> None:
+        keys = [incarnation(pid) for pid in range(1, 6)]
+        async with kept(bytes_max=1 << 20) as one:
+            for key in keys:
+                one.commit(started(key), round_(1, range(50), key))
+            for number in range(2, 1500):
+                for key in keys:
+                    one.commit(round_(number, own(number), key))
+                if number % 100 == 0:
+                    for key in keys:
+                        await one.look(key)
+                    assert one.histories._size_bytes <= 1 << 20
+            for key in keys:
+                found = await one.look(key)
+                assert found
+                first, last, _, (least, most) = found
+                assert last == 1499
+                # Two that come again, and three of each round since the history's first.
+                assert least == most == 2 + 3 * (last - first + 1)
+
+    monkeypatch.setattr(module, "WAIT_SECONDS_MAX", 60.0)
+    asyncio.run(run())
+
+
+def test_an_incarnation_that_is_over_leaves_nothing() -> None:
+    """Another one, a damaged record, and a target that is forgotten."""
+
+    async def run() -> None:
+        second = IncarnationKey(ONE.target, 2)
+        async with kept() as one:
+            one.commit(started(ONE), *(round_(number, own(number)) for number in (1, 2, 3)))
+            assert (await one.look()) == (2, 3, True, (5 + 3, 5 + 3))
+            one.commit(started(second), round_(1, [9], second))
+            assert (await one.look(second)) == (0, 1, True, (0, 0))
+            assert one.histories.read(ONE, lambda history: history) is None
+            one.commit(IncarnationEnded(second, END_REASON_LOST, 1, "damaged", rounds_dropped=True))
+            assert (await one.look(second)) == (0, 0, True, (0, 0))
+            one.commit(TargetForgotten(ONE.target))
+            assert one.histories.read(second, lambda history: history) is None
+            assert one.histories._size_bytes == 0
+
+    asyncio.run(run())
+
+
+def test_store_that_cannot_be_read_is_told_to_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And read again when it can."""
+
+    async def run() -> None:
+        store = MemoryStore()
+        store.commit([started(ONE), *(round_(number, own(number)) for number in (1, 2, 3))])
+        reading: Any = store.read
+        fails = True
+
+        def read(*arguments: object, **options: object) -> object:
+            if fails:
+                message = "the disk is gone"
+                raise StoreFailed(message)
+            return reading(*arguments, **options)
+
+        monkeypatch.setattr(store, "read", read)
+        async with kept(store) as one:
+            record = one.catalog.get(ONE.target)
+            assert record
+            with pytest.raises(StoreUnavailable, match="disk is gone"):
+                await asyncio.wait_for(one.histories.current(record), PATIENCE_SECONDS)
+            one.commit(round_(4, own(4)))
+            fails = False
+            assert (await one.look()) == (2, 4, True, (2 + 9, 2 + 9))
+
+    asyncio.run(run())
+
+
+def test_history_is_what_a_plain_one_is() -> None:
+    """The thread adds nothing and leaves nothing out."""
+
+    async def run() -> None:
+        plain = History(ONE)
+        async with kept() as one:
+            one.commit(started(ONE))
+            for number in range(1, 60):
+                change = round_(number, own(number))
+                one.commit(change)
+                plain.append(change.block, change.written, change.vanished)
+            await one.look()
+            found = one.histories.read(ONE, History.points)
+        assert found == plain.points()
+
+    asyncio.run(run())
