@@ -5,9 +5,10 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ from wetink.tls import Security
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent import barriers, discovery, freezers, procfs
 from wetink_agent.backend import Backend, Harvest
-from wetink_agent.backends import Choice, open_backend
+from wetink_agent.backends import Choice, open_backend, open_forked
 from wetink_agent.errors import (
     KernelLacks,
     NoSuchProcess,
@@ -31,6 +32,7 @@ from wetink_agent.errors import (
     Untrackable,
 )
 from wetink_agent.following import ATTACH_AT_ONCE, Follower
+from wetink_agent.forks import ForkReader, child_over
 from wetink_agent.handshake import HandshakeServer, Offer
 from wetink_agent.health import Health, served
 from wetink_agent.holds import Holds
@@ -57,6 +59,9 @@ HAND_OVER_SECONDS: Final = 6.0
 
 HARVEST_THREADS: Final = 4
 """Harvests at once: most of each is one system call, and more would only wait for the processors."""
+
+FORKS_AT_ONCE: Final = 256
+"""Children that are looked for at once after their fork events; further ones are found like other processes."""
 
 CODE_OF: Final[Mapping[type[Exception], grpc.StatusCode]] = {
     NoSuchProcess: grpc.StatusCode.NOT_FOUND,
@@ -121,6 +126,9 @@ class Agent:
         self._attaching: dict[tuple[int, int], asyncio.Task[Tracker]] = {}
         self._ourselves = {os.getpid()} | ({os.getppid()} if self._keeping.is_there else set())
         self._looked = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._forks = ForkReader(self._on_fork) if settings.backend.follow_fork else None
+        self._following: set[asyncio.Task[None]] = set()
         self._follower = Follower(
             settings.selection,
             track=self._track,
@@ -166,6 +174,7 @@ class Agent:
             if frozen := await asyncio.get_running_loop().run_in_executor(self._pool, freezers.thaw_left_behind):
                 log.warning("cgroups_thawed", cgroups=frozen, why="who had frozen them was killed")
             # Before the collector hears of us: of what it is not told then, it takes it that it is lost.
+            self._loop = asyncio.get_running_loop()
             await self._take_over()
             await self._track_named()
             self._keeping.ready()
@@ -194,6 +203,8 @@ class Agent:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._holds.close()
             self._attach_pool.shutdown()
+            if self._forks is not None:
+                self._forks.close()
             self._pool.shutdown()
 
     async def carry_out(self, message: ingest_pb2.CollectorMessage) -> ingest_pb2.AgentMessage | None:
@@ -291,9 +302,9 @@ class Agent:
             return self._tracked[identity].tracker
         if identity not in self._attaching:
             uffd = os.dup(offer.uffd) if offer else None
-            attaching = asyncio.create_task(self._attach(pid, start, uffd, offer.scope if offer else ()))
-            self._attaching[identity] = attaching
-            attaching.add_done_callback(lambda task: self._attached(identity, task))
+            scope = offer.scope if offer else ()
+            opener = partial(open_backend, self._settings.backend, pid, uffd, scope, self._forks)
+            self._begin_attaching(identity, self._attach(pid, start, opener, scope))
         # Who asks may be gone before it is done, with the stream it came by; then it is done for the others.
         return await asyncio.shield(self._attaching[identity])
 
@@ -315,16 +326,66 @@ class Agent:
                 return await self._track(pid, start_time_ticks)
         return await self._track(pid, start_time_ticks)
 
+    def _begin_attaching(self, identity: tuple[int, int], work: Coroutine[object, object, Tracker]) -> None:
+        attaching = asyncio.create_task(work)
+        self._attaching[identity] = attaching
+        attaching.add_done_callback(lambda task: self._attached(identity, task))
+
+    def _on_fork(self, parent_pid: int, uffd: int) -> None:
+        """Take up a child of a target; called by the thread that reads fork events, which must not wait."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._begin_following, parent_pid, uffd)
+        except RuntimeError:  # the loop is closed
+            self._let_child_go(uffd)
+
+    def _begin_following(self, parent_pid: int, uffd: int) -> None:
+        if len(self._following) >= FORKS_AT_ONCE:
+            self._let_child_go(uffd)
+            return
+        task = asyncio.create_task(self._follow_child(parent_pid, uffd))
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+
+    async def _follow_child(self, parent_pid: int, uffd: int) -> None:
+        """Track a child from its first instruction on; one that cannot be told from others is found as they are."""
+        assert self._forks is not None
+        loop = asyncio.get_running_loop()
+        known = {pid for pid, _ in (*self._tracked, *self._attaching)}
+        pid = await loop.run_in_executor(self._attach_pool, child_over, parent_pid, uffd, known)
+        identity = None
+        if pid is not None:
+            with contextlib.suppress(NoSuchProcess):
+                identity = pid, procfs.stat(pid).start_time_ticks
+        if identity is None or identity in self._tracked or identity in self._attaching:
+            self._let_child_go(uffd)
+            return
+        opener = partial(open_forked, self._settings.backend, identity[0], uffd, (), self._forks)
+        self._begin_attaching(identity, self._attach(*identity, opener, (), is_forked=True))
+        with contextlib.suppress(TrackingError, OSError):
+            await asyncio.shield(self._attaching[identity])
+
+    def _let_child_go(self, uffd: int) -> None:
+        assert self._forks is not None
+        self._forks.remove(uffd)
+        os.close(uffd)
+
     def _attached(self, identity: tuple[int, int], task: asyncio.Task[Tracker]) -> None:
         del self._attaching[identity]
         if not task.cancelled():
             task.exception()  # looked at: nobody else need be waiting for it
 
-    async def _attach(self, pid: int, start: int, offered: int | None, scope: tuple[tuple[int, int], ...]) -> Tracker:
+    async def _attach(
+        self,
+        pid: int,
+        start: int,
+        opener: Callable[[], Backend],
+        scope: tuple[tuple[int, int], ...],
+        *,
+        is_forked: bool = False,
+    ) -> Tracker:
         loop = asyncio.get_running_loop()
-        backend = await loop.run_in_executor(
-            self._attach_pool, open_backend, self._settings.backend, pid, offered, scope
-        )
+        backend = await loop.run_in_executor(self._attach_pool, opener)
         try:
             # The first round before success is told: it finds what only arming can find, another userfaultfd say.
             first = await loop.run_in_executor(self._attach_pool, backend.harvest)
@@ -356,6 +417,7 @@ class Agent:
             command=started.command,
             backend=str(self._settings.backend.name),
             why=started.backend_reason,
+            forked=is_forked,
         )
         return tracker
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from wetink_agent import offered, probe, resolver_loop, soft_dirty, wp_sync
+from wetink_agent import offered, probe, procfs, resolver_loop, soft_dirty, wp_sync
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Backend
 from wetink_agent.errors import KernelLacks, Untrackable
+from wetink_agent.forks import ForkReader, WithForks
 from wetink_agent.page_faults import PageFaults, WithEvents
 from wetink_agent.shared_memory import Range
 from wetink_agent.soft_dirty import SoftDirty
@@ -43,6 +44,9 @@ class Choice:
     seccomp_allows: bool = False
     """See ``take_userfaultfd``."""
 
+    follow_fork: bool = False
+    """Whether children are targets from their first instruction on: their parents wait in fork(2) for us."""
+
 
 def choose(asked: BackendName, *, events_ring_bytes: int = 0, accept_risk: bool = False) -> Choice:
     """Probe this kernel and pick.
@@ -68,7 +72,9 @@ def choose(asked: BackendName, *, events_ring_bytes: int = 0, accept_risk: bool 
     raise KernelLacks(message)
 
 
-def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Range]) -> Backend:
+def open_backend(
+    choice: Choice, pid: int, uffd: int | None, scope: Sequence[Range], forks: ForkReader | None = None
+) -> Backend:
     """Open a backend over a process. Takes milliseconds: not for an event loop.
 
     Args:
@@ -76,6 +82,7 @@ def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ran
         pid: The process.
         uffd: A userfaultfd that the process offered, owned from now on; without it the agent attaches.
         scope: The parts of the address space to track; empty means all of it.
+        forks: Reads the fork events of a process that is attached to; without it there are none.
 
     Raises:
         TrackingError: It cannot be tracked.
@@ -86,14 +93,48 @@ def open_backend(choice: Choice, pid: int, uffd: int | None, scope: Sequence[Ran
         if uffd is not None:
             os.close(uffd)  # it is not what finds the pages, but it says who offered them and which
         return SoftDirty(pid, scope)
-    tracker = WpAsync(pid, _userfaultfd(choice, pid) if uffd is None else uffd, scope)
+    if uffd is None:
+        taken = _userfaultfd(choice, pid)
+        return _with_forks(choice, pid, taken, WpAsync(pid, taken, scope, follow_fork=forks is not None), forks)
+    tracker = WpAsync(pid, uffd, scope)
     try:
-        if uffd is not None:
-            offered.check_is_over(pid, uffd)
+        offered.check_is_over(pid, uffd)
     except BaseException:
         tracker.close()
         raise
     return _with_events(choice, pid, tracker)
+
+
+def open_forked(choice: Choice, pid: int, uffd: int, scope: Sequence[Range], forks: ForkReader) -> Backend:
+    """Open a backend over the child of a target, with the userfaultfd that came with the fork event.
+
+    Args:
+        choice: What ``choose`` gave.
+        pid: The child.
+        uffd: Owned from now on.
+        scope: As the parent's.
+        forks: Reads the descriptor.
+
+    Raises:
+        TrackingError: It cannot be tracked.
+    """
+    # Until it is read again: where this fails it is closed at once.
+    forks.remove(uffd)
+    try:
+        continued = Continued(procfs.layout(pid), None, is_whole=False)
+    except BaseException:
+        os.close(uffd)
+        raise
+    tracker = WpAsync(pid, uffd, scope, continued=continued, follow_fork=True)
+    return _with_forks(choice, pid, uffd, tracker, forks)
+
+
+def _with_forks(choice: Choice, pid: int, uffd: int, tracker: WpAsync, forks: ForkReader | None) -> Backend:
+    if forks is None or not tracker.has_fork_events:
+        return _with_events(choice, pid, tracker)
+    # Read before anything is registered: no fork waits for longer than that takes.
+    followed = WithForks(tracker, forks, pid, uffd)
+    return _with_events(choice, pid, followed)
 
 
 def go_on(choice: Choice, pid: int, uffd: int, scope: Sequence[Range], continued: Continued) -> Backend:
@@ -117,7 +158,7 @@ def go_on(choice: Choice, pid: int, uffd: int, scope: Sequence[Range], continued
     return _with_events(choice, pid, WpAsync(pid, uffd, scope, continued=continued))
 
 
-def _with_events(choice: Choice, pid: int, tracker: WpAsync) -> Backend:
+def _with_events(choice: Choice, pid: int, tracker: Backend) -> Backend:
     if not choice.events_ring_bytes:
         return tracker
     try:

@@ -157,6 +157,15 @@ def agent(
     tree: Annotated[
         bool, typer.Option("--tree", envvar="WETINK_AGENT_TREE", help="Track the descendants of all targets too.")
     ] = False,
+    follow_fork: Annotated[
+        bool,
+        typer.Option(
+            "--follow-fork",
+            envvar="WETINK_AGENT_FOLLOW_FORK",
+            help="As --tree, and children are targets at once. Each fork(2) of a target waits for the agent, a tenth of a "
+            "millisecond mostly. Takes CAP_SYS_PTRACE; such targets do not outlive a worker.",
+        ),
+    ] = False,
     interval: Annotated[
         str, typer.Option(envvar="WETINK_AGENT_INTERVAL", metavar="TIME", help="From round to round: 500ms, 1s, 2m.")
     ] = "1s",
@@ -321,7 +330,7 @@ def agent(
     if played is None and pace != Pace():
         message = "--speed, --loop and --targets say how a recording is played: they need --backend replay:FILE"
         raise Failure(message, ExitCode.USAGE)
-    if played is not None and (pid or command or cgroup or tree or handshake or events):
+    if played is not None and (pid or command or cgroup or tree or follow_fork or handshake or events):
         message = f"--backend {backend} tracks no process: leave out what chooses processes, and --events"
         raise Failure(message, ExitCode.USAGE)
     settings = Settings(
@@ -329,11 +338,14 @@ def agent(
         host_id=_host_id(host_id),
         pids=tuple(dict.fromkeys(pid or ())),
         selection=Selection(
-            commands=tuple(_pattern(text) for text in command or ()), cgroups=tuple(cgroup or ()), tree=tree
+            commands=tuple(_pattern(text) for text in command or ()),
+            cgroups=tuple(cgroup or ()),
+            tree=tree or follow_fork,
         ),
         budget=_budget(interval, interval_min, interval_max, agent_share, target_share),
         backend=replace(
-            _backend(backend, events_ring if events else "", accept_risk=accept_risk), seccomp_allows=seccomp_allows
+            _backend(backend, events_ring if events else "", accept_risk=accept_risk, follow_fork=follow_fork),
+            seccomp_allows=seccomp_allows,
         )
         if played is None
         else Choice(),
@@ -513,7 +525,7 @@ def _pace(speed: float, targets: int, *, loop: bool) -> Pace:
         raise Failure(str(error), ExitCode.USAGE) from error
 
 
-def _backend(text: str, ring: str, *, accept_risk: bool) -> Choice:
+def _backend(text: str, ring: str, *, accept_risk: bool, follow_fork: bool = False) -> Choice:
     """Pick the backend.
 
     Raises:
@@ -531,9 +543,12 @@ def _backend(text: str, ring: str, *, accept_risk: bool) -> Choice:
     if ring and choice.name is BackendName.SOFT_DIRTY:
         message = "--events goes with wp-async alone, and this kernel tracks with soft-dirty: leave it out"
         raise Failure(message, ExitCode.USAGE)
+    if follow_fork and choice.name is not BackendName.WP_ASYNC:
+        message = f"--follow-fork goes with wp-async alone, and this agent tracks with {choice.name}: leave it out"
+        raise Failure(message, ExitCode.USAGE)
     for hazard in HAZARDS[choice.name]:
         log.warning("hazard", backend=str(choice.name), what=hazard)
-    return choice
+    return replace(choice, follow_fork=follow_fork)
 
 
 def _ring_bytes(text: str) -> int:

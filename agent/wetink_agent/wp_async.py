@@ -89,11 +89,11 @@ class Continued:
     """What a tracker left of a target: the layout of its memory, and every page that may have been told of.
 
     ``is_whole`` is whether all that it found out was told: then the next harvest has what was written since, else
-    everything that is populated.
+    everything that is populated. Without pages nothing was told: the next harvest is the first.
     """
 
     layout: tuple[int, int, int]
-    known: BitMap64
+    known: BitMap64 | None
     is_whole: bool
 
 
@@ -108,7 +108,13 @@ class WpAsync:
     """Whether private mappings of files are registered."""
 
     def __init__(
-        self, pid: int, uffd: int, scope: Sequence[Range] = (), *, continued: "Continued | None" = None
+        self,
+        pid: int,
+        uffd: int,
+        scope: Sequence[Range] = (),
+        *,
+        continued: "Continued | None" = None,
+        follow_fork: bool = False,
     ) -> None:
         """Take over a userfaultfd; nothing is armed before the first harvest.
 
@@ -117,6 +123,7 @@ class WpAsync:
             uffd: The descriptor, owned from now on, also when this fails.
             scope: The parts of the address space to track; empty means all of it.
             continued: What another tracker over the same descriptor left; without it nobody has tracked with it.
+            follow_fork: Whether the descriptor is to have fork events, which somebody then must read.
 
         Raises:
             KernelLacks: Its kernel has no UFFD_FEATURE_WP_ASYNC.
@@ -142,6 +149,7 @@ class WpAsync:
         self._unseen = Unseen(pid)
         self._is_in_doubt = False
         self._certainty = Certainty()
+        self.has_fork_events = follow_fork
         try:
             self._open(continued)
         except BaseException:
@@ -237,15 +245,21 @@ class WpAsync:
             return
         # What is registered is looked up by registering it again, which changes nothing where it is ours.
         self._known = continued.known
-        self._is_in_doubt = not continued.is_whole
+        self._is_in_doubt = continued.known is not None and not continued.is_whole
         self._check_alive()
 
     def _negotiate(self) -> None:
         """Agree with the kernel on what the descriptor is for."""
-        argument = uf.uffdio_api(api=uf.UFFD_API, features=self.features)
+        more = uf.UFFD_FEATURE_EVENT_FORK if self.has_fork_events else 0
+        argument = uf.uffdio_api(api=uf.UFFD_API, features=self.features | more)
         try:
             syscalls.ioctl(self._uffd, uf.UFFDIO_API, argument, "UFFDIO_API")
         except OSError as error:
+            if more:
+                # It takes CAP_SYS_PTRACE in the host's user namespace. Nothing is agreed on yet.
+                self.has_fork_events = False
+                self._negotiate()
+                return
             if error.errno != errno.EINVAL:
                 message = f"cannot track process {self._pid}: what it offered is no userfaultfd"
                 raise Untrackable(message) from error

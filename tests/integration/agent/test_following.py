@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -120,6 +121,65 @@ def test_tree_goes_on_where_a_parent_has_gone() -> None:
             assert grandchild in tracked(client, {grandchild})
         finally:
             os.kill(grandchild, 9)
+
+
+FORKS = """
+import os, sys, time
+memory = bytearray(1 << 20)
+for line in sys.stdin:
+    began = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        memory[::4096] = b"x" * 256
+        time.sleep(60)
+    print(child, flush=True)
+    print(int((time.monotonic() - began) * 1000), flush=True)
+"""
+
+
+def test_child_is_a_target_at_once_with_fork_events() -> None:
+    """Without a stop of its own, and its children too; the parent's fork waits for milliseconds at most."""
+    with (
+        python(FORKS) as process,
+        running_collector() as collector,
+        running_agent(collector.address, "--pid", str(process.pid), "--follow-fork", interval="200ms") as agent,
+        Collector(collector.address) as client,
+    ):
+        waits = []
+        for _ in range(5):
+            say(process)
+            child, waited = line_of(process), line_of(process)
+            waits.append(waited)
+            assert child in tracked(client, {child})
+            assert client.dirty(f"{HOST}/{child}", barrier=True).complete
+        attached = [entry["target"] for entry in agent.events("target_attached") if entry.get("forked")]
+
+        assert len(attached) == 5
+        assert min(waits) < 1000
+
+
+def test_fork_goes_on_when_the_agent_is_killed() -> None:
+    """Nobody reads the event any more: the kernel lets the parent go on, with nothing registered in either."""
+    with (
+        python(FORKS) as process,
+        running_collector() as collector,
+        running_agent(collector.address, "--pid", str(process.pid), "--follow-fork") as agent,
+    ):
+        worker = worker_pid(agent)
+        os.kill(worker, signal.SIGSTOP)
+        say(process)
+        until_waits(process.pid)
+        os.kill(worker, signal.SIGKILL)
+
+        assert line_of(process) > 0
+
+
+def until_waits(pid: int) -> None:
+    """Wait until a process waits for its fork event to be read."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while "userfaultfd" not in Path(f"/proc/{pid}/stack").read_text(encoding="ascii"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def descriptor_count(pid: int) -> int:
