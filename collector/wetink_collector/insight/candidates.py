@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from wetink.names import NameMalformed, check_host_id
@@ -15,7 +15,7 @@ from wetink_collector.insight.accuracy import Accuracy
 from wetink_collector.insight.drain import Job, Schedule, all_at_once, lane_counts, one_by_one, plan_drain
 from wetink_collector.insight.history import History
 from wetink_collector.insight.inquiry import AT_A_TIME, Inquiry, too_short
-from wetink_collector.insight.migrations import CAUSE_OF, END_OF, bytes_of, too_few
+from wetink_collector.insight.migrations import CAUSE_OF, END_OF, bytes_of, too_few, why_old
 from wetink_collector.insight.prediction import Plan, Prediction, Writes, predict
 from wetink_collector.insight.writes import STRETCHES_MIN, mean_writes_of, writes_of
 from wetink_collector.selection import TARGETS_MAX
@@ -125,7 +125,12 @@ async def _look_at_all(
     looked = {}
     for start in range(0, len(living), AT_ONCE):
         some = living[start : start + AT_ONCE]
-        answers = await inquiry.look_at_many(some, lambda record, history: _known(record, history, writes))
+        old = {host_id: why_old(inquiry, host_id) for host_id in {record.target.host_id for record in some}}
+
+        def look(record: TargetRecord, history: History, old: Mapping[str, str] = old) -> Known | str:
+            return _known(record, history, writes, old[record.target.host_id])
+
+        answers = await inquiry.look_at_many(some, look)
         looked.update({record.target: answer for record, answer in zip(some, answers, strict=True)})
     found: list[Known] = []
     left_out: list[pb.LeftOut] = []
@@ -140,11 +145,14 @@ async def _look_at_all(
     return found, left_out
 
 
-def _known(record: TargetRecord, history: History, writes: Callable[[History, int], Writes]) -> Known | str:
+def _known(
+    record: TargetRecord, history: History, writes: Callable[[History, int], Writes], old_because: str
+) -> Known | str:
     """Give what is known of a target, or why that is too little."""
     if history.stretch_count < STRETCHES_MIN:
         return too_few(record)
-    return Known(record, writes(history, record.started.page_size), history.dirty_pages_per_second())
+    found = replace(writes(history, record.started.page_size), old_because=old_because)
+    return Known(record, found, history.dirty_pages_per_second())
 
 
 def _why_nothing(record: TargetRecord) -> str:

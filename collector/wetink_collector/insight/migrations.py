@@ -1,7 +1,7 @@
 """PredictMigration and FindWindow: what the history of one target says about a migration of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from wetink.v1 import prediction_pb2 as pb
@@ -98,11 +98,12 @@ async def look(inquiry: Inquiry, record: TargetRecord) -> Known:
         HistoryTooShort: It is too little.
         StoreUnavailable: Rounds cannot be read now.
     """
+    old_because = why_old(inquiry, record.target.host_id)
 
     def known(history: History) -> Known | None:
         if history.stretch_count < STRETCHES_MIN:
             return None
-        writes = writes_of(history, record.started.page_size)
+        writes = replace(writes_of(history, record.started.page_size), old_because=old_because)
         stretches = [
             Stretch(rate.since_ns / 1e9, rate.until_ns / 1e9, rate.written_page_count) for rate in history.rates()
         ]
@@ -112,6 +113,13 @@ async def look(inquiry: Inquiry, record: TargetRecord) -> Known:
     if found is None:
         raise HistoryTooShort(too_few(record))
     return found
+
+
+def why_old(inquiry: Inquiry, host_id: str) -> str:
+    """Say why the histories of a host's targets are not about now; nothing where they are."""
+    if inquiry.catalog.connected(host_id):
+        return ""
+    return f"the agent of host {host_id} is not connected: what was written since the as-of time is not known"
 
 
 def too_few(record: TargetRecord) -> str:

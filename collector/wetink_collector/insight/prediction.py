@@ -52,7 +52,8 @@ class Writes:
     """What is known of how a target writes.
 
     ``mean``, ``p50`` and ``p95`` are W(T) over the starting points of windows. They are measured from
-    ``shortest_seconds`` on, the length of a round, to ``history_seconds``, and continued beyond.
+    ``shortest_seconds`` on, the length of a round, to ``history_seconds``, and continued beyond. ``old_because`` says
+    why the history is not about now, and is empty where it is.
     """
 
     populated_pages: int
@@ -63,6 +64,7 @@ class Writes:
     shortest_seconds: float
     history_seconds: float
     hits: Hits = Hits()
+    old_because: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,8 @@ def _cold_curves(hits: Hits) -> Iterator[tuple[float, int, Curve]]:
 
 def _reliance(writes: Writes, outcome: Outcome) -> tuple[Reliance, str]:
     """Say how much to rely on a prediction, by the windows that it comes from: those of its first and last round."""
+    if writes.old_because:
+        return Reliance.LOW, writes.old_because
     longest, last = outcome.rounds[0].seconds, outcome.window_seconds
     if last < writes.shortest_seconds / 2:
         reason = (

@@ -471,6 +471,27 @@ def test_target_that_has_ended_is_not_predicted(
         assert collector.report_migration(MigrationReport(name, SPEED, [(PAGE, 1.0)])).error is None
 
 
+def test_history_of_an_agent_that_is_away_is_told_to_be_old(
+    shared_collector: CollectorProcess, one: types_pb2.Target, name: str, host: str
+) -> None:
+    """What it knew still gives an answer, which says that nothing is known since."""
+    with Agent(shared_collector.address, host) as agent, Collector(shared_collector.address) as collector:
+        agent.hello()
+        agent.deliver(one, *round_and_round(50, 200, 60))
+        (connected,) = collector.predict(name, [SPEED], FREE).predictions
+        agent.half_close()
+        while any(found.host_id == host and found.connected for found in collector.hosts()):
+            pass
+        (away,) = collector.predict(name, [SPEED], FREE).predictions
+        ranking = collector.rank(name, SPEED, FREE)
+
+    assert "not connected" not in connected.confidence_reason
+    assert away.confidence == "low"
+    assert "not connected" in away.confidence_reason
+    assert away.total_bytes == connected.total_bytes
+    assert ranking.candidates[0].confidence == "low"
+
+
 def test_sdk_refuses_what_can_never_be_right(shared_collector: CollectorProcess) -> None:
     """Without asking anybody."""
     with Collector(shared_collector.address) as collector:
