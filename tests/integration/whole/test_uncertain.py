@@ -1,13 +1,16 @@
 """Uncertain pages all the way: left out of lenient answers, counted dirty in strict ones, and none is lost by that."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from tests.support.agent import HOST, running_agent
+from tests.support.agent import HOST, running_agent, worker_pid
 from tests.support.collector import running_collector
+from tests.support.service import Service
 from tests.support.uring import RING
 from tests.support.victim import PAGE, Victim, victim
 from wetink_client import Collector, Strictness, Uncertainty
@@ -22,21 +25,21 @@ LENIENT = Strictness.LENIENT
 
 
 @contextmanager
-def served() -> Iterator[tuple[Victim, Collector, str]]:
-    """Give a tracked victim, a client, and the target's name. Rounds come at barriers, hardly in between."""
+def served() -> Iterator[tuple[Victim, Collector, str, Service]]:
+    """Give a tracked victim, a client, the target's name and the agent. Rounds come at barriers, hardly in between."""
     with (
         victim() as process,
         running_collector() as collector,
-        running_agent(collector.address, "--pid", str(process.pid), interval="60m"),
+        running_agent(collector.address, "--pid", str(process.pid), interval="60m") as agent,
         Collector(collector.address) as client,
     ):
         process.do(RING)
-        yield process, client, f"{HOST}/{process.pid}"
+        yield process, client, f"{HOST}/{process.pid}", agent
 
 
 def test_lenient_answers_leave_out_what_strict_ones_have() -> None:
     """With the same cursor: certain pages are in both, uncertain ones apart, and the counts say which it was."""
-    with served() as (process, client, name):
+    with served() as (process, client, name, _):
         own = process.map(4)
         shared = process.map(8, more="flags=0x21")
         first = client.dirty(name, barrier=True, strictness=LENIENT)
@@ -66,7 +69,7 @@ def test_lenient_answers_leave_out_what_strict_ones_have() -> None:
 
 def test_a_mover_that_is_lenient_while_the_target_runs_loses_nothing() -> None:
     """Shared memory written through a descriptor and a registered buffer that the kernel reads into: every byte."""
-    with served() as (process, client, name):
+    with served() as (process, client, name, _):
         shared = process.map(64, more="flags=0x01, fd=globals().setdefault('fd', os.memfd_create('it'))", filled=False)
         process.do(f"os.ftruncate(fd, 64 * PAGE); fill({shared * PAGE}, 64)")
         buffer = process.map(16)
@@ -94,7 +97,7 @@ def test_a_mover_that_is_lenient_while_the_target_runs_loses_nothing() -> None:
 
 def test_what_is_uncertain_is_listed_from_the_target_to_the_reader() -> None:
     """Through agent and collector, as the SDK gives it."""
-    with served() as (process, client, name):
+    with served() as (process, client, name, _):
         shared = process.map(8, more="flags=0x21")
         found, mapping = None, None
         until = time.monotonic() + PATIENCE_SECONDS
@@ -109,3 +112,24 @@ def test_what_is_uncertain_is_listed_from_the_target_to_the_reader() -> None:
         assert mapping.name == "/dev/zero (deleted)"
         assert not found.cut
         assert found.round >= 1
+
+
+def test_a_buffer_that_is_given_back_while_no_worker_lives_is_reported() -> None:
+    """The next worker finds no buffer any more, goes on in the same incarnation, and does not take that for clean."""
+    with served() as (process, client, name, agent):
+        buffer = process.map(4)
+        process.do("globals()['file'] = os.memfd_create('file'); os.write(file, b'new' * 4000)")
+        process.do(f"globals()['mine'] = MappedRing(); register(mine.fd, ({buffer * PAGE}, 4 * PAGE))")
+        first = client.dirty(name, barrier=True)
+        first = client.dirty(name, since=first.cursor, barrier=True)
+        worker = worker_pid(agent)
+        os.kill(worker, signal.SIGKILL)
+
+        process.do(f"mine.read_fixed(file, {(buffer + 1) * PAGE}, PAGE); unregister(mine.fd)")
+
+        agent.wait_for_log("target_continued")
+        agent.wait_for_log("connected", 2)
+        after = client.dirty(name, since=first.cursor, barrier=True, barrier_seconds=20)
+        assert after.complete
+        assert after.incarnation == first.incarnation
+        assert buffer + 1 in after.written - after.uncertain
