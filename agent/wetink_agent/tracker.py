@@ -227,9 +227,6 @@ class Tracker:
             if harvest.cautious_page_count or harvest.exposed:
                 # What may be written unseen is told once more when it no longer can be, which only this worker knows.
                 self._keepsake.harvesting()
-            if harvest.exposed:
-                # A worker that finds no buffer any more would not know that there was one: let it doubt.
-                self._keepsake.harvesting()
         return round_of(
             harvest,
             target=self.target,

@@ -122,8 +122,8 @@ def test_a_buffer_that_is_given_back_while_no_worker_lives_is_reported() -> None
         process.do(f"globals()['mine'] = MappedRing(); register(mine.fd, ({buffer * PAGE}, 4 * PAGE))")
         first = client.dirty(name, barrier=True)
         first = client.dirty(name, since=first.cursor, barrier=True)
-        worker = worker_pid(agent)
-        os.kill(worker, signal.SIGKILL)
+        time.sleep(0.5)  # until the worker knows that all is durable: else the next would doubt, whatever we test
+        os.kill(worker_pid(agent), signal.SIGKILL)
 
         process.do(f"mine.read_fixed(file, {(buffer + 1) * PAGE}, PAGE); unregister(mine.fd)")
 
