@@ -162,8 +162,8 @@ def agent(
         typer.Option(
             "--follow-fork",
             envvar="WETINK_AGENT_FOLLOW_FORK",
-            help="As --tree, and children are targets at once. Each fork(2) of a target waits for the agent, mostly for "
-            "a tenth of a millisecond. Takes CAP_SYS_PTRACE; such targets do not outlive a worker.",
+            help="As --tree, and children are targets at once. Each fork(2) of a target waits for the agent, mostly "
+            "for a tenth of a millisecond. Takes CAP_SYS_PTRACE; such targets do not outlive a worker.",
         ),
     ] = False,
     interval: Annotated[
