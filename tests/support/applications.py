@@ -39,7 +39,8 @@ def redis(directory: Path) -> Iterator[int]:
     server = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(directory)]
     load = ["redis-benchmark", "-s", str(path), "-t", "set,lpush,hset", "-r", "20000", "-d", "200", "-c", "10", "-l"]
     with _process(server, directory) as pid:
-        _wait_for(path.exists)
+        ask = ["redis-cli", "-s", str(path), "ping"]
+        _wait_for(lambda: subprocess.run(ask, capture_output=True, check=False).stdout == b"PONG\n")
         with _process(load, directory):
             yield pid
 
@@ -66,7 +67,8 @@ def _postgres(directory: Path) -> Iterator[int]:
     options = [word for setting in settings.split() for word in ("-c", setting)]
     with _process([str(programs / "postgres"), "-D", str(data), *options], directory, user) as pid:
         bench = [str(programs / "pgbench"), "-h", str(directory), "-U", user, "postgres"]
-        _wait_for((directory / ".s.PGSQL.5432").exists)
+        ask = [str(programs / "pg_isready"), "-q", "-h", str(directory)]
+        _wait_for(lambda: subprocess.run(ask, check=False).returncode == 0)
         _run([*bench, "-i", "-q", "-s", "1"], directory, user)
         with _process([*bench, "-c", "4", "-T", "600", "-n"], directory, user):
             yield pid
