@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from wetink_client import migrations as values
+from wetink_client import migration_messages as messages
 from wetink_client.migrations import PLAN_DEFAULT
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ class MigrationCalls(ABC):
             NotFound: The target is not known.
             Refused: It has ended, or too little is known of it yet.
         """
-        request = values.predict_request(target, bandwidths, plan)
+        request = messages.predict_request(target, bandwidths, plan)
         response = self._ask_insight(lambda stub: stub.PredictMigration, request, PREDICTION_SECONDS_MAX)
-        return values.predictions_of(response)
+        return messages.predictions_of(response)
 
     def find_window(
         self,
@@ -81,8 +81,8 @@ class MigrationCalls(ABC):
             NotFound: The target is not known.
             Refused: It has ended, or too little is known of it yet.
         """
-        request = values.window_request(target, bandwidth, plan, horizon_seconds)
-        return values.window_of(self._ask_insight(lambda stub: stub.FindWindow, request, PREDICTION_SECONDS_MAX))
+        request = messages.window_request(target, bandwidth, plan, horizon_seconds)
+        return messages.window_of(self._ask_insight(lambda stub: stub.FindWindow, request, PREDICTION_SECONDS_MAX))
 
     def rank(
         self, selection: Selectable, bandwidth: int, plan: MigrationPlan = PLAN_DEFAULT, *, limit: int | None = None
@@ -98,9 +98,9 @@ class MigrationCalls(ABC):
         Raises:
             NotFound: A named target is not known, or nothing is meant.
         """
-        request = values.rank_request(selection, bandwidth, plan, limit)
+        request = messages.rank_request(selection, bandwidth, plan, limit)
         response = self._ask_insight(lambda stub: stub.RankCandidates, request, PREDICTION_SECONDS_MAX)
-        return values.ranking_of(response)
+        return messages.ranking_of(response)
 
     def plan_drain(
         self, host: str, link: int, plan: MigrationPlan = PLAN_DEFAULT, *, parallel_max: int | None = None
@@ -116,8 +116,8 @@ class MigrationCalls(ABC):
         Raises:
             NotFound: The host is not known.
         """
-        request = values.drain_request(host, link, plan, parallel_max)
-        return values.drain_plan_of(self._ask_insight(lambda stub: stub.PlanDrain, request, PREDICTION_SECONDS_MAX))
+        request = messages.drain_request(host, link, plan, parallel_max)
+        return messages.drain_plan_of(self._ask_insight(lambda stub: stub.PlanDrain, request, PREDICTION_SECONDS_MAX))
 
     def report_migration(self, report: MigrationReport) -> Reported:
         """Say how a migration went: the prediction is scored by it, and its costs are learned from.
@@ -125,8 +125,10 @@ class MigrationCalls(ABC):
         Raises:
             NotFound: The target is not known.
         """
-        request = values.report_request(report)
-        return values.reported_of(self._ask_insight(lambda stub: stub.ReportMigration, request, PREDICTION_SECONDS_MAX))
+        request = messages.report_request(report)
+        return messages.reported_of(
+            self._ask_insight(lambda stub: stub.ReportMigration, request, PREDICTION_SECONDS_MAX)
+        )
 
     def accuracy(self, *, limit: int | None = None) -> Accuracy:
         """Say how good the predictions were that were reported on.
@@ -134,8 +136,8 @@ class MigrationCalls(ABC):
         Args:
             limit: How many of them to give at most; None means 100.
         """
-        request = values.accuracy_request(limit)
-        return values.accuracy_of(self._ask_insight(lambda stub: stub.GetAccuracy, request, PREDICTION_SECONDS_MAX))
+        request = messages.accuracy_request(limit)
+        return messages.accuracy_of(self._ask_insight(lambda stub: stub.GetAccuracy, request, PREDICTION_SECONDS_MAX))
 
 
 class AsyncMigrationCalls(ABC):
@@ -152,9 +154,9 @@ class AsyncMigrationCalls(ABC):
 
     async def predict(self, target: str, bandwidths: Sequence[int], plan: MigrationPlan = PLAN_DEFAULT) -> Predictions:
         """As ``Collector.predict``."""
-        request = values.predict_request(target, bandwidths, plan)
+        request = messages.predict_request(target, bandwidths, plan)
         response = await self._ask_insight(lambda stub: stub.PredictMigration, request, PREDICTION_SECONDS_MAX)
-        return values.predictions_of(response)
+        return messages.predictions_of(response)
 
     async def find_window(
         self,
@@ -165,33 +167,35 @@ class AsyncMigrationCalls(ABC):
         horizon_seconds: float | None = None,
     ) -> WindowFound:
         """As ``Collector.find_window``."""
-        request = values.window_request(target, bandwidth, plan, horizon_seconds)
-        return values.window_of(await self._ask_insight(lambda stub: stub.FindWindow, request, PREDICTION_SECONDS_MAX))
+        request = messages.window_request(target, bandwidth, plan, horizon_seconds)
+        return messages.window_of(
+            await self._ask_insight(lambda stub: stub.FindWindow, request, PREDICTION_SECONDS_MAX)
+        )
 
     async def rank(
         self, selection: Selectable, bandwidth: int, plan: MigrationPlan = PLAN_DEFAULT, *, limit: int | None = None
     ) -> Ranking:
         """As ``Collector.rank``."""
-        request = values.rank_request(selection, bandwidth, plan, limit)
+        request = messages.rank_request(selection, bandwidth, plan, limit)
         response = await self._ask_insight(lambda stub: stub.RankCandidates, request, PREDICTION_SECONDS_MAX)
-        return values.ranking_of(response)
+        return messages.ranking_of(response)
 
     async def plan_drain(
         self, host: str, link: int, plan: MigrationPlan = PLAN_DEFAULT, *, parallel_max: int | None = None
     ) -> DrainPlan:
         """As ``Collector.plan_drain``."""
-        request = values.drain_request(host, link, plan, parallel_max)
+        request = messages.drain_request(host, link, plan, parallel_max)
         response = await self._ask_insight(lambda stub: stub.PlanDrain, request, PREDICTION_SECONDS_MAX)
-        return values.drain_plan_of(response)
+        return messages.drain_plan_of(response)
 
     async def report_migration(self, report: MigrationReport) -> Reported:
         """As ``Collector.report_migration``."""
-        request = values.report_request(report)
+        request = messages.report_request(report)
         response = await self._ask_insight(lambda stub: stub.ReportMigration, request, PREDICTION_SECONDS_MAX)
-        return values.reported_of(response)
+        return messages.reported_of(response)
 
     async def accuracy(self, *, limit: int | None = None) -> Accuracy:
         """As ``Collector.accuracy``."""
-        request = values.accuracy_request(limit)
+        request = messages.accuracy_request(limit)
         response = await self._ask_insight(lambda stub: stub.GetAccuracy, request, PREDICTION_SECONDS_MAX)
-        return values.accuracy_of(response)
+        return messages.accuracy_of(response)
