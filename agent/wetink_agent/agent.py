@@ -403,6 +403,7 @@ class Agent:
                 backend_reason=self._settings.backend.reason,
                 scope=[types_pb2.AddressRange(start_address=a, size_bytes=b - a) for a, b in scope],
                 labels=labels,
+                ancestors=procfs.ancestors(pid),
             )
         except BaseException:
             backend.close()

@@ -19,6 +19,9 @@ from wetink_agent.errors import NoSuchProcess
 COMMAND_CHARACTERS_MAX: Final = 256
 """Characters of a command line that are kept: bound of the contract."""
 
+ANCESTORS_MAX: Final = 64
+"""Generations that are told: bound of the contract."""
+
 _READ_BYTES: Final = 64 << 10
 _ADDR_NO_RANDOMIZE: Final = 0x0040000  # linux/personality.h
 _PF_KTHREAD: Final = 0x00200000
@@ -142,6 +145,15 @@ def stat(pid: int) -> Stat:
         NoSuchProcess: It is gone.
     """
     return parse_stat(_read(pid, "stat"))
+
+
+def ancestors(pid: int) -> list[int]:
+    """List the parent of a process, that one's parent and so on, as far as they are known; without the init process."""
+    found: list[int] = []
+    with contextlib.suppress(NoSuchProcess):
+        while len(found) < ANCESTORS_MAX and (pid := stat(pid).parent_pid) > 1:
+            found.append(pid)
+    return found
 
 
 def is_frozen(pid: int) -> bool:

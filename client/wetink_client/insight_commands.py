@@ -21,12 +21,17 @@ from wetink_client.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from wetink_client import ColdPages, History
+    from wetink_client import ColdPages, Collector, History
     from wetink_client.insight_tables import InsightPrinter
 
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="HOST/PID@START or HOST/PID.")]
+
+TreesOption = Annotated[
+    list[str] | None,
+    typer.Option("--tree", metavar="HOST/PID", help="This process and all that descend from it. May be repeated."),
+]
 
 PICTURES: Final = (".png", ".svg")
 """What a file to draw into may end with."""
@@ -58,6 +63,7 @@ def working_set(
     host: HostsOption = None,
     cgroup: CgroupsOption = None,
     label: LabelsOption = None,
+    tree: TreesOption = None,
     *,
     json: JsonOption = False,
 ) -> None:
@@ -67,7 +73,7 @@ def working_set(
     the pages written at all, and those populated. Of several targets also of all together, shared pages counted once.
     """
     with connected(context) as collector:
-        found = collector.working_set(needed(names, host, cgroup, label))
+        found = collector.working_set(needed([*(names or ()), *_in_trees(collector, tree)], host, cgroup, label))
     if wants_json(context, json):
         print_lines(json_module.dumps(asdict(target)) for target in found.targets)
         if found.group:
@@ -117,6 +123,7 @@ def hot_pages(
     host: HostsOption = None,
     cgroup: CgroupsOption = None,
     label: LabelsOption = None,
+    tree: TreesOption = None,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Pages of each target, to 10000.")] = 100,
     order: Annotated[
         str, typer.Option("--by", metavar="WHAT", help="`rounds` in which they were written, or `age`.")
@@ -130,7 +137,9 @@ def hot_pages(
         raise Failure(message, ExitCode.USAGE)
     with connected(context) as collector:
         found = collector.hot_pages(
-            needed(names, host, cgroup, label), limit=limit, order="age" if order == "age" else "rounds"
+            needed([*(names or ()), *_in_trees(collector, tree)], host, cgroup, label),
+            limit=limit,
+            order="age" if order == "age" else "rounds",
         )
     if wants_json(context, json):
         print_lines(json_module.dumps(asdict(target)) for target in found)
@@ -189,6 +198,26 @@ def writers(
         print_lines([json_module.dumps(asdict(found))])
     else:
         _printer().writers(found)
+
+
+def _in_trees(collector: "Collector", roots: "Sequence[str] | None") -> list[str]:
+    """Give the targets of process trees.
+
+    Raises:
+        Failure: One has none.
+    """
+    from wetink_client.values import Selection, tree  # noqa: PLC0415 (numpy and gRPC, when asked for)
+
+    found: list[str] = []
+    for root in roots or ():
+        host, _, process = root.partition("/")
+        pid = process.partition("@")[0]
+        names = tree(collector.targets(Selection(hosts=(host,))), host, int(pid)) if pid.isdecimal() else ()
+        if not names:
+            message = f"no target is process {root} or descends from it: `wetink targets` lists those that are tracked"
+            raise Failure(message, ExitCode.NOT_FOUND)
+        found += names
+    return found
 
 
 def _cold_line(part: "ColdPages") -> dict[str, object]:

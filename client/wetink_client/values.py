@@ -220,6 +220,8 @@ class TargetInfo:
     """As of the last round since the collector started; None before that, and where nothing is harvested."""
     labels: Mapping[str, str] = field(hash=False)
     """What the process belongs to, in the order of keys: ``pod``, ``namespace``, ``container`` where they are known."""
+    ancestors: tuple[int, ...] = ()
+    """Process ids of its parent, of that one's parent and so on, as they were when tracking began."""
 
     @property
     def pages_per_second(self) -> float | None:
@@ -425,6 +427,16 @@ def target_of(message: dirty_pb2.TargetInfo) -> TargetInfo:
         if message.HasField("pace")
         else None,
         labels=dict(sorted(message.labels.items())),
+        ancestors=tuple(message.ancestors),
+    )
+
+
+def tree(targets: Iterable[TargetInfo], host_id: str, pid: int) -> tuple[str, ...]:
+    """Give the names of those that have not ended and are a process of a host, or descend from it."""
+    return tuple(
+        target.name
+        for target in targets
+        if target.end_reason is None and target.host_id == host_id and pid in (target.pid, *target.ancestors)
     )
 
 

@@ -409,6 +409,7 @@ class DirtyService(DirtyServiceServicer):
             backend_reason=started.backend_reason,
             scope=started.scope,
             labels=started.labels,
+            ancestors=started.ancestors,
             pace=record.pace,
         )
         if last:

@@ -48,6 +48,9 @@ UNSEEN_WRITERS_MAX: Final = 16
 MAPPINGS_MAX: Final = 1024
 """As the contract says: ``mapped``, ``unmapped``; and ``scope``, which it leaves open."""
 
+ANCESTORS_MAX: Final = 64
+"""As the contract says of the generations before a process."""
+
 COMMAND_CHARACTERS_MAX: Final = 256
 """As the contract says; and an agent's version."""
 
@@ -372,6 +375,7 @@ def _check_started(message: TargetStarted) -> None:
         or len(message.command) > COMMAND_CHARACTERS_MAX
         or max(len(message.cgroup), len(message.backend_reason)) > PATH_CHARACTERS_MAX
         or len(message.scope) > MAPPINGS_MAX
+        or len(message.ancestors) > ANCESTORS_MAX
     ):
         text = f"TargetStarted of process {message.target.pid} has no page size, or a field that is too long"
         raise MessageMalformed(text)

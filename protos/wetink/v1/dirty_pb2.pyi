@@ -176,6 +176,7 @@ class TargetInfo(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     PACE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    ANCESTORS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`HOST/PID@START`."""
     incarnation: _builtins.int
@@ -226,6 +227,10 @@ class TargetInfo(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """As in TargetStarted."""
 
+    @_builtins.property
+    def ancestors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As in TargetStarted."""
+
     def __init__(
         self,
         *,
@@ -249,10 +254,11 @@ class TargetInfo(_message.Message):
         scope: _abc.Iterable[_types_pb2.AddressRange] | None = ...,
         pace: _types_pb2.Pace | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        ancestors: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pace", b"pace", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time_ns", b"as_of_time_ns", "backend", b"backend", "backend_reason", b"backend_reason", "cautious_page_count", b"cautious_page_count", "cgroup", b"cgroup", "command", b"command", "end_message", b"end_message", "end_reason", b"end_reason", "incarnation", b"incarnation", "labels", b"labels", "last_window_ns", b"last_window_ns", "last_written_page_count", b"last_written_page_count", "live", b"live", "name", b"name", "pace", b"pace", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "scope", b"scope", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestors", b"ancestors", "as_of_time_ns", b"as_of_time_ns", "backend", b"backend", "backend_reason", b"backend_reason", "cautious_page_count", b"cautious_page_count", "cgroup", b"cgroup", "command", b"command", "end_message", b"end_message", "end_reason", b"end_reason", "incarnation", b"incarnation", "labels", b"labels", "last_window_ns", b"last_window_ns", "last_written_page_count", b"last_written_page_count", "live", b"live", "name", b"name", "pace", b"pace", "page_size", b"page_size", "populated_page_count", b"populated_page_count", "round", b"round", "scope", b"scope", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -295,6 +295,7 @@ class TargetStarted(_message.Message):
     BACKEND_REASON_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    ANCESTORS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """Grows from incarnation to incarnation of a target: microseconds since boot (CLOCK_BOOTTIME) when it began."""
     time_ns: _builtins.int
@@ -324,6 +325,12 @@ class TargetStarted(_message.Message):
         digit on, a value at most 253 printable characters without a line break. Empty means that nothing is known.
         """
 
+    @_builtins.property
+    def ancestors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Process ids of its parent, of that one's parent and so on, in the agent's pid namespace, as they were when tracking
+        began. At most 64; the init process and what is outside the namespace are left out. Empty where nothing is known.
+        """
+
     def __init__(
         self,
         *,
@@ -337,10 +344,11 @@ class TargetStarted(_message.Message):
         backend_reason: _builtins.str = ...,
         scope: _abc.Iterable[_types_pb2.AddressRange] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        ancestors: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_reason", b"backend_reason", "cgroup", b"cgroup", "command", b"command", "incarnation", b"incarnation", "labels", b"labels", "page_size", b"page_size", "scope", b"scope", "target", b"target", "time_ns", b"time_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestors", b"ancestors", "backend", b"backend", "backend_reason", b"backend_reason", "cgroup", b"cgroup", "command", b"command", "incarnation", b"incarnation", "labels", b"labels", "page_size", b"page_size", "scope", b"scope", "target", b"target", "time_ns", b"time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

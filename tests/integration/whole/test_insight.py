@@ -242,6 +242,8 @@ def test_shared_pages_count_once_and_copies_of_a_fork_for_each(tmp_path: Path) -
                 # All eight of either are in each round: nobody can tell which of them the other process wrote.
                 assert both.group.working_set.writable_page_count == alone - 16
                 assert both.group.shared_page_count == 16
+                tree = Place(collector.address, names[2], 0).ask("working-set", "--tree", names[2])
+                assert {line["history"]["name"].partition("@")[0] for line in tree[:-1]} == set(names[2:])
                 assert forked.group
                 assert forked.group.working_set.writable_page_count == sum(
                     target.working_set.writable_page_count for target in forked.targets if target.working_set
