@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         Reported,
         WindowFound,
     )
+    from wetink_client.session_calls import SessionRound
     from wetink_client.values import (
         Backend,
         BarrierResult,
@@ -161,6 +162,7 @@ __all__ = [
     "Reported",
     "ResynchronisationNeeded",
     "Selection",
+    "SessionRound",
     "Strictness",
     "TargetDirty",
     "TargetHotPages",
@@ -221,6 +223,7 @@ _HOME_OF: "Final[Mapping[str, str]]" = {
     "IncompleteReason": "values",
     "Pace": "values",
     "Selection": "values",
+    "SessionRound": "session_calls",
     "Strictness": "values",
     "TargetInfo": "values",
     "TargetMapping": "values",

@@ -6,17 +6,22 @@ Decides only; both the sync and the asyncio client feed it. A short or damaged a
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
+from typing import TypeAlias
 
 from pyroaring import BitMap64
 
 from wetink.pages import CorruptPageSet, address_ranges, decode
-from wetink.v1 import dirty_pb2
+from wetink.v1 import dirty_pb2, session_pb2
 from wetink_client.errors import BrokenAnswer
 from wetink_client.values import DirtyCounts, TargetStatus, counts_of
 
 
 class NotOneTarget(ValueError):
     """An answer about several targets, or none, was asked for the pages of the one it is about."""
+
+
+AnswerPart: TypeAlias = dirty_pb2.GetDirtyResponse | dirty_pb2.WatchResponse | session_pb2.GetRoundResponse
+"""A part of an answer with pages, of whichever call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,7 @@ class OneAnswer:
         self._assembly = Assembly()
         self._answer: DirtySet | None = None
 
-    def take(self, part: dirty_pb2.GetDirtyResponse | dirty_pb2.WatchResponse) -> None:
+    def take(self, part: AnswerPart) -> None:
         """Add a part.
 
         Raises:
@@ -163,7 +168,7 @@ class Assembly:
         self._vanished: dict[str, BitMap64] = {}
         self._uncertain: dict[str, BitMap64] = {}
 
-    def take(self, part: dirty_pb2.GetDirtyResponse | dirty_pb2.WatchResponse) -> DirtySet | None:
+    def take(self, part: AnswerPart) -> DirtySet | None:
         """Add a part, and give the answer when this was its summary.
 
         Raises:

@@ -17,6 +17,7 @@ from wetink.tls import Security
 from wetink.v1 import dirty_pb2
 from wetink.v1.dirty_pb2_grpc import DirtyServiceStub
 from wetink.v1.insight_pb2_grpc import InsightServiceStub
+from wetink.v1.session_pb2_grpc import SessionServiceStub
 from wetink_client import requests
 from wetink_client.connection import Connection
 from wetink_client.errors import CollectorUnavailable, from_call
@@ -30,6 +31,7 @@ from wetink_client.requests import (
     MARGIN_SECONDS,
     TRANSFER_SECONDS_MAX,
 )
+from wetink_client.session_calls import AsyncSessionCalls, SessionCalls
 from wetink_client.values import (
     BarrierResult,
     DirtyCounts,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 
     from wetink.v1.dirty_pb2_grpc import DirtyServiceAsyncStub
     from wetink.v1.insight_pb2_grpc import InsightServiceAsyncStub
+    from wetink.v1.session_pb2_grpc import SessionServiceAsyncStub
     from wetink_client.answers import Assembly, DirtySet, OneAnswer
     from wetink_client.connection import Line
     from wetink_client.events import EventBatch, EventReader
@@ -68,7 +71,7 @@ _ListRequest = TypeVar("_ListRequest", bound=dirty_pb2.ListHostsRequest | dirty_
 _ListResponse = TypeVar("_ListResponse", bound=dirty_pb2.ListHostsResponse | dirty_pb2.ListTargetsResponse)
 
 
-class Collector(MigrationCalls, InsightCalls):
+class Collector(MigrationCalls, InsightCalls, SessionCalls):
     """A connection to a collector. It connects at the first call, and again by itself after a failure.
 
     May be shared by threads. Every call has a deadline and raises a ``WetinkError``: ``CollectorUnavailable`` when
@@ -360,6 +363,18 @@ class Collector(MigrationCalls, InsightCalls):
             except grpc.RpcError as error:
                 raise from_call(error, self.address) from error
 
+    def _ask_session(
+        self,
+        method: Callable[[SessionServiceStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]],
+        request: _Request,
+        deadline_seconds: float,
+    ) -> _Response:
+        with self._line() as line:
+            try:
+                return method(SessionServiceStub(line.channel))(request, timeout=deadline_seconds)
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
+
     def _listen(
         self,
         method: Callable[[DirtyServiceStub], grpc.UnaryStreamMultiCallable[_Request, _Response]],
@@ -391,6 +406,21 @@ class Collector(MigrationCalls, InsightCalls):
             finally:
                 stream.cancel()
 
+    def _listen_session(
+        self,
+        method: Callable[[SessionServiceStub], grpc.UnaryStreamMultiCallable[_Request, _Response]],
+        request: _Request,
+        deadline_seconds: float | None,
+    ) -> Generator[_Response]:
+        with self._line() as line:
+            stream = method(SessionServiceStub(line.channel))(request, timeout=deadline_seconds)
+            try:
+                yield from stream
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
+            finally:
+                stream.cancel()
+
     @contextmanager
     def _stub(self) -> Iterator[DirtyServiceStub]:
         with self._line() as line:
@@ -406,7 +436,7 @@ class Collector(MigrationCalls, InsightCalls):
                 channel.close()
 
 
-class AsyncCollector(AsyncMigrationCalls, AsyncInsightCalls):
+class AsyncCollector(AsyncMigrationCalls, AsyncInsightCalls, AsyncSessionCalls):
     """The same for asyncio: each method does what ``Collector``'s of the same name does. Make it inside the loop."""
 
     def __init__(
@@ -583,6 +613,18 @@ class AsyncCollector(AsyncMigrationCalls, AsyncInsightCalls):
             except grpc.RpcError as error:
                 raise from_call(error, self.address) from error
 
+    async def _ask_session(
+        self,
+        method: Callable[[SessionServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
+        request: _Request,
+        deadline_seconds: float,
+    ) -> _Response:
+        async with self._line() as line:
+            try:
+                return await method(SessionServiceStub(line.channel))(request, timeout=deadline_seconds)
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
+
     async def _listen(
         self,
         method: Callable[[DirtyServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[_Request, _Response]],
@@ -607,6 +649,22 @@ class AsyncCollector(AsyncMigrationCalls, AsyncInsightCalls):
     ) -> AsyncGenerator[_Response]:
         async with self._line() as line:
             stream = method(InsightServiceStub(line.channel))(request, timeout=deadline_seconds)
+            try:
+                async for part in stream:
+                    yield part
+            except grpc.RpcError as error:
+                raise from_call(error, self.address) from error
+            finally:
+                stream.cancel()
+
+    async def _listen_session(
+        self,
+        method: Callable[[SessionServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[_Request, _Response]],
+        request: _Request,
+        deadline_seconds: float | None,
+    ) -> AsyncGenerator[_Response]:
+        async with self._line() as line:
+            stream = method(SessionServiceStub(line.channel))(request, timeout=deadline_seconds)
             try:
                 async for part in stream:
                     yield part

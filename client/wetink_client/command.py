@@ -18,7 +18,7 @@ import typer
 # Its names are imported when they are used: `wetink --help` waits for none of them.
 import wetink_client
 from wetink.command_line import ExitCode, Failure, run
-from wetink_client import insight_commands, json_lines, migration_commands
+from wetink_client import insight_commands, json_lines, migration_commands, session_commands
 from wetink_client.options import (
     CgroupsOption,
     HostsOption,
@@ -431,6 +431,7 @@ def events(
 
 insight_commands.add_to(app)
 migration_commands.add_to(app)
+app.add_typer(session_commands.app, name="session")
 
 
 @app.command(epilog="Example: wetink health --collector unix:/run/wetink/health")

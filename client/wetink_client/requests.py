@@ -106,7 +106,7 @@ def untrack(target: str) -> dirty_pb2.UntrackRequest:
 def barrier(selection: Selectable, *, barrier_seconds: float, freeze: Freeze | None = None) -> dirty_pb2.BarrierRequest:
     """Ask for a barrier."""
     return dirty_pb2.BarrierRequest(
-        selection=selected(selection), timeout_ms=_barrier_milliseconds(barrier_seconds), freeze=freeze_message(freeze)
+        selection=selected(selection), timeout_ms=barrier_milliseconds(barrier_seconds), freeze=freeze_message(freeze)
     )
 
 
@@ -129,7 +129,7 @@ def dirty(
         selection=selected(selection),
         cursor=since or "",
         barrier=barrier,
-        barrier_timeout_ms=_barrier_milliseconds(barrier_seconds),
+        barrier_timeout_ms=barrier_milliseconds(barrier_seconds),
         strictness=_STRICTNESSES[strictness],
         freeze=freeze_message(freeze),
     )
@@ -183,8 +183,12 @@ def selected(selection: Selectable) -> dirty_pb2.Selection:
     )
 
 
-def _barrier_milliseconds(seconds: float) -> int:
-    """Round up, because 0 would leave the time to the collector."""
+def barrier_milliseconds(seconds: float) -> int:
+    """Give how long a barrier may take; rounded up, because 0 would leave the time to the collector.
+
+    Raises:
+        InvalidRequest: It cannot be as long.
+    """
     if not 0 < seconds <= BARRIER_SECONDS_MAX:
         message = (
             f"a barrier cannot wait {seconds:g} s for the agents: more than 0, and at most {BARRIER_SECONDS_MAX:g}"

@@ -524,6 +524,11 @@ def check_frozen(statuses: Iterable[TargetStatus], freeze: Freeze | None, addres
         raise Refused(message, "NOT_FROZEN")
 
 
+def consistency_of(number: int) -> Consistency:
+    """Read how parts fit together in time."""
+    return _CONSISTENCIES.get(number, Consistency.UNKNOWN)
+
+
 def barrier_of(message: dirty_pb2.BarrierResponse) -> BarrierResult:
     """Read the answer to a barrier."""
     return BarrierResult(

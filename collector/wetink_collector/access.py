@@ -18,6 +18,7 @@ from grpc.aio import EOF, ServicerContext
 
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.v1 import dirty_pb2 as pb
+from wetink.v1 import session_pb2
 from wetink_collector import metrics
 from wetink_collector.caller import CALLER, EVERYBODY, Caller, Role, Tokens, expiry_of, of_certificate
 from wetink_collector.errors import (
@@ -55,6 +56,11 @@ ROLES_OF: Final[Mapping[str, frozenset[Role] | None]] = {
     "/wetink.v1.DirtyService/GetDirty": _READERS,
     "/wetink.v1.DirtyService/Watch": _READERS,
     "/wetink.v1.DirtyService/StreamEvents": _READERS,
+    "/wetink.v1.SessionService/OpenSession": _READERS,
+    "/wetink.v1.SessionService/CloseSession": _READERS,
+    "/wetink.v1.SessionService/BeginRound": _READERS,
+    "/wetink.v1.SessionService/CloseRound": _READERS,
+    "/wetink.v1.SessionService/GetRound": _READERS,
     "/wetink.v1.InsightService/GetWorkingSet": _READERS,
     "/wetink.v1.InsightService/GetHeatmap": _READERS,
     "/wetink.v1.InsightService/GetHotPages": _READERS,
@@ -226,7 +232,8 @@ def _check_current(proofs: Mapping[str, Iterable[bytes]]) -> None:
 
 def freezes(request: object) -> bool:
     """Whether a request asks that targets are frozen."""
-    return isinstance(request, pb.BarrierRequest | pb.GetDirtyRequest) and request.HasField("freeze")
+    kinds = pb.BarrierRequest | pb.GetDirtyRequest | session_pb2.CloseRoundRequest
+    return isinstance(request, kinds) and request.HasField("freeze")
 
 
 def check_role(method: str, caller: Caller, request: object = None) -> None:
@@ -421,6 +428,7 @@ _TARGET_IN: Final[Mapping[str, Callable[[Any], str | None]]] = {
     "/wetink.v1.DirtyService/Untrack": lambda request: str(request.target),
     "/wetink.v1.DirtyService/Barrier": lambda request: _selected(request.selection),
     "/wetink.v1.DirtyService/Thaw": lambda request: _selected(request.selection),
+    "/wetink.v1.SessionService/CloseRound": lambda request: f"session {request.session}, round {request.round}",
     "/wetink.v1.DirtyService/GetDirty": lambda request: _selected(request.selection) if request.barrier else None,
 }
 """The methods that change something or hold a target up, audited also where they succeed, and what they name. None is

@@ -300,6 +300,27 @@ class Answerer:
         found.exact = True
         return found
 
+    async def fixed(
+        self, record: TargetRecord, position: Position | None, until_round: int, told: TargetStatus
+    ) -> AsyncIterator[DirtyPages]:
+        """Give what a target's rounds carry from a position until one of them; say in its status how much that is.
+
+        Raises:
+            CursorIncarnationEnded, StoreUnavailable: As ``answer``.
+        """
+        part = await self._part(record.target, position, until_round, STRICTNESS_STRICT)
+        for message in part.first_messages:
+            yield message
+        if len(part.first_messages) == FIRST_MESSAGES:
+            while more := await self._on_thread(next, part.more_messages, None):
+                yield more
+        told.exact = part.exact
+        told.after_round = part.after_round
+        told.written_page_count, told.vanished_page_count = part.written_page_count, part.vanished_page_count
+        told.uncertain_page_count = part.uncertain_page_count
+        if part.last:
+            told.populated_page_count = part.last.populated_page_count
+
     async def _part(
         self,
         target: TargetKey,

@@ -43,17 +43,20 @@ class Reached:
         reason: Why it was not, or was not frozen; unspecified where all is well.
         message: The same in a sentence.
         freeze: How freezing it went; None where nobody asked, or nobody could be asked.
+        pinned: Whether an answer is to end with that round also where the target ran.
     """
 
     position: Position | None = None
     reason: IncompleteReason.ValueType = INCOMPLETE_REASON_BARRIER_TIMEOUT
     message: str = ""
     freeze: FreezeOutcome | None = None
+    pinned: bool = False
 
     @property
     def pinned_round(self) -> int | None:
         """The round that an answer ends with, where a later one would not be of the time that was asked for."""
-        return self.position.round if self.position and self.freeze and self.freeze.method else None
+        is_frozen = self.freeze is not None and bool(self.freeze.method)
+        return self.position.round if self.position and (self.pinned or is_frozen) else None
 
 
 async def reach(

@@ -4,7 +4,6 @@ The rpcs are documented in ``wetink/v1/dirty.proto``.
 """
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,8 @@ from wetink.v1.dirty_pb2_grpc import DirtyServiceServicer
 from wetink.v1.ingest_pb2 import CommandResult
 from wetink.v1.types_pb2 import END_REASON_EXITED, END_REASON_UNSPECIFIED, Freeze
 from wetink_collector.agents import DRAINING_SENTENCE, Agents
-from wetink_collector.answer import Answerer, Ending, are_all_reached, check_cursor, check_remembered, consistency
+from wetink_collector.answer import Answerer, Ending, are_all_reached, consistency
+from wetink_collector.asked import barrier_seconds, check_hold, chosen_now, freeze_of, positions_of
 from wetink_collector.barrier import Reached, reach
 from wetink_collector.catalog import Catalog, HostRecord, TargetRecord
 from wetink_collector.committer import Committer
@@ -40,15 +40,9 @@ from wetink_collector.errors import (
 )
 from wetink_collector.identity import TargetKey
 from wetink_collector.page import page
-from wetink_collector.selection import Chosen, listed, parse, parse_non_empty, resolve
+from wetink_collector.selection import listed, parse, parse_non_empty, resolve
 from wetink_collector.session import Session, disconnected
 from wetink_collector.store.interface import TargetUnwanted, TargetWanted
-
-BARRIER_MS_DEFAULT: Final = 5000
-"""As the contract says."""
-
-BARRIER_MS_MAX: Final = 60_000
-"""As the contract says."""
 
 COMMAND_SECONDS_MAX: Final = 15.0
 """How long an agent may take to track or untrack: an attach takes milliseconds, a process that is stopped or held by a
@@ -56,9 +50,6 @@ debugger some seconds."""
 
 INTERVAL_MS_MAX: Final = 3_600_000
 """Bound on the time between two answers of a watch: after an hour an ended target is forgotten."""
-
-HOLD: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""The name of a hold."""
 
 _Context: TypeAlias = ServicerContext[Any, Any]
 
@@ -202,8 +193,8 @@ class DirtyService(DirtyServiceServicer):
         return record
 
     async def _barrier(self, request: pb.BarrierRequest) -> pb.BarrierResponse:
-        records = self._chosen_now(parse_non_empty(request.selection))
-        reached = await self._reach(records, request.timeout_ms, _freeze(request))
+        records = chosen_now(self._catalog, parse_non_empty(request.selection))
+        reached = await self._reach(records, request.timeout_ms, freeze_of(request))
         now = [self._catalog.get(record.target) or record for record in records]
         statuses = [await self._answerer.status_at(record, reached.get(record.target)) for record in now]
         positions = {
@@ -218,7 +209,7 @@ class DirtyService(DirtyServiceServicer):
     async def _thaw(self, request: pb.ThawRequest) -> pb.ThawResponse:
         if request.hold:
             check_hold(request.hold)
-        records = self._chosen_now(parse_non_empty(request.selection))
+        records = chosen_now(self._catalog, parse_non_empty(request.selection))
         by_host = {
             host_id: [record.target for record in records if record.target.host_id == host_id]
             for host_id in {record.target.host_id for record in records}
@@ -253,9 +244,9 @@ class DirtyService(DirtyServiceServicer):
     async def _get_dirty(self, request: pb.GetDirtyRequest) -> AsyncIterator[pb.DirtyPages | Ending]:
         chosen = parse_non_empty(request.selection)
         cursor = decode(request.cursor) if request.cursor else None
-        records = self._chosen_now(chosen, cursor)
-        positions = self._positions(cursor, chosen, records)
-        freeze = _freeze(request)
+        records = chosen_now(self._catalog, chosen, cursor)
+        positions = positions_of(self._catalog, cursor, chosen, records)
+        freeze = freeze_of(request)
         if freeze and not request.barrier:
             message = "freeze without barrier: nothing would be harvested while the targets are frozen; ask for both"
             raise RequestMalformed(message)
@@ -273,7 +264,7 @@ class DirtyService(DirtyServiceServicer):
         chosen = parse_non_empty(request.selection)
         cursor = decode(request.cursor) if request.cursor else None
         held = cursor.positions if cursor else {}
-        positions = self._positions(cursor, chosen, resolve(chosen, self._catalog, held))
+        positions = positions_of(self._catalog, cursor, chosen, resolve(chosen, self._catalog, held))
         told: Mapping[TargetKey, _Told] = {}
         with self._catalog.bell(()) as bell:
             while True:
@@ -333,10 +324,7 @@ class DirtyService(DirtyServiceServicer):
     async def _reach(
         self, records: Sequence[TargetRecord], timeout_ms: int, freeze: Freeze | None
     ) -> Mapping[TargetKey, Reached]:
-        if timeout_ms > BARRIER_MS_MAX:
-            message = f"the barrier's timeout is {timeout_ms} ms, at most {BARRIER_MS_MAX} is possible"
-            raise RequestMalformed(message)
-        timeout_seconds = (timeout_ms or BARRIER_MS_DEFAULT) / 1000
+        timeout_seconds = barrier_seconds(timeout_ms)
         return await reach(records, self._agents, self._catalog, timeout_seconds=timeout_seconds, freeze=freeze)
 
     async def _when(self, target: TargetKey, holds: Callable[[TargetRecord], bool]) -> TargetRecord:
@@ -344,21 +332,6 @@ class DirtyService(DirtyServiceServicer):
             while not ((record := self._catalog.get(target)) and holds(record)):
                 await bell.wait()
             return record
-
-    def _chosen_now(self, chosen: Chosen, cursor: Cursor | None = None) -> list[TargetRecord]:
-        records = resolve(chosen, self._catalog, cursor.positions if cursor else ())
-        if not records:
-            message = "the selection means no target that is tracked now; `wetink targets` lists those that are"
-            raise TargetUnknown(message)
-        return records
-
-    def _positions(
-        self, cursor: Cursor | None, chosen: Chosen, records: Sequence[TargetRecord]
-    ) -> Mapping[TargetKey, Position]:
-        # Before it can be taken for the cursor of others: who followed a host is told to begin afresh, and can.
-        if cursor and cursor.store_id == self._catalog.store_id and not chosen.only_names:
-            check_remembered(cursor, self._catalog.get)
-        return check_cursor(cursor, records, self._catalog.store_id)
 
     def _target(self, text: str) -> TargetRecord:
         try:
@@ -439,34 +412,6 @@ async def _answered_in_time(session: Session) -> AsyncIterator[None]:
     except TimeoutError as error:
         message = f"the agent of host {session.host_id} did not answer in {COMMAND_SECONDS_MAX:.0f} s; see its log"
         raise AgentSilent(message) from error
-
-
-def _freeze(request: pb.BarrierRequest | pb.GetDirtyRequest) -> Freeze | None:
-    """Give how targets are to be frozen.
-
-    Raises:
-        RequestMalformed: A field is out of its bounds.
-    """
-    if not request.HasField("freeze"):
-        return None
-    freeze = request.freeze
-    if freeze.hold_ms > BARRIER_MS_MAX:
-        message = f"hold_ms is {freeze.hold_ms}, at most {BARRIER_MS_MAX} is possible; ask again to hold for longer"
-        raise RequestMalformed(message)
-    if freeze.hold_ms:
-        check_hold(freeze.hold)
-    return Freeze(hold_ms=freeze.hold_ms, hold=freeze.hold, whole_cgroups=freeze.whole_cgroups)
-
-
-def check_hold(text: str) -> None:
-    """Accept the name of a hold.
-
-    Raises:
-        RequestMalformed: It cannot be one.
-    """
-    if not HOLD.fullmatch(text):
-        message = f"{text[:300]!r} is no name of a hold: 1 to 64 of [A-Za-z0-9._-]"
-        raise RequestMalformed(message)
 
 
 def _host_id(text: str) -> str:

@@ -146,6 +146,34 @@ class EventsMissing(Refusal):
     """No single writes of the target are kept."""
 
 
+class SessionUnknown(Refusal):
+    """No such session of the caller's is kept."""
+
+
+class RoundUnknown(Refusal):
+    """The session has no such round."""
+
+
+class SessionDiffers(Refusal):
+    """There is a session of that name, over other targets."""
+
+
+class RoundDiffers(Refusal):
+    """There is a round of that name, with another parent."""
+
+
+class RoundOpen(Refusal):
+    """The round has to be closed first."""
+
+
+class SessionsTooMany(Refusal):
+    """Too many sessions are open."""
+
+
+class NotFrozen(Refusal):
+    """A target could not be frozen."""
+
+
 class StoreUnavailable(Refusal):
     """The collector cannot write now."""
 
@@ -182,6 +210,13 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
     TokenInClear: (StatusCode.UNAUTHENTICATED, "TOKEN_IN_CLEAR"),
     RoleLacking: (StatusCode.PERMISSION_DENIED, "ROLE_LACKING"),
     HostForbidden: (StatusCode.PERMISSION_DENIED, "HOST_FORBIDDEN"),
+    SessionUnknown: (StatusCode.NOT_FOUND, "SESSION_UNKNOWN"),  # open it again
+    RoundUnknown: (StatusCode.NOT_FOUND, "ROUND_UNKNOWN"),
+    SessionDiffers: (StatusCode.FAILED_PRECONDITION, "SESSION_DIFFERS"),
+    RoundDiffers: (StatusCode.FAILED_PRECONDITION, "ROUND_DIFFERS"),
+    RoundOpen: (StatusCode.FAILED_PRECONDITION, "ROUND_OPEN"),
+    SessionsTooMany: (StatusCode.RESOURCE_EXHAUSTED, "SESSIONS_TOO_MANY"),
+    NotFrozen: (StatusCode.FAILED_PRECONDITION, "NOT_FROZEN"),
     Draining: (StatusCode.UNAVAILABLE, "COLLECTOR_DRAINING"),  # reconnect with back-off
     StoreUnavailable: (StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),  # reconnect with back-off
 }

@@ -17,11 +17,12 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
 from wetink.pages import MESSAGE_BYTES_MAX
-from wetink.v1 import dirty_pb2, ingest_pb2, insight_pb2
+from wetink.v1 import dirty_pb2, ingest_pb2, insight_pb2, session_pb2
 from wetink.v1.dirty_pb2_grpc import add_DirtyServiceServicer_to_server
 from wetink.v1.ingest_pb2 import TargetStarted
 from wetink.v1.ingest_pb2_grpc import add_IngestServiceServicer_to_server
 from wetink.v1.insight_pb2_grpc import add_InsightServiceServicer_to_server
+from wetink.v1.session_pb2_grpc import add_SessionServiceServicer_to_server
 from wetink.v1.types_pb2 import END_REASON_LOST
 from wetink_collector import handshakes, metrics, metrics_page
 from wetink_collector.access import Gate
@@ -39,6 +40,7 @@ from wetink_collector.insight.histories import Histories
 from wetink_collector.insight.inquiry import Inquiry
 from wetink_collector.insight.service import InsightService
 from wetink_collector.retention import KEPT_WITHOUT_END, Ages, Retention, beyond_size
+from wetink_collector.sessions import SessionService
 from wetink_collector.store.interface import (
     Change,
     IncarnationEnded,
@@ -56,6 +58,7 @@ SERVICES: Final = (
     ingest_pb2.DESCRIPTOR.services_by_name["IngestService"].full_name,
     dirty_pb2.DESCRIPTOR.services_by_name["DirtyService"].full_name,
     insight_pb2.DESCRIPTOR.services_by_name["InsightService"].full_name,
+    session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
 )
 
 MESSAGE_HEADROOM_BYTES: Final = 4096
@@ -157,7 +160,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _store(settings.data) as store,
         _threads() as threads,
     ):
-        catalog = Catalog(store.store_id, store.contents())
+        contents = store.contents()
+        catalog = Catalog(store.store_id, contents)
         committer = Committer(store, catalog)
         collector = _Collector(catalog, committer, settings.retention)
         async with committer.running(collector):
@@ -165,11 +169,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             dirty = DirtyService(catalog, collector.agents, committer, answerer)
             histories = Histories(store, catalog)
             insight = InsightService(Inquiry(catalog, store, histories, threads))
+            sessions = SessionService(catalog, collector.agents, committer, answerer, contents.sessions)
             where = peers.address if peers else settings.listen
             async with (
                 histories.running(),
+                sessions.running(),
                 _health_served(settings.health, collector) as health_address,
-                _listening(where, collector, (dirty, insight), gate, tls) as address,
+                _listening(where, collector, (dirty, insight, sessions), gate, tls) as address,
                 peers.serving() if peers else nullcontext(),
             ):
                 log.info(
@@ -309,7 +315,7 @@ class _Collector:
 async def _listening(
     where: Address,
     collector: _Collector,
-    services: tuple[DirtyService, InsightService],
+    services: tuple[DirtyService, InsightService, SessionService],
     gate: Gate,
     tls: ServerTls | None,
 ) -> AsyncIterator[Address]:
@@ -317,6 +323,7 @@ async def _listening(
     add_IngestServiceServicer_to_server(IngestService(collector.agents, collector.committer), server)
     add_DirtyServiceServicer_to_server(services[0], server)
     add_InsightServiceServicer_to_server(services[1], server)
+    add_SessionServiceServicer_to_server(services[2], server)
     add_HealthServicer_to_server(collector.health, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = _bind(server, where, tls)

@@ -117,6 +117,23 @@ class TargetUnwanted:
     target: TargetKey
 
 
+@dataclass(frozen=True, slots=True)
+class SessionKept:
+    """A session of an orchestrator, in the place of what is kept of it. ``data`` means nothing to a store."""
+
+    owner: str
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SessionForgotten:
+    """Nobody asks for a session any more."""
+
+    owner: str
+    name: str
+
+
 Change = (
     HostSeen
     | IncarnationStarted
@@ -126,6 +143,8 @@ Change = (
     | TargetForgotten
     | TargetWanted
     | TargetUnwanted
+    | SessionKept
+    | SessionForgotten
 )
 """One thing to be written."""
 
@@ -147,6 +166,7 @@ class Contents:
     hosts: Sequence[HostSeen]
     incarnations: Sequence[StoredIncarnation]
     wanted: Sequence[TargetKey]
+    sessions: Sequence[SessionKept] = ()
 
 
 @dataclass(frozen=True, slots=True)

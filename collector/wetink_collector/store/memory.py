@@ -25,6 +25,8 @@ from wetink_collector.store.interface import (
     IncarnationStarted,
     RoundsAppended,
     RoundsExpired,
+    SessionForgotten,
+    SessionKept,
     StoredBlock,
     StoredIncarnation,
     TargetForgotten,
@@ -46,6 +48,7 @@ class MemoryStore:
         self._hosts: dict[str, HostSeen] = {}
         self._logs: dict[TargetKey, _Log] = {}
         self._wanted: set[TargetKey] = set()
+        self._sessions: dict[tuple[str, str], SessionKept] = {}
         self._grown: dict[IncarnationKey, None] = {}
 
     def contents(self) -> Contents:
@@ -57,6 +60,7 @@ class MemoryStore:
                 for log in self._logs.values()
             ],
             wanted=list(self._wanted),
+            sessions=list(self._sessions.values()),
         )
 
     def commit(self, changes: Sequence[Change]) -> None:
@@ -116,6 +120,10 @@ class MemoryStore:
                 self._logs.pop(change.target, None)
             case TargetWanted():
                 self._wanted.add(change.target)
+            case SessionKept():
+                self._sessions[change.owner, change.name] = change
+            case SessionForgotten():
+                self._sessions.pop((change.owner, change.name), None)
             case TargetUnwanted():
                 self._wanted.discard(change.target)
 

@@ -68,7 +68,15 @@ def _format_3(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE block ADD COLUMN uncertain BLOB NOT NULL DEFAULT x''")
 
 
-STEPS: Final[Sequence[Step]] = (_format_1, _format_2, _format_3)
+def _format_4(connection: sqlite3.Connection) -> None:
+    """Keep the sessions of orchestrators."""
+    connection.execute(
+        "CREATE TABLE session ("
+        " owner TEXT NOT NULL, name TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (owner, name)) WITHOUT ROWID"
+    )
+
+
+STEPS: Final[Sequence[Step]] = (_format_1, _format_2, _format_3, _format_4)
 """How each format is made. A step is never changed once it was released: files are about that it has made."""
 
 FORMAT: Final = len(STEPS)

@@ -54,6 +54,8 @@ from wetink_collector.store.interface import (
     RecordDamaged,
     RoundsAppended,
     RoundsExpired,
+    SessionForgotten,
+    SessionKept,
     StoredBlock,
     StoredIncarnation,
     StoreFailed,
@@ -111,6 +113,7 @@ class SqliteStore:
         with failing_as_store(), closing(self._connection.cursor()) as cursor:
             hosts = cursor.execute("SELECT host_id, boot_id, agent_version, time_ns FROM host").fetchall()
             wanted = cursor.execute("SELECT host_id, boot_id, pid, start_time_ticks FROM wanted").fetchall()
+            sessions = cursor.execute("SELECT owner, name, data FROM session").fetchall()
         return Contents(
             hosts=[HostSeen(*row) for row in hosts],
             incarnations=[
@@ -118,6 +121,7 @@ class SqliteStore:
                 for log in self._logs.values()
             ],
             wanted=[TargetKey(*row) for row in wanted],
+            sessions=[SessionKept(*row) for row in sessions],
         )
 
     def commit(self, changes: Sequence[Change]) -> None:
@@ -245,6 +249,8 @@ class SqliteStore:
                 self._forget(cursor, change.target)
             case TargetWanted():
                 cursor.execute("INSERT OR REPLACE INTO wanted VALUES (?, ?, ?, ?)", _target_values(change.target))
+            case SessionKept() | SessionForgotten():
+                _apply_session(cursor, change)
             case TargetUnwanted():
                 cursor.execute(f"DELETE FROM wanted WHERE {_TARGET}", _target_values(change.target))  # noqa: S608 (as above)
 
@@ -337,6 +343,12 @@ class SqliteStore:
                 if row is None or _block(row[:_BLOCK_FIELD_COUNT]) != block:
                     raise RecordDamaged(log.incarnation, f"rounds up to {block.last_round} are not there")
                 yield _stored_block(row, log.incarnation).pages
+
+
+def _apply_session(cursor: sqlite3.Cursor, change: SessionKept | SessionForgotten) -> None:
+    cursor.execute("DELETE FROM session WHERE owner = ? AND name = ?", (change.owner, change.name))
+    if isinstance(change, SessionKept):
+        cursor.execute("INSERT INTO session VALUES (?, ?, ?)", (change.owner, change.name, change.data))
 
 
 @dataclass(slots=True)

@@ -124,6 +124,8 @@ def test_dirty_line_is_as_promised(collector: str, agent: RawAgent, host_id: str
         "vanished",
         "strict",
         "uncertain",
+        "freeze_method",
+        "frozen_ns",
     ]
     assert (first["target"], first["incarnation"], first["complete"], first["exact"]) == (name, 1, True, True)
     assert (first["page_size"], first["pages"]) == (4096, 4)

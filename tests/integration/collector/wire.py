@@ -14,7 +14,7 @@ from pyroaring import BitMap64
 from wetink.pages import decode, encode
 from wetink.status import error_info
 from wetink.v1 import dirty_pb2 as pb
-from wetink.v1 import ingest_pb2, types_pb2
+from wetink.v1 import ingest_pb2, session_pb2, types_pb2
 from wetink.v1.dirty_pb2_grpc import DirtyServiceStub
 from wetink.v1.ingest_pb2_grpc import IngestServiceStub
 
@@ -322,7 +322,9 @@ class Reader:
         return info
 
 
-def answers(parts: Iterable[pb.GetDirtyResponse] | Iterable[pb.WatchResponse]) -> Iterator[Answer]:
+def answers(
+    parts: Iterable[pb.GetDirtyResponse] | Iterable[pb.WatchResponse] | Iterable[session_pb2.GetRoundResponse],
+) -> Iterator[Answer]:
     """Put the parts of answers together; each ends with its summary."""
     answer = Answer()
     for part in parts:

@@ -2,12 +2,12 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from wetink.v1 import dirty_pb2, ingest_pb2, insight_pb2, types_pb2
+from wetink.v1 import dirty_pb2, ingest_pb2, insight_pb2, session_pb2, types_pb2
 from wetink_collector.access import ANYBODY, ROLES_OF, check_role
 from wetink_collector.caller import Caller, Role
 from wetink_collector.errors import RoleLacking
 
-FILES = (ingest_pb2, dirty_pb2, insight_pb2, health_pb2, reflection_pb2)
+FILES = (ingest_pb2, dirty_pb2, insight_pb2, session_pb2, health_pb2, reflection_pb2)
 
 METHODS = {
     f"/{service.full_name}/{method.name}"
@@ -22,7 +22,13 @@ READS = ["ListHosts", "ListTargets", "ListMappings", "Barrier", "GetDirty", "Wat
 INSIGHT = "/wetink.v1.InsightService/"
 INSIGHTS = ["GetWorkingSet", "GetHeatmap", "GetHotPages", "GetColdFirst", "GetWriters"]
 PREDICTIONS = ["PredictMigration", "FindWindow", "RankCandidates", "PlanDrain", "ReportMigration", "GetAccuracy"]
-READERS = [*(DIRTY + name for name in READS), *(INSIGHT + name for name in [*INSIGHTS, *PREDICTIONS])]
+SESSION = "/wetink.v1.SessionService/"
+SESSIONS = ["OpenSession", "CloseSession", "BeginRound", "CloseRound", "GetRound"]
+READERS = [
+    *(DIRTY + name for name in READS),
+    *(SESSION + name for name in SESSIONS),
+    *(INSIGHT + name for name in [*INSIGHTS, *PREDICTIONS]),
+]
 
 
 def caller(role: Role) -> Caller:
