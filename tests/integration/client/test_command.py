@@ -202,7 +202,7 @@ def test_dirty_for_people_has_counts_ranges_and_the_cursor(collector: str, agent
 
     text = text_of(collector, "dirty", name)
 
-    assert re.search(rf"^{name} +20 +80 KiB +20 +0 +yes +yes +\d+\.\d s ago", text, re.MULTILINE)
+    assert re.search(rf"^{name} +20 +80 KiB +20 +0 +0 +yes +yes +\d+\.\d s ago", text, re.MULTILINE)
     assert "0x0-0x1000  4 KiB" in text
     assert "and 12 more" in text
     (cursor,) = re.findall(r"^cursor (\S+)$", text, re.MULTILINE)
