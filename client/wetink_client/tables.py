@@ -55,7 +55,7 @@ class Printer:
 
     def hosts(self, hosts: "Iterable[Host]") -> None:
         """Print hosts."""
-        table = table_of("HOST", "AGENT", "LAST SEEN", ">TARGETS", ">SPOOL", "VERSION")
+        table = table_of("HOST", "AGENT", "LAST SEEN", ">TARGETS", ">SPOOL", ">UNITED", "VERSION")
         for host in hosts:
             table.add_row(
                 host.host_id,
@@ -63,6 +63,7 @@ class Printer:
                 self._ago(host.last_seen_time_ns),
                 str(host.target_count),
                 bytes_text(host.spool_bytes),
+                f"{host.rounds_united:,}",
                 printable(host.agent_version),
             )
         self._print(table, "no host has an agent here yet: start `wetink-agent --collector ADDR` on one")

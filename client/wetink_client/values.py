@@ -173,6 +173,8 @@ class Host:
     agent_version: str
     target_count: int
     spool_bytes: int
+    rounds_united: int = 0
+    """Rounds that the agent united since it started, because its spool was full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +398,7 @@ def host_of(message: dirty_pb2.Host) -> Host:
         agent_version=message.agent_version,
         target_count=message.target_count,
         spool_bytes=message.spool_bytes,
+        rounds_united=message.rounds_united,
     )
 
 

@@ -84,6 +84,7 @@ class HostRecord:
     last_seen_time_ns: int
     connected: bool = False
     spool_bytes: int = 0
+    rounds_united: int = 0
 
 
 class Catalog:

@@ -363,6 +363,7 @@ class DirtyService(DirtyServiceServicer):
             agent_version=host.agent_version,
             target_count=sum(1 for record in self._catalog.on_host(host.host_id) if not record.ended),
             spool_bytes=host.spool_bytes,
+            rounds_united=host.rounds_united,
         )
 
     def _info(self, record: TargetRecord) -> pb.TargetInfo:

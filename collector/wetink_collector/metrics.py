@@ -30,6 +30,7 @@ AGENT_SHARE: Final = Histogram(
 TARGET_SHARE: Final = Histogram(
     "wetink_round_target_share_ratio", "Time that a target loses to tracking, as estimated.", buckets=_SHARES
 )
+ROUNDS_UNITED: Final = Counter("wetink_rounds_united", "Rounds that agents united because their spools were full.")
 GAPS: Final = Counter("wetink_gaps", "Rounds that were missing, by the layer that found out.", ["layer"])
 RESYNCS: Final = Counter("wetink_resyncs", "Incarnations that ended with a gap, by reason.", ["reason"])
 for _layer in ("ingest", "store"):

@@ -20,6 +20,7 @@ from wetink.v1.ingest_pb2 import (
     CollectorMessage,
     CommandResult,
     Drain,
+    Heartbeat,
     Hello,
     TargetEnded,
     TargetMappings,
@@ -241,10 +242,18 @@ class Session:
             case "target_mappings":
                 self._take_mappings(message.target_mappings)
             case "heartbeat":
-                self._catalog.hosts[self.host_id].spool_bytes = message.heartbeat.spool_bytes
+                self._take_heartbeat(message.heartbeat)
             case "hello":
                 text = f"host {self.host_id} sent a second Hello; only the first message of a stream is one"
                 raise MessageMalformed(text)
+
+    def _take_heartbeat(self, heartbeat: Heartbeat) -> None:
+        host = self._catalog.hosts[self.host_id]
+        host.spool_bytes = heartbeat.spool_bytes
+        # An agent that was started again counts from zero.
+        more = heartbeat.rounds_united - host.rounds_united
+        metrics.ROUNDS_UNITED.inc(more if more >= 0 else heartbeat.rounds_united)
+        host.rounds_united = heartbeat.rounds_united
 
     def _ignore(self, message: AgentMessage) -> None:
         """Pass over a message of a later version, as the contract says.

@@ -97,6 +97,7 @@ class Host(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     TARGET_COUNT_FIELD_NUMBER: _builtins.int
     SPOOL_BYTES_FIELD_NUMBER: _builtins.int
+    ROUNDS_UNITED_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     """As in Target."""
     boot_id: _builtins.str
@@ -111,6 +112,10 @@ class Host(_message.Message):
     """Targets that have not ended."""
     spool_bytes: _builtins.int
     """Bytes in the agent's spool when it last said so."""
+    rounds_united: _builtins.int
+    """Rounds that the agent united since it started, because its spool was full, when it last said so: so often time
+    resolution was lost. Absent from an older collector: not known.
+    """
     def __init__(
         self,
         *,
@@ -121,10 +126,11 @@ class Host(_message.Message):
         agent_version: _builtins.str = ...,
         target_count: _builtins.int = ...,
         spool_bytes: _builtins.int = ...,
+        rounds_united: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "connected", b"connected", "host_id", b"host_id", "last_seen_time_ns", b"last_seen_time_ns", "spool_bytes", b"spool_bytes", "target_count", b"target_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "connected", b"connected", "host_id", b"host_id", "last_seen_time_ns", b"last_seen_time_ns", "rounds_united", b"rounds_united", "spool_bytes", b"spool_bytes", "target_count", b"target_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -47,11 +47,11 @@ def test_host_is_listed_while_its_stream_is_open_and_afterwards(agent: Agent, re
     """With its boot, its agent's version and its spool; and that it is not connected when it is gone."""
     agent.hello()
     agent.deliver(target(host_id=host), [1])
-    agent.say(ingest_pb2.Heartbeat(time_ns=1, spool_bytes=77))
+    agent.say(ingest_pb2.Heartbeat(time_ns=1, spool_bytes=77, rounds_united=5))
     agent.deliver(target(2, host_id=host), [1])
     (listed,) = (one for one in reader.hosts() if one.host_id == host)
     assert (listed.boot_id, listed.agent_version, listed.connected) == ("boot-1", "1.2.3", True)
-    assert (listed.spool_bytes, listed.target_count) == (77, 2)
+    assert (listed.spool_bytes, listed.rounds_united, listed.target_count) == (77, 5, 2)
     assert listed.last_seen_time_ns
 
     agent.end()

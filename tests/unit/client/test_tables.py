@@ -114,7 +114,7 @@ def test_host_line_says_whether_its_agent_is_there(capsys: pytest.CaptureFixture
     Printer(NOW_NS).hosts([host_of(host)])
 
     _, line = capsys.readouterr().out.splitlines()
-    assert line.split() == ["h", "away", "2", "min", "ago", "3", "0", "B", "1"]
+    assert line.split() == ["h", "away", "2", "min", "ago", "3", "0", "B", "0", "1"]
 
 
 def test_dirty_shows_the_first_ranges_and_how_many_more(capsys: pytest.CaptureFixture[str]) -> None:
