@@ -46,6 +46,9 @@ def cgroup_of(pid: int) -> Iterator[str]:
         yield f"/{directory.name}"
         with contextlib.suppress(ProcessLookupError):  # it may have ended
             (root / "cgroup.procs").write_text(str(pid), encoding="ascii")
+        until = time.monotonic() + PATIENCE_SECONDS
+        while (directory / "cgroup.procs").read_text(encoding="ascii") and time.monotonic() < until:
+            time.sleep(0.05)  # what it has started ends by itself
     finally:
         directory.rmdir()
 
