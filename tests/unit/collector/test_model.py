@@ -47,7 +47,8 @@ READERS: Final = 3
 LIVES: Final = 4
 
 _pids = st.sampled_from(PIDS)
-_fates = st.lists(st.sampled_from("wv--"), min_size=PAGES, max_size=PAGES)
+# Most pages are left alone in most rounds: what was said of one long ago must still hold.
+_fates = st.lists(st.sampled_from("wv--------"), min_size=PAGES, max_size=PAGES)
 
 
 @dataclass
@@ -382,9 +383,11 @@ class InFile(Machine):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("machine", [InMemory, InFile])
-def test_every_copy_is_what_its_target_holds(machine: type[Machine]) -> None:
+@pytest.mark.parametrize(
+    "machine, examples",
+    [(InMemory, amount(gate=150, soak=10_000)), (InFile, amount(gate=40, soak=4_000))],
+    ids=["memory", "file"],
+)
+def test_every_copy_is_what_its_target_holds(machine: type[Machine], examples: int) -> None:
     """After any order of what agents, collectors, time and readers do."""
-    run_state_machine_as_test(
-        machine, settings=settings(max_examples=amount(gate=150, soak=15_000), stateful_step_count=40)
-    )
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40))
