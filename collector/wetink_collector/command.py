@@ -16,7 +16,7 @@ from wetink import logs
 from wetink.command_line import ConfigOption, ExitCode, Failure, run
 from wetink.names import NameMalformed, check_host_id
 from wetink.tls import SecurityUnusable
-from wetink_collector import tracing
+from wetink_collector import care_commands, tracing
 from wetink_collector.address import Address, AddressUnusable, TcpAddress, parse_address
 from wetink_collector.caller import TRUST_DOMAIN
 from wetink_collector.retention import Retention, RetentionMalformed
@@ -32,6 +32,8 @@ def main() -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(collector)
     app.command()(init_pki)
+    app.command()(care_commands.check)
+    app.command()(care_commands.compact)
     run(app, "wetink-collector")
 
 

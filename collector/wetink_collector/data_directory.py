@@ -32,6 +32,21 @@ def held(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def is_held(directory: Path) -> bool:
+    """Whether a collector holds a directory now."""
+    try:
+        lock = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def sync_directory(directory: Path) -> None:
     """Make durable which files a directory has, under which names: an fsync of a file does not say so of its name.
 

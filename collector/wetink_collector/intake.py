@@ -317,8 +317,9 @@ class _Track:
             last_round=message.last_round,
             oldest_round=message.first_round,
             level=0,
-            first_time_ns=message.first_time_ns,
-            last_time_ns=message.last_time_ns,
+            # An agent's clock may say anything: it orders nothing, so no round is refused for it.
+            first_time_ns=min(message.first_time_ns, NUMBER_MAX),
+            last_time_ns=min(message.last_time_ns, NUMBER_MAX),
             frozen=message.frozen,
             written_page_count=len(pages.written),
             vanished_page_count=len(pages.vanished),
@@ -369,7 +370,6 @@ def _check_numbers(target: Target, *numbers: int) -> None:
 
 
 def _check_started(message: TargetStarted) -> None:
-    _check_numbers(message.target, message.time_ns)
     if (
         not message.page_size
         or len(message.command) > COMMAND_CHARACTERS_MAX
@@ -402,8 +402,6 @@ def _check_batch(message: WriteProtectBatch) -> None:
     _check_numbers(
         message.target,
         message.last_round,
-        message.first_time_ns,
-        message.last_time_ns,
         message.populated_page_count,
         message.cautious_page_count,
         message.events.lost_count,

@@ -8,21 +8,13 @@ with ``NORMAL`` it does not.
 """
 
 import sqlite3
-import struct
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final
-from zlib import crc32
+from typing import Final
 
-from google.protobuf.message import DecodeError
-
-from wetink.pages import PAGE_SIZE
-from wetink.v1.ingest_pb2 import TargetStarted
-from wetink.v1.types_pb2 import EndReason
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.round_log import (
     Block,
@@ -30,7 +22,6 @@ from wetink_collector.round_log import (
     based,
     check_follows,
     fold,
-    is_whole,
     plan_base,
     plan_merge,
     united,
@@ -63,8 +54,18 @@ from wetink_collector.store.interface import (
     TargetUnwanted,
     TargetWanted,
     Usage,
-    decode_stored,
     encode_stored,
+)
+from wetink_collector.store.records import (
+    BLOCK_COLUMNS,
+    BLOCK_FIELD_COUNT,
+    SETS,
+    Log,
+    block_of,
+    insert,
+    load,
+    rescued,
+    stored_block,
 )
 from wetink_collector.store.schema import check_readable, prepare, unusable
 
@@ -74,14 +75,8 @@ ROWS_FREED_MAX: Final = 64
 """Bound on the blocks freed in one piece of maintenance: a commit waits for one piece at most."""
 
 _TARGET: Final = "host_id = ? AND boot_id = ? AND pid = ? AND start_time_ticks = ?"
-_BLOCK_COLUMNS: Final = ", ".join(column.name for column in fields(Block))
-_SETS: Final = "written, vanished, uncertain"
-_BLOCK_FIELD_COUNT: Final = len(fields(Block))
 _host_values: Final = attrgetter(*(column.name for column in fields(HostSeen)))
 _target_values: Final = attrgetter(*(column.name for column in fields(TargetKey)))
-_block_values: Final = attrgetter(*(column.name for column in fields(Block)))
-_FROZEN: Final = [column.name for column in fields(Block)].index("frozen")
-_RECORD: Final = struct.Struct("<qqq")
 
 
 class SqliteStore:
@@ -162,13 +157,13 @@ class SqliteStore:
         target = incarnation.target
         with failing_as_store(incarnation), closing(self._readers.connection().cursor()) as cursor:
             cursor.execute(
-                f"SELECT {_BLOCK_COLUMNS}, crc32, {_SETS} FROM block"  # noqa: S608 (our own column names)
+                f"SELECT {BLOCK_COLUMNS}, crc32, {SETS} FROM block"  # noqa: S608 (our own column names)
                 " WHERE last_round > ? AND incarnation_id ="
                 f" (SELECT id FROM incarnation WHERE {_TARGET} AND incarnation = ?) ORDER BY last_round",
                 (after_round, *_target_values(target), incarnation.incarnation),
             )
             for row in cursor:
-                yield _stored_block(row, incarnation)
+                yield stored_block(row, incarnation)
 
     def recover(self) -> Contents:
         """Open the file again: what it says is what is durable. One that is damaged is set aside."""
@@ -203,22 +198,22 @@ class SqliteStore:
             self.store_id = prepare(self._connection, self._path)
             if read_through:
                 check_pages(self._connection, self._path)
-            self._logs, self._dropped, self._gaps = _load(self._connection)
+            self._logs, self._dropped, self._gaps = load(self._connection)
         self._grown = dict.fromkeys(log.incarnation for log in self._logs.values())
 
     def _set_aside(self, damage: FileDamaged) -> None:
         """Begin with an empty file. Agents begin new incarnations, and cursors are those of another store."""
-        rescued = _rescued(self._connection)
+        told_again_by_nobody = rescued(self._connection)
         self._connection.close()
         self._readers.renew()
         set_aside(self._path, str(damage))
         with failing_as_store():
             self._connection = connect(self._path)
         self._read_index()
-        self.commit(rescued)
+        self.commit(told_again_by_nobody)
         self._damage = None
 
-    def _kept(self, incarnation: IncarnationKey) -> "_Log | None":
+    def _kept(self, incarnation: IncarnationKey) -> Log | None:
         log = self._logs.get(incarnation.target)
         return log if log is not None and log.incarnation == incarnation else None
 
@@ -263,7 +258,7 @@ class SqliteStore:
             (*_target_values(target), change.incarnation.incarnation, change.started.SerializeToString()),
         )
         assert cursor.lastrowid is not None
-        self._logs[target] = _Log(cursor.lastrowid, change.incarnation, change.started)
+        self._logs[target] = Log(cursor.lastrowid, change.incarnation, change.started)
 
     def _forget(self, cursor: sqlite3.Cursor, target: TargetKey) -> None:
         if log := self._logs.pop(target, None):
@@ -275,7 +270,7 @@ class SqliteStore:
         if log := self._kept(change.incarnation):
             check_follows(change.block, log.blocks[-1].last_round if log.blocks else 0)
             sets = change.written, change.vanished, change.uncertain
-            _insert(cursor, log.row, change.block, sets)
+            insert(cursor, log.row, change.block, sets)
             log.append(change.block, sum(map(len, sets)))
             self._grown[change.incarnation] = None
 
@@ -308,7 +303,7 @@ class SqliteStore:
         if done:
             self._dropped.popleft()
 
-    def _merge(self, log: "_Log") -> bool:
+    def _merge(self, log: Log) -> bool:
         """Make one block of several where some are due; say whether there were any."""
         oldest = plan_base(log.blocks, log.expired_round)
         blocks = oldest or plan_merge(log.blocks)
@@ -327,125 +322,25 @@ class SqliteStore:
                 "DELETE FROM block WHERE incarnation_id = ? AND last_round BETWEEN ? AND ?",
                 (log.row, block.first_round, block.last_round),
             )
-            _insert(cursor, log.row, block, sets)
+            insert(cursor, log.row, block, sets)
         log.replace(blocks, block, sum(map(len, sets)))
         return True
 
-    def _pages(self, log: "_Log", blocks: Sequence[Block]) -> Iterator[RoundPages]:
+    def _pages(self, log: Log, blocks: Sequence[Block]) -> Iterator[RoundPages]:
         with failing_as_store(log.incarnation), closing(self._connection.cursor()) as cursor:
             cursor.execute(
-                f"SELECT {_BLOCK_COLUMNS}, crc32, {_SETS} FROM block"  # noqa: S608 (our own column names)
+                f"SELECT {BLOCK_COLUMNS}, crc32, {SETS} FROM block"  # noqa: S608 (our own column names)
                 " WHERE incarnation_id = ? AND last_round BETWEEN ? AND ? ORDER BY last_round",
                 (log.row, blocks[0].first_round, blocks[-1].last_round),
             )
             for block in blocks:
                 row = cursor.fetchone()
-                if row is None or _block(row[:_BLOCK_FIELD_COUNT]) != block:
+                if row is None or block_of(row[:BLOCK_FIELD_COUNT]) != block:
                     raise RecordDamaged(log.incarnation, f"rounds up to {block.last_round} are not there")
-                yield _stored_block(row, log.incarnation).pages
+                yield stored_block(row, log.incarnation).pages
 
 
 def _apply_session(cursor: sqlite3.Cursor, change: SessionKept | SessionForgotten) -> None:
     cursor.execute("DELETE FROM session WHERE owner = ? AND name = ?", (change.owner, change.name))
     if isinstance(change, SessionKept):
         cursor.execute("INSERT INTO session VALUES (?, ?, ?)", (change.owner, change.name, change.data))
-
-
-@dataclass(slots=True)
-class _Log:
-    """What is known in memory of an incarnation's log. ``size_bytes`` is of each block's pages, by its last round."""
-
-    row: int
-    incarnation: IncarnationKey
-    started: TargetStarted
-    ended: IncarnationEnded | None = None
-    blocks: list[Block] = field(default_factory=list)
-    size_bytes: dict[int, int] = field(default_factory=dict)
-    expired_round: int = 0
-
-    def append(self, block: Block, size_bytes: int) -> None:
-        self.blocks.append(block)
-        self.size_bytes[block.last_round] = size_bytes
-
-    def replace(self, blocks: Sequence[Block], block: Block, size_bytes: int) -> None:
-        first = self.blocks.index(blocks[0])
-        self.blocks[first : first + len(blocks)] = [block]
-        for gone in blocks:
-            del self.size_bytes[gone.last_round]
-        self.size_bytes[block.last_round] = size_bytes
-
-
-def _rescued(connection: sqlite3.Connection) -> list[Change]:
-    """Read from a damaged file what agents do not tell again, as far as that can be read."""
-    found: list[Change] = []
-    with suppress(sqlite3.Error):
-        found += [
-            HostSeen(*row) for row in connection.execute("SELECT host_id, boot_id, agent_version, time_ns FROM host")
-        ]
-    with suppress(sqlite3.Error):
-        rows = connection.execute("SELECT host_id, boot_id, pid, start_time_ticks FROM wanted")
-        found += [TargetWanted(TargetKey(*row)) for row in rows]
-    return found
-
-
-def _load(connection: sqlite3.Connection) -> "tuple[dict[TargetKey, _Log], deque[int], deque[RecordDamaged]]":
-    """Read the index.
-
-    Returns:
-        Every log that is kept, the rows of those whose blocks are still to be freed, and what is damaged as far as that
-        can be seen without pages.
-    """
-    logs: dict[int, _Log] = {}
-    damaged: deque[RecordDamaged] = deque()
-    for row in connection.execute(
-        "SELECT id, host_id, boot_id, pid, start_time_ticks, incarnation, started, end_reason, end_time_ns, end_message"
-        " FROM incarnation ORDER BY id"
-    ):
-        incarnation = IncarnationKey(TargetKey(*row[1:5]), row[5])
-        ended = None if row[7] is None else IncarnationEnded(incarnation, EndReason.ValueType(row[7]), row[8], row[9])
-        try:
-            started = TargetStarted.FromString(row[6])
-        except DecodeError:
-            damaged.append(RecordDamaged(incarnation, "how it started cannot be read"))
-            started = TargetStarted(target=incarnation.target.message(), incarnation=row[5], page_size=PAGE_SIZE)
-        logs[row[0]] = _Log(row[0], incarnation, started, ended)
-    dropped: dict[int, None] = {}
-    columns = f"incarnation_id, length(written) + length(vanished) + length(uncertain), {_BLOCK_COLUMNS}"
-    for row in connection.execute(f"SELECT {columns} FROM block ORDER BY last_round"):  # noqa: S608 (as above)
-        if log := logs.get(row[0]):
-            log.append(_block(row[2:]), row[1])
-        else:
-            dropped[row[0]] = None
-    for log in logs.values():
-        if log.blocks and not is_whole(log.blocks, after_round=0, last_round=log.blocks[-1].last_round):
-            damaged.append(RecordDamaged(log.incarnation, "there are rounds missing between those that are there"))
-    return {log.incarnation.target: log for log in logs.values()}, deque(dropped), damaged
-
-
-def _insert(cursor: sqlite3.Cursor, row: int, block: Block, sets: tuple[bytes, ...]) -> None:
-    values = (row, *_block_values(block), _checksum(block, sets), *sets)
-    columns = f"incarnation_id, {_BLOCK_COLUMNS}, crc32, {_SETS}"
-    cursor.execute(f"INSERT INTO block ({columns}) VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 (as above)
-
-
-def _stored_block(row: tuple[Any, ...], incarnation: IncarnationKey) -> StoredBlock:
-    block = _block(row[:_BLOCK_FIELD_COUNT])
-    checksum, *sets = row[_BLOCK_FIELD_COUNT:]
-    rounds = f"rounds {block.first_round} to {block.last_round}"
-    if not all(isinstance(data, bytes) for data in sets):
-        raise RecordDamaged(incarnation, f"{rounds} have no page sets")
-    if checksum != _checksum(block, sets):
-        raise RecordDamaged(incarnation, f"{rounds} do not have the checksum they were written with")
-    return StoredBlock(block, RoundPages(*(decode_stored(data, incarnation) for data in sets)))
-
-
-def _block(row: tuple[Any, ...]) -> Block:
-    return Block(*(bool(value) if index == _FROZEN else value for index, value in enumerate(row)))
-
-
-def _checksum(block: Block, sets: Iterable[bytes]) -> int:
-    """Sum up a record: its rounds and its pages, so that neither can be taken for another's."""
-    checksum = crc32(_RECORD.pack(block.first_round, block.last_round, block.oldest_round))
-    for data in sets:
-        checksum = crc32(data, checksum)
-    return checksum
