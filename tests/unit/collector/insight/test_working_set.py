@@ -6,12 +6,14 @@ from math import log2
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.histories import INCARNATION, Arrived, Batch, Truth, batches, taken
 from wetink_collector.insight.history import History
 from wetink_collector.insight.working_set import GRID_NS, Point, Statistics, statistics
+
+EXAMPLES = settings(max_examples=40)
 
 
 def windows(truth: Truth) -> Iterator[tuple[int, int, int]]:
@@ -59,6 +61,7 @@ def same(point: Point, length: float, count: int) -> bool:
     return point.window_count == count and point.window_ns == pytest.approx(length, rel=1e-6)
 
 
+@EXAMPLES
 @given(batches(united=False))
 def test_every_window_of_single_rounds_is_counted_exactly(some: list[Batch]) -> None:
     """Whatever is written when, and however long the rounds are."""
@@ -75,6 +78,7 @@ def test_every_window_of_single_rounds_is_counted_exactly(some: list[Batch]) -> 
     assert history.writable() == (len(truth.written(2, len(truth.rounds))),) * 2
 
 
+@EXAMPLES
 @given(batches(united=True))
 def test_windows_with_united_rounds_have_the_truth_between_their_bounds(some: list[Batch]) -> None:
     """What was written and then vanished within a stretch is not told; what came twice may be of either time."""
@@ -97,6 +101,7 @@ def later(truth: Truth, some: Sequence[Batch]) -> list[tuple[Arrived, Batch]]:
     return list(zip(truth.arrived, some, strict=True))[1:]
 
 
+@EXAMPLES
 @given(batches(united=False, max_size=60), st.sampled_from((4, 6, 16)))
 def test_windows_of_a_long_history_begin_at_fewer_places_and_stay_exact(some: list[Batch], starts_max: int) -> None:
     """Where beginnings are let go of, each window that is left is one of the history's."""
@@ -113,6 +118,7 @@ def test_windows_of_a_long_history_begin_at_fewer_places_and_stay_exact(some: li
     assert history.writable() == (len(truth.written(2, len(truth.rounds))),) * 2
 
 
+@EXAMPLES
 @given(batches(united=False, max_size=60), st.integers(1, 5))
 def test_only_the_newest_windows_are_kept(some: list[Batch], ends_max: int) -> None:
     """As many as the bound says, of each T."""
