@@ -7,11 +7,13 @@ from random import Random
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyroaring import BitMap64
 
 from tests.support.histories import PAGES, Batch, batches, taken
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.insight.groups import Member, Spaces, distinct, together
 from wetink_collector.insight.mapped import SharedRange
+from wetink_collector.round_log import RoundPages
 
 OBJECT = (5, 7, False)
 ELSEWHERE = (5, 8, False)
@@ -68,6 +70,19 @@ def test_every_window_has_the_truth_between_its_bounds(
     for begin_ns, low, high in zip(found._cells.begins_ns.tolist(), least.tolist(), most.tolist(), strict=True):
         true = len({one.key for one in truth if begin_ns < one.time_ns <= found._until_ns})
         assert low <= true <= high
+
+
+def test_round_that_goes_on_at_the_end_of_a_window_may_be_in_it() -> None:
+    """One target has a round a second, the other a long one: what that wrote was written before or after the end."""
+    second = 10**9
+    quick = [Batch([RoundPages(BitMap64([1]), BitMap64())], [10**18 + number * second]) for number in range(9)]
+    ends = (0, 1, 9)
+    slow = [Batch([RoundPages(BitMap64([5 + at]), BitMap64())], [10**18 + at * second]) for at in ends]
+    members = [Member(of(pid), taken(some)[0].kept, []) for pid, some in ((1, quick), (2, slow))]
+
+    least, most = together(members, Spaces()).writable()
+    # Page 1 of the one, and what the other wrote in its last round, which may be of after the window's end.
+    assert (least, most) == (1, 2)
 
 
 def keys(spaces: Spaces, pid: int, ranges: Sequence[SharedRange], *pages: int, host_id: str = "host-1") -> list[int]:
