@@ -283,15 +283,16 @@ class _Collector:
         if self._size_bytes_max is None:
             return ()
         changes = beyond_size(usage, self._size_bytes_max, self._catalog.ended())
-        is_too_large = usage.size_bytes > self._size_bytes_max and not usage.shrinking and not changes
-        if is_too_large and not self._is_too_large:
+        if usage.size_bytes <= self._size_bytes_max:
+            self._is_too_large = False
+        elif not (self._is_too_large or usage.shrinking or changes):
+            self._is_too_large = True
             log.warning(
                 "store_too_large",
                 size_bytes=usage.size_bytes,
                 size_bytes_max=self._size_bytes_max,
                 why="what living targets have populated, and their last rounds, take more than that",
             )
-        self._is_too_large = is_too_large
         return changes
 
     def _count(self) -> None:
