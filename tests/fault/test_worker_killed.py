@@ -245,6 +245,7 @@ def test_rounds_on_disk_outlive_worker_and_collector(tmp_path: Path) -> None:
             collector.kill()
             collector.close()
             agent.wait_for_log("collector_unreachable")
+            time.sleep(1)  # some rounds that nobody takes
             writer.process.kill()
             writer.process.wait()
             agent.wait_for_log("target_ended")
