@@ -285,4 +285,4 @@ def run(row: Row, source: str, *arguments: str) -> subprocess.CompletedProcess[s
         rights = [f"--inh-caps={wanted}", f"--ambient-caps={wanted}", f"--bounding-set={wanted}"]
         ids = [f"--reuid={AGENTS_USER}", f"--regid={AGENTS_USER}", "--clear-groups", "--no-new-privs"]
         command = ["setpriv", *ids, *rights, *command]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, check=False, capture_output=True, text=True)
