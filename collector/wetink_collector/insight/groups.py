@@ -56,7 +56,7 @@ class Spaces:
         for one in ranges:
             low, high = np.searchsorted(pages, np.array([one.start, one.end], np.uint64))
             if low < high and one.first + one.end - one.start < 1 << SPACE_BITS:
-                base = self._base(one.behind)
+                base = self._base((incarnation.target.host_id, incarnation.target.boot_id, one.behind))
                 keys[low:high] = (pages[low:high] - np.uint64(one.start) + np.uint64(one.first)) | base
         return distinct(keys) if ranges else keys
 
