@@ -64,9 +64,11 @@ def test_check_finds_nothing_in_a_store_that_is_whole_or_in_use(full: Path) -> N
     "statement",
     [
         "UPDATE block SET written = x'00' WHERE last_round = 2 AND incarnation_id = (SELECT max(id) FROM incarnation)",
-        "UPDATE block SET written = (SELECT written FROM block AS other WHERE other.last_round = 10 AND"
-        " other.incarnation_id = block.incarnation_id) WHERE last_round = 11 AND"
-        " incarnation_id = (SELECT max(id) FROM incarnation)",
+        (
+            "UPDATE block SET written = (SELECT written FROM block AS other WHERE other.last_round = 10 AND"
+            " other.incarnation_id = block.incarnation_id) WHERE last_round = 11 AND"
+            " incarnation_id = (SELECT max(id) FROM incarnation)"
+        ),
         "UPDATE block SET written_page_count = 5 WHERE last_round = 2",
         "DELETE FROM block WHERE last_round = 2 AND incarnation_id = (SELECT max(id) FROM incarnation)",
         "UPDATE incarnation SET started = x'ffff' WHERE id = (SELECT max(id) FROM incarnation)",
