@@ -572,7 +572,9 @@ class HotPages(_message.Message):
     round_count_max: _builtins.int
     """And at most: more than `round_count` where merged rounds are in it."""
     last_written_time_ns: _builtins.int
-    """Each of them was not written after this, in nanoseconds since the Unix epoch, and up to the as-of time."""
+    """Each of them was not written after this, in nanoseconds since the Unix epoch, and up to the as-of time; but for merged
+    rounds at whose end it was gone, of which nobody knows.
+    """
     label: _builtins.str
     """The name of the mapping, where known."""
     @_builtins.property
