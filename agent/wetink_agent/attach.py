@@ -197,7 +197,8 @@ def _refuse_the_unfit(pid: int) -> None:
         message = f"process {pid} is a kernel thread and has no memory of its own to track"
         raise Untrackable(message)
     tracer = procfs.tracer_of(pid)
-    if tracer:
+    # One of our own threads has it where an attempt is being explained.
+    if tracer and tracer not in procfs.threads(os.getpid()):
         message = f"process {pid} is already traced by process {tracer}: detach that (a debugger, strace) and try again"
         raise Untrackable(message)
     if procfs.is_cgroup_frozen(pid):

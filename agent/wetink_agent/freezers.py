@@ -246,9 +246,11 @@ def _is_dead(name: str) -> bool:
     if namespace != str(_PID_NAMESPACE.readlink()):
         return False
     try:
-        return procfs.stat(int(pid)).start_time_ticks != int(start)
+        found = procfs.stat(int(pid))
     except NoSuchProcess:
         return True
+    # One that was killed is there until its parent has taken note.
+    return found.is_gone or found.start_time_ticks != int(start)
 
 
 def _check_started(process: Process) -> None:

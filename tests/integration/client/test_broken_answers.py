@@ -36,7 +36,7 @@ def _summary(written_page_count: int) -> dirty_pb2.GetDirtyResponse:
 BROKEN = [
     pytest.param([_pages()], "cut off before its summary", id="cut before the summary"),
     pytest.param([_corrupt_pages(), _summary(3)], "checksum", id="corrupt checksum"),
-    pytest.param([_pages(), _summary(4)], "3 written and 0 vanished pages", id="count mismatch"),
+    pytest.param([_pages(), _summary(4)], "3 written, 0 vanished and 0 uncertain pages", id="count mismatch"),
 ]
 
 

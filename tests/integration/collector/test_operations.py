@@ -88,6 +88,7 @@ def test_reflection_lists_the_services_and_their_files(collector: CollectorProce
         "Track",
         "Untrack",
         "Barrier",
+        "Thaw",
         "GetDirty",
         "Watch",
         "StreamEvents",
