@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.support import programs
 from tests.support.agent import HOST, running_agent, start_agent
@@ -215,8 +216,12 @@ def test_target_that_uses_userfaultfd_itself(client: Collector) -> None:
     assert f"process {process.pid} uses userfaultfd itself at 0x" in str(error)
 
 
-def test_kernel_without_anything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernel_without_anything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
     """What the kernel lacks is named, before anything is attached."""
+    # The command sets logs up for its process, which is the tests' own here: they would go to a file that is closed.
+    request.addfinalizer(structlog.reset_defaults)
     lacking = "it lacks UFFD_FEATURE_WP_ASYNC (Linux 6.7 and later have it)"
     monkeypatch.setattr(probe, "why_not_wp_async", lambda: lacking)
     monkeypatch.setattr(soft_dirty, "why_not_soft_dirty", lambda: "it has no soft-dirty bit")
