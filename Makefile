@@ -25,9 +25,9 @@ demo: $(STAMP) ## move a running process's memory by its dirty pages alone, and 
 compose-demo: ## start collector, agent and a workload in containers, and ask what is dirty (needs a Docker engine)
 	@deploy/compose-demo
 
-# Two at once: what has real processes for targets goes one by one, beside all the rest (tests/conftest.py).
+# Two modules at a time: many tests wait more than they work.
 test: $(STAMP) ## run all tests; what the machine lacks is skipped by name
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 # The tests of make test that are marked soak, each for as long as its bug may need; ARGS='-k spool' for some of them.
 soak: $(STAMP) ## run the tests that find what is rare, for longer than make test does (root, an hour or more)

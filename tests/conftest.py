@@ -6,7 +6,6 @@ Tests are found by the paths of the repository (``pythonpath`` in pyproject.toml
 
 import os
 import signal
-from typing import Final
 
 import pytest
 
@@ -19,15 +18,6 @@ from tests.support.needs import UnknownNeed, check, needs, required  # noqa: E40
 # No deadline: two cores, shared with real targets under load, say nothing about one example's time.
 settings.register_profile("wetink", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("wetink")
-
-ONE_BY_ONE: Final = (
-    "tests/kernel",
-    "tests/fault",
-    "tests/integration/agent",
-    "tests/integration/whole",
-    "tests/deploy",
-)
-"""Directories whose tests freeze, attach to and time real processes: of them one runs at a time."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,9 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a marker with a need that nobody has defined, which would be misread as met; say what may run at once."""
+    """Refuse a marker with a need that nobody has defined: it would be misread as met."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group_of(item)))
         for name in _needs_of(item):
             try:
                 check(name)
@@ -60,12 +49,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Ask for the needs of a test before its fixtures start anything."""
     needs(*_needs_of(item))
-
-
-def _group_of(item: pytest.Item) -> str:
-    """Name the tests that a test may not run beside; those of a module share what its fixtures start."""
-    place = item.path.relative_to(item.config.rootpath)
-    return "processes" if any(place.is_relative_to(directory) for directory in ONE_BY_ONE) else str(place)
 
 
 def _needs_of(item: pytest.Item) -> list[str]:
