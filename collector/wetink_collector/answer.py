@@ -425,7 +425,9 @@ def is_lenient(strictness: Strictness.ValueType, *, frozen: bool) -> bool:
 
 def _messages(name: str, pages: RoundPages) -> Iterator[DirtyPages]:
     bytes_max = PART_OF_THREE_BYTES_MAX if pages.uncertain else PART_BYTES_MAX
-    sets = (split(some, bytes_max) for some in (pages.written, pages.vanished, pages.uncertain))
+    sets = [split(some, bytes_max) for some in (pages.written, pages.vanished, pages.uncertain)]
+    # As in `split`: who waits for a reader holds only what that has not got.
+    del pages
     for written, vanished, uncertain in zip_longest(*sets):
         yield DirtyPages(name=name, written=written, vanished=vanished, uncertain=uncertain)
 
