@@ -70,6 +70,9 @@ DISARMED_GAP_BYTES: Final = 16 * PAGE_SIZE
 """Runs of what looks swapped in one private file mapping that are seen to one by one: of more, those with so little
 between them are taken together, and with what is between. A mapping of 1 GiB takes 25 ms at most."""
 
+EXIT_MILLISECONDS_MAX: Final = 200
+"""How long a process may take to exit that has given up its memory: until then it looks as if it had another one."""
+
 GROWN_LOOKS_MAX: Final = 2
 """Looks at the mappings of a target that maps all the while; what they miss is seen to in the next round."""
 
@@ -586,11 +589,7 @@ class WpAsync:
             TargetExited: The process has exited.
             TargetReplaced: It has called execve(2).
         """
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        if poll.poll(0):
-            message = f"process {self._pid} exited"
-            raise TargetExited(message)
+        self._check_not_exited(0)
         # The highest page of user memory, where nothing lies: ENOENT in a live memory, ESRCH in a dead one. Were
         # something there, it would count as written.
         nowhere = uf.uffdio_range(start=ADDRESS_END - PAGE_SIZE, len=PAGE_SIZE)
@@ -600,6 +599,7 @@ class WpAsync:
             )
         except OSError as error:
             if error.errno == errno.ESRCH:
+                self._check_not_exited(EXIT_MILLISECONDS_MAX)
                 raise _replaced(self._pid) from error
         # A memory can outlive the execve(2) of our process when another shares it (CLONE_VM), and without address
         # randomisation the new one can have the same layout; but it has nothing registered.
@@ -611,7 +611,20 @@ class WpAsync:
             message = f"process {self._pid} exited"
             raise TargetExited(message) from error
         if not is_same:
+            self._check_not_exited(EXIT_MILLISECONDS_MAX)
             raise _replaced(self._pid)
+
+    def _check_not_exited(self, milliseconds: int) -> None:
+        """Make sure that the process has not exited, nor does so within a time.
+
+        Raises:
+            TargetExited: It has.
+        """
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        if poll.poll(milliseconds):
+            message = f"process {self._pid} exited"
+            raise TargetExited(message)
 
     def _has_our_registration(self) -> bool:
         """Whether the memory that the process runs on now has something registered, where the one we scan has."""

@@ -87,8 +87,12 @@ def preloaded(path: Path, **more: str) -> dict[str, str]:
 
 
 def userfaultfds(pid: int) -> int:
-    """Count the userfaultfds that a process holds."""
-    return sum("userfaultfd" in str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir())
+    """Count the userfaultfds that a process holds; others of its descriptors may come and go meanwhile."""
+    count = 0
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            count += "userfaultfd" in str(link.readlink())
+    return count
 
 
 # The header.

@@ -46,7 +46,7 @@ def test_token_that_is_withdrawn_ends_what_is_open(
         agent.hello()
         agent.deliver(ONE, [1])
         reader = Reader(collector.address, credentials(authority.ca, token=READER))
-        watch = reader.stub.Watch(pb.WatchRequest(selection=pb.Selection(hosts=["host-1"])), timeout=20)
+        watch = reader.stub.Watch(pb.WatchRequest(selection=pb.Selection(hosts=["host-1"])), timeout=60)
         assert next(watch).ByteSize()
         tokens.write_text(f"reader other {OTHER}\n{lines}")
 
