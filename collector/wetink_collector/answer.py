@@ -306,9 +306,14 @@ class Answerer:
         """Give what a target's rounds carry from a position until one of them; say in its status how much that is.
 
         Raises:
-            CursorIncarnationEnded, StoreUnavailable: As ``answer``.
+            CursorIncarnationEnded: The position does not go on, or that round is not here any more.
+            CursorExpired, StoreUnavailable: As ``answer``.
         """
         part = await self._part(record.target, position, until_round, STRICTNESS_STRICT)
+        if part.last is None or part.last.last_round < until_round:
+            # Its record was damaged: it has none, or has begun afresh. Fewer pages would be taken for all.
+            text = f"the rounds of {record.name} up to {until_round} are not here any more; begin without a parent"
+            raise CursorIncarnationEnded(text, targets=record.name, target_count="1")
         for message in part.first_messages:
             yield message
         if len(part.first_messages) == FIRST_MESSAGES:
@@ -318,8 +323,7 @@ class Answerer:
         told.after_round = part.after_round
         told.written_page_count, told.vanished_page_count = part.written_page_count, part.vanished_page_count
         told.uncertain_page_count = part.uncertain_page_count
-        if part.last:
-            told.populated_page_count = part.last.populated_page_count
+        told.populated_page_count = part.last.populated_page_count
 
     async def _part(
         self,

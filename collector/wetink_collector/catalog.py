@@ -5,7 +5,7 @@ It holds what is durable: changes come here after their commit. Used on the even
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -183,11 +183,12 @@ class Catalog:
         """Give the incarnations that have ended, in the order in which they did."""
         return [self._targets[target].incarnation for target in self._ended]
 
-    def to_forget(self, now: float) -> list[TargetKey]:
+    def to_forget(self, now: float, needed: Container[IncarnationKey] = ()) -> list[TargetKey]:
         """Give the ended targets that are kept long enough since this saw them first, or are too many.
 
         Args:
             now: As ``time.monotonic`` gives it: by a clock that jumps, targets would be forgotten too early or never.
+            needed: Whose rounds sessions may still ask for: they go only where there are too many.
         """
         for target, since in self._ended.items():
             if since is None:
@@ -196,7 +197,12 @@ class Catalog:
         return [
             target
             for place, (target, since) in enumerate(self._ended.items())
-            if place < too_many or (since is not None and now - since >= ENDED_KEPT_SECONDS)
+            if place < too_many
+            or (
+                since is not None
+                and now - since >= ENDED_KEPT_SECONDS
+                and self._targets[target].incarnation not in needed
+            )
         ]
 
     @contextmanager

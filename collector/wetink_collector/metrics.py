@@ -52,6 +52,11 @@ MERGE_SECONDS: Final = Histogram(
     "wetink_store_merge_duration_seconds", "Time of one piece of merging old rounds.", buckets=_SECONDS
 )
 STORE_BYTES: Final = Gauge("wetink_store_bytes", "Bytes of the store's file that are in use.")
+SESSIONS: Final = Gauge("wetink_sessions", "Sessions of orchestrators whose leases live.")
+SESSION_ROUNDS_EXPIRED: Final = Counter(
+    "wetink_session_rounds_expired",
+    "Times that rounds of a target went though a session needed them, for want of room.",
+)
 TARGETS: Final = Gauge("wetink_targets", "Targets kept, by state.", ["state"])
 HOSTS: Final = Gauge("wetink_hosts", "Hosts known.")
 CALLS: Final = Counter("wetink_calls", "Calls of orchestrators by how they ended.", ["method", "code"])

@@ -35,19 +35,17 @@ from wetink_collector.committer import Committer
 from wetink_collector.data_directory import held
 from wetink_collector.dirty import DirtyService
 from wetink_collector.errors import StoreUnavailable
+from wetink_collector.housekeeping import Housekeeping
 from wetink_collector.ingest import IngestService
 from wetink_collector.insight.histories import Histories
 from wetink_collector.insight.inquiry import Inquiry
 from wetink_collector.insight.service import InsightService
-from wetink_collector.retention import KEPT_WITHOUT_END, Ages, Retention, beyond_size
+from wetink_collector.retention import KEPT_WITHOUT_END, Retention
 from wetink_collector.sessions import SessionService
 from wetink_collector.store.interface import (
-    Change,
     IncarnationEnded,
     RecordDamaged,
     Store,
-    TargetForgotten,
-    TargetUnwanted,
 )
 from wetink_collector.store.memory import MemoryStore
 from wetink_collector.store.sqlite import SqliteStore
@@ -163,19 +161,20 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         contents = store.contents()
         catalog = Catalog(store.store_id, contents)
         committer = Committer(store, catalog)
-        collector = _Collector(catalog, committer, settings.retention)
+        collector = _Collector(catalog, committer)
         async with committer.running(collector):
             answerer = Answerer(store, catalog, threads, collector.drop)
             dirty = DirtyService(catalog, collector.agents, committer, answerer)
             histories = Histories(store, catalog)
             insight = InsightService(Inquiry(catalog, store, histories, threads))
             sessions = SessionService(catalog, collector.agents, committer, answerer, contents.sessions)
+            housekeeping = Housekeeping(catalog, committer, sessions, settings.retention)
             where = peers.address if peers else settings.listen
             async with (
                 histories.running(),
                 sessions.running(),
                 _health_served(settings.health, collector) as health_address,
-                _listening(where, collector, (dirty, insight, sessions), gate, tls) as address,
+                _listening(where, collector, (dirty, insight, sessions), gate, tls, housekeeping) as address,
                 peers.serving() if peers else nullcontext(),
             ):
                 log.info(
@@ -198,15 +197,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 class _Collector:
     """Acts on the state of the store: listens to the committer, and speaks to agents and to health probes."""
 
-    def __init__(self, catalog: Catalog, committer: Committer, retention: Retention) -> None:
+    def __init__(self, catalog: Catalog, committer: Committer) -> None:
         self.agents = Agents(catalog)
         self.committer = committer
         self.health = health.aio.HealthServicer()
         self._catalog = catalog
         self._tasks: set[asyncio.Task[None]] = set()
-        self._size_bytes_max = retention.size_bytes
-        self._ages = Ages(retention.age_seconds) if retention.age_seconds is not None else None
-        self._is_too_large = False
 
     def store_failed(self) -> None:
         self.agents.store_failed()
@@ -255,45 +251,14 @@ class _Collector:
         for service in ("", *SERVICES):
             await self.health.set(service, state)
 
-    async def tidy(self) -> None:
-        """End silent streams, forget what ended long ago, and count what there is; for ever."""
+    async def tidy(self, housekeeping: Housekeeping) -> None:
+        """End silent streams, let go of what is kept no longer, and count what there is; for ever."""
         while True:
             self._count()
             await asyncio.sleep(TIDY_SECONDS)
             self.agents.end_silent(time.monotonic())
             with suppress(StoreUnavailable):
-                await self.committer.commit([*self._forgetting(), *self._expiring(), *await self._shrinking()])
-
-    def _forgetting(self) -> Iterator[Change]:
-        for target in self._catalog.to_forget(time.monotonic()):
-            yield TargetForgotten(target)
-            if self._catalog.connected(target.host_id):
-                # Its agent was told that it is wanted and has not found it for as long.
-                yield TargetUnwanted(target)
-
-    def _expiring(self) -> Iterator[Change]:
-        if self._ages:
-            yield from self._ages.look(self._catalog.all(), time.monotonic())
-
-    async def _shrinking(self) -> Sequence[Change]:
-        usage = await self.committer.usage()
-        if usage is None:
-            return ()
-        metrics.STORE_BYTES.set(usage.size_bytes)
-        if self._size_bytes_max is None:
-            return ()
-        changes = beyond_size(usage, self._size_bytes_max, self._catalog.ended())
-        if usage.size_bytes <= self._size_bytes_max:
-            self._is_too_large = False
-        elif not (self._is_too_large or usage.shrinking or changes):
-            self._is_too_large = True
-            log.warning(
-                "store_too_large",
-                size_bytes=usage.size_bytes,
-                size_bytes_max=self._size_bytes_max,
-                why="what living targets have populated, and their last rounds, take more than that",
-            )
-        return changes
+                await housekeeping.let_go()
 
     def _count(self) -> None:
         records = self._catalog.all()
@@ -319,6 +284,7 @@ async def _listening(
     services: tuple[DirtyService, InsightService, SessionService],
     gate: Gate,
     tls: ServerTls | None,
+    housekeeping: Housekeeping,
 ) -> AsyncIterator[Address]:
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CALLS_MAX, interceptors=[gate])
     add_IngestServiceServicer_to_server(IngestService(collector.agents, collector.committer), server)
@@ -330,7 +296,7 @@ async def _listening(
     address = _bind(server, where, tls)
     await server.start()
     await collector.set_serving(serving=True)
-    tidying = asyncio.create_task(collector.tidy())
+    tidying = asyncio.create_task(collector.tidy(housekeeping))
     try:
         yield address
     finally:

@@ -6,9 +6,9 @@ durable; what nobody was told before a crash is found out anew.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 from grpc.aio import ServicerContext
@@ -22,6 +22,7 @@ from wetink.v1.types_pb2 import (
     INCOMPLETE_REASON_NOT_FROZEN,
     INCOMPLETE_REASON_UNSPECIFIED,
 )
+from wetink_collector import metrics
 from wetink_collector.agents import Agents
 from wetink_collector.answer import Answerer, are_all_reached, consistency
 from wetink_collector.asked import barrier_seconds, check_name, chosen_now, freeze_of, positions_of
@@ -35,21 +36,21 @@ from wetink_collector.errors import (
     AgentDisconnected,
     AgentSilent,
     CursorIncarnationEnded,
+    CursorOtherStore,
     NotFrozen,
     Refusal,
     RequestMalformed,
     RoundDiffers,
-    RoundOpen,
-    RoundUnknown,
     SessionDiffers,
     SessionsTooMany,
     SessionUnknown,
     StoreUnavailable,
 )
+from wetink_collector.identity import IncarnationKey
 from wetink_collector.selection import Chosen, parse_non_empty
+from wetink_collector.session_state import SessionState, earlier, restored, stored
 from wetink_collector.store.interface import SessionForgotten, SessionKept
 
-LEASE_MS_DEFAULT: Final = 60_000
 LEASE_MS_MAX: Final = 3_600_000
 """As the contract says: after an hour an ended target is forgotten, too."""
 
@@ -69,46 +70,6 @@ _Context: TypeAlias = ServicerContext[Any, Any]
 _Key: TypeAlias = tuple[str, str]
 
 
-@dataclass(slots=True)
-class _Session:
-    """One session: what is durable of it, and until when its lease goes (``time.monotonic``)."""
-
-    open: pb.OpenSessionRequest
-    rounds: dict[str, pb.SessionRound]
-    until: float
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def renew(self) -> None:
-        self.until = time.monotonic() + (self.open.lease_ms or LEASE_MS_DEFAULT) / 1000
-
-    def is_over(self, now: float) -> bool:
-        """Whether nobody has asked for it for as long as its lease; a call that is under way counts as asking."""
-        return self.until < now and not self.lock.locked()
-
-    def closed(self, name: str) -> pb.SessionRound:
-        """Give a round that has an end.
-
-        Raises:
-            RoundUnknown, RoundOpen: It has none.
-        """
-        found = self.round(name)
-        if not found.closed:
-            message = f"round {name} of session {self.open.session} is still open: close it first"
-            raise RoundOpen(message)
-        return found
-
-    def round(self, name: str) -> pb.SessionRound:
-        """Give a round.
-
-        Raises:
-            RoundUnknown: It was not begun, or is forgotten.
-        """
-        if name not in self.rounds:
-            message = f"session {self.open.session} has no round {name[:64]!r}, or not any more: begin it"
-            raise RoundUnknown(message)
-        return self.rounds[name]
-
-
 class SessionService(SessionServiceServicer):
     """The service for orchestrators that may say everything twice."""
 
@@ -125,9 +86,8 @@ class SessionService(SessionServiceServicer):
         self._agents = agents
         self._committer = committer
         self._answerer = answerer
-        self._sessions: dict[_Key, _Session] = {}
-        for one in kept:
-            self._sessions[one.owner, one.name] = _restored(one.data)
+        self._opening = asyncio.Lock()
+        self._sessions: dict[_Key, SessionState] = {(one.owner, one.name): restored(one.data) for one in kept}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -151,9 +111,9 @@ class SessionService(SessionServiceServicer):
         """Forget a session."""
         async with edge(_SERVICE, "CloseSession", context):
             key = (CALLER.get().name, request.session)
-            if key in self._sessions:
-                await self._committer.commit([SessionForgotten(*key)])
-                self._sessions.pop(key, None)
+            # First from memory: a call that is under way must not keep it once more behind this.
+            self._sessions.pop(key, None)
+            await self._committer.commit([SessionForgotten(*key)])
             return pb.CloseSessionResponse()
 
     async def BeginRound(  # noqa: N802 (as above)
@@ -179,12 +139,30 @@ class SessionService(SessionServiceServicer):
         """Give what a closed round carries."""
         async with edge(_SERVICE, "GetRound", context):
             session = self._find(request.session)
-            async for part in self._carried(session, session.closed(request.round)):
-                if isinstance(part, DirtySummary):
-                    yield pb.GetRoundResponse(summary=part)
-                else:
-                    yield pb.GetRoundResponse(pages=part)
-            session.renew()
+            with session.called():
+                async for part in self._carried(session, session.closed(request.round)):
+                    if isinstance(part, DirtySummary):
+                        yield pb.GetRoundResponse(summary=part)
+                    else:
+                        yield pb.GetRoundResponse(pages=part)
+
+    async def needed(self) -> Mapping[IncarnationKey, int]:
+        """Give the round of each target after which a session whose lease lives must still be answered.
+
+        As ``needed_after`` gives it, for all sessions together.
+        """
+        found: dict[IncarnationKey, int] = {}
+        for session in list(self._sessions.values()):
+            if not session.is_over(time.monotonic()):
+                for key, after in session.needed().items():
+                    found[key] = earlier(found.get(key, 0), after)
+            # Each may be over thousands of targets: nobody else waits for all of them.
+            await asyncio.sleep(0)
+        return found
+
+    def expired(self, incarnation: IncarnationKey, last_round: int | None) -> Sequence[str]:
+        """Take it that rounds up to one have gone, needed or not, or all (None); give the sessions that needed them."""
+        return [name for (_, name), session in self._sessions.items() if session.expire(incarnation, last_round)]
 
     async def _open(self, request: pb.OpenSessionRequest) -> pb.OpenSessionResponse:
         check_name(request.session, "session")
@@ -193,22 +171,32 @@ class SessionService(SessionServiceServicer):
             raise RequestMalformed(message)
         parse_non_empty(request.selection)
         key = (CALLER.get().name, request.session)
-        session = self._sessions.get(key)
-        if session and session.open.selection != request.selection:
+        async with self._opening:
+            if (session := self._living(key)) is None:
+                session = await self._open_new(key, request)
+        if session.open.selection != request.selection:
             message = f"there is a session {request.session} over other targets: close it, or take another name"
             raise SessionDiffers(message)
-        if session is None and len(self._sessions) >= SESSIONS_MAX:
-            message = f"there are {SESSIONS_MAX} sessions already; close those that are done, or try again later"
-            raise SessionsTooMany(message)
-        if session is None or session.open != request:
-            kept = _Session(_copy_of_open(request), session.rounds if session else {}, 0.0)
-            await self._committer.commit([SessionKept(*key, _stored(kept))])
-            session = self._sessions.setdefault(key, kept)
-            session.open = kept.open
+        if session.open != request:
+            async with self._held(request.session) as session:
+                # With the rounds as they are now: a call that was under way may have closed one.
+                opened = _copy_of_open(request)
+                await self._committer.commit([SessionKept(*key, stored(opened, session.rounds))])
+                session.open = opened
         session.renew()
         return pb.OpenSessionResponse(rounds=[_without_targets(one) for one in session.rounds.values()])
 
-    async def _begin(self, session: _Session, request: pb.BeginRoundRequest) -> pb.SessionRound:
+    async def _open_new(self, key: _Key, request: pb.OpenSessionRequest) -> SessionState:
+        if key not in self._sessions and len(self._sessions) >= SESSIONS_MAX:
+            message = f"there are {SESSIONS_MAX} sessions already; close those that are done, or try again later"
+            raise SessionsTooMany(message)
+        session = SessionState(_copy_of_open(request), {})
+        await self._committer.commit([SessionKept(*key, stored(session.open, session.rounds))])
+        session.renew()
+        self._sessions[key] = session
+        return session
+
+    async def _begin(self, session: SessionState, request: pb.BeginRoundRequest) -> pb.SessionRound:
         check_name(request.round, "round")
         begun = session.rounds.get(request.round)
         if begun and begun.parent != request.parent:
@@ -222,7 +210,9 @@ class SessionService(SessionServiceServicer):
         await self._keep(session, begun)
         return begun
 
-    async def _close(self, session: _Session, found: pb.SessionRound, request: pb.CloseRoundRequest) -> pb.SessionRound:
+    async def _close(
+        self, session: SessionState, found: pb.SessionRound, request: pb.CloseRoundRequest
+    ) -> pb.SessionRound:
         timeout_seconds, freeze = barrier_seconds(request.timeout_ms), freeze_of(request)
         chosen = parse_non_empty(session.open.selection)
         cursor = self._cursor_of_parent(session, found)
@@ -245,7 +235,10 @@ class SessionService(SessionServiceServicer):
         await self._keep(session, closed)
         return closed
 
-    async def _carried(self, session: _Session, found: pb.SessionRound) -> AsyncIterator[DirtyPages | DirtySummary]:
+    async def _carried(self, session: SessionState, found: pb.SessionRound) -> AsyncIterator[DirtyPages | DirtySummary]:
+        if decode(found.cursor).store_id != self._catalog.store_id:
+            message = f"round {found.round} was closed before the collector's store was lost; begin without a parent"
+            raise CursorOtherStore(message)
         cursor = self._cursor_of_parent(session, found)
         before = cursor.positions if cursor else {}
         statuses = []
@@ -269,10 +262,10 @@ class SessionService(SessionServiceServicer):
             targets=statuses,
         )
 
-    def _cursor_of_parent(self, session: _Session, found: pb.SessionRound) -> Cursor | None:
+    def _cursor_of_parent(self, session: SessionState, found: pb.SessionRound) -> Cursor | None:
         return decode(session.closed(found.parent).cursor) if found.parent else None
 
-    async def _keep(self, session: _Session, changed: pb.SessionRound) -> None:
+    async def _keep(self, session: SessionState, changed: pb.SessionRound) -> None:
         """Take over a round, once it is durable; the oldest go where there are too many."""
         rounds = {**session.rounds, changed.round: changed}
         needed = {one.parent for one in rounds.values() if not one.closed} | {changed.round, changed.parent}
@@ -281,44 +274,51 @@ class SessionService(SessionServiceServicer):
                 break
             if name not in needed:
                 del rounds[name]
-        owner = next(key[0] for key, one in self._sessions.items() if one is session)
-        kept = _Session(session.open, rounds, session.until)
-        await self._committer.commit([SessionKept(owner, session.open.session, _stored(kept))])
-        session.rounds = rounds
+        key = (CALLER.get().name, session.open.session)
+        if self._sessions.get(key) is not session:
+            raise _unknown(session.open.session)
+        await self._committer.commit([SessionKept(*key, stored(session.open, rounds))])
+        session.take(rounds)
 
     @asynccontextmanager
-    async def _held(self, name: str) -> AsyncIterator[_Session]:
+    async def _held(self, name: str) -> AsyncIterator[SessionState]:
         """Give a session to one call at a time: who repeats a call that is under way waits for its answer.
 
         Raises:
             SessionUnknown: There is none.
         """
-        async with self._find(name).lock:
-            # It may have been closed while we waited.
-            session = self._find(name)
-            session.renew()
-            try:
+        session = self._find(name)
+        with session.called():
+            async with session.lock:
+                if self._find(name) is not session:
+                    # It was closed while we waited, and another one opened.
+                    raise _unknown(name)
                 yield session
-            finally:
-                session.renew()
 
-    def _find(self, name: str) -> _Session:
-        session = self._sessions.get((CALLER.get().name, name))
-        if session is None or session.is_over(time.monotonic()):
-            message = f"there is no session {name[:64]!r} of yours, or its lease is over: open it again"
-            raise SessionUnknown(message)
+    def _find(self, name: str) -> SessionState:
+        session = self._living((CALLER.get().name, name))
+        if session is None:
+            raise _unknown(name)
         return session
+
+    def _living(self, key: _Key) -> SessionState | None:
+        session = self._sessions.get(key)
+        return None if session is None or session.is_over(time.monotonic()) else session
 
     async def _expire(self) -> None:
         while True:
+            metrics.SESSIONS.set(len(self._sessions))
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
-            over = [key for key, one in self._sessions.items() if one.is_over(now)]
-            with suppress(StoreUnavailable):
-                await self._committer.commit([SessionForgotten(*key) for key in over])
-                for key in over:
-                    if self._sessions[key].is_over(now):
-                        del self._sessions[key]
+            over = {key: one for key, one in self._sessions.items() if one.is_over(now)}
+            for key in over:
+                # Before the store forgets it: whoever opens it meanwhile opens another.
+                del self._sessions[key]
+            try:
+                if over:
+                    await self._committer.commit([SessionForgotten(*key) for key in over])
+            except StoreUnavailable:
+                self._sessions = {**over, **self._sessions}
 
 
 def _check_reached(records: Iterable[TargetRecord], reached: dict[Any, Reached]) -> None:
@@ -338,6 +338,11 @@ def _check_reached(records: Iterable[TargetRecord], reached: dict[Any, Reached])
         raise kinds.get(outcome.reason, AgentSilent)(outcome.message)
 
 
+def _unknown(name: str) -> SessionUnknown:
+    message = f"there is no session {name[:64]!r} of yours, or its lease is over: open it again"
+    return SessionUnknown(message)
+
+
 def _positions(
     records: Iterable[TargetRecord], statuses: Iterable[TargetStatus], chosen: Chosen
 ) -> dict[Any, Position]:
@@ -347,24 +352,6 @@ def _positions(
         for record, status in zip(records, statuses, strict=True)
         if not record.ended or chosen.names_target(record.target)
     }
-
-
-def _stored(session: _Session) -> bytes:
-    """Turn what is durable of a session into bytes: how it was opened, then its rounds, each with its length."""
-    messages = [session.open.SerializeToString(), *(one.SerializeToString() for one in session.rounds.values())]
-    return b"".join(len(one).to_bytes(4, "little") + one for one in messages)
-
-
-def _restored(data: bytes) -> _Session:
-    messages = []
-    while data:
-        end = 4 + int.from_bytes(data[:4], "little")
-        messages.append(data[4:end])
-        data = data[end:]
-    rounds = [pb.SessionRound.FromString(one) for one in messages[1:]]
-    session = _Session(pb.OpenSessionRequest.FromString(messages[0]), {one.round: one for one in rounds}, 0.0)
-    session.renew()
-    return session
 
 
 def _copy_of_open(request: pb.OpenSessionRequest) -> pb.OpenSessionRequest:

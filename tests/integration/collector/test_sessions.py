@@ -1,58 +1,17 @@
 """SessionService against a real collector: what is said again is answered again, whoever was started again."""
 
+import sqlite3
 import time
+from contextlib import closing
 
 import grpc
 import pytest
 
-from tests.integration.collector.wire import (
-    PATIENCE_SECONDS,
-    Agent,
-    Answer,
-    answers,
-    batch,
-    channel,
-    meanwhile,
-    position,
-    refused,
-    target,
-)
+from tests.integration.collector.mover import Mover, close
+from tests.integration.collector.wire import Agent, batch, meanwhile, position, refused, start, target
 from tests.support.collector import CollectorProcess, running_collector
 from wetink.v1 import dirty_pb2, types_pb2
 from wetink.v1 import session_pb2 as pb
-from wetink.v1.session_pb2_grpc import SessionServiceStub
-
-
-class Mover:
-    """An orchestrator on the plain stub, with one session over one target."""
-
-    def __init__(self, address: str, name: str, session: str = "move-7") -> None:
-        """Connect; nothing is opened yet."""
-        self.channel = channel(address)
-        self.stub = SessionServiceStub(self.channel)
-        self.session = session
-        self.selection = dirty_pb2.Selection(targets=[name])
-
-    def open(self, lease_ms: int = 0) -> list[pb.SessionRound]:
-        """Open the session."""
-        request = pb.OpenSessionRequest(session=self.session, selection=self.selection, lease_ms=lease_ms)
-        return list(self.stub.OpenSession(request, timeout=PATIENCE_SECONDS).rounds)
-
-    def begin(self, round_: str, parent: str = "") -> pb.SessionRound:
-        """Begin a round."""
-        request = pb.BeginRoundRequest(session=self.session, round=round_, parent=parent)
-        return self.stub.BeginRound(request, timeout=PATIENCE_SECONDS).round
-
-    def close(self, round_: str, timeout_ms: int = 0, freeze: types_pb2.Freeze | None = None) -> pb.SessionRound:
-        """Close a round."""
-        request = pb.CloseRoundRequest(session=self.session, round=round_, timeout_ms=timeout_ms, freeze=freeze)
-        return self.stub.CloseRound(request, timeout=PATIENCE_SECONDS).round
-
-    def get(self, round_: str) -> Answer:
-        """Ask what a round carries."""
-        request = pb.GetRoundRequest(session=self.session, round=round_)
-        (answer,) = answers(self.stub.GetRound(request, timeout=PATIENCE_SECONDS))
-        return answer
 
 
 @pytest.fixture
@@ -81,13 +40,6 @@ def mover(shared_collector: CollectorProcess, live: Agent, one: types_pb2.Target
     mover = Mover(shared_collector.address, name, host[:64])
     mover.open()
     return mover
-
-
-def close(mover: Mover, live: Agent, round_: str, number: int, written: list[int]) -> pb.SessionRound:
-    """Close a round that the agent harvests."""
-    of = target(host_id=mover.selection.targets[0].rpartition("/")[0])
-    with meanwhile(lambda: live.harvest(live.hear("barrier").barrier, batch(of, number, written=written))):
-        return mover.close(round_)
 
 
 def test_rounds_carry_what_was_written_between_their_ends(mover: Mover, live: Agent, name: str) -> None:
@@ -223,3 +175,94 @@ def test_a_crash_of_both_changes_no_answer(collector: CollectorProcess, host: st
         mover.begin("second", "first")
         close(mover, agent, "second", 4, [4])
         assert mover.get("second").written == {name: {4}}
+
+
+@pytest.mark.parametrize("begins_afresh", [False, True], ids=["gone", "begins afresh"])
+def test_round_whose_record_was_damaged_is_refused(
+    collector: CollectorProcess, host: str, *, begins_afresh: bool
+) -> None:
+    """What is left of it would be taken for all; so would an incarnation that comes again, until it has come as far."""
+    assert collector.data
+    one, name = target(host_id=host), f"{host}/1@100"
+    mover = Mover(collector.address, name)
+    with Agent(collector.address, host) as agent:
+        agent.hello()
+        agent.deliver(one, [1], [2])
+        mover.open()
+        mover.begin("first")
+        close(mover, agent, "first", 3, [3])
+        with closing(sqlite3.connect(collector.data / "wetink.sqlite3", isolation_level=None)) as connection:
+            assert connection.execute("DELETE FROM block WHERE last_round = 2").rowcount == 1
+        with refused(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED"):
+            mover.get("first")
+    if begins_afresh:
+        with Agent(collector.address, host) as agent:
+            assert not agent.hello(position(one, 3)).positions
+            agent.say(start(one), batch(one, 1, written=[1]))
+            agent.acknowledged(one, 1)
+
+            with refused(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED") as refusal:
+                mover.get("first")
+            assert refusal.metadata["targets"] == name
+
+            agent.say(batch(one, 2, written=[2]), batch(one, 3, written=[3]))
+            agent.acknowledged(one, 3)
+            assert mover.get("first").written == {name: {1, 2, 3}}
+    mover.begin("second", "first")
+    with refused(grpc.StatusCode.OUT_OF_RANGE if not begins_afresh else grpc.StatusCode.UNAVAILABLE):
+        mover.close("second", timeout_ms=1)
+
+
+def test_session_that_is_closed_meanwhile_is_not_kept(mover: Mover, live: Agent, one: types_pb2.Target) -> None:
+    """Who closes a round of it is told that there is none; a new one of that name is another."""
+    mover.begin("first")
+
+    def end_it() -> None:
+        asked = live.hear("barrier").barrier
+        mover.end()
+        mover.open()
+        live.harvest(asked, batch(one, 3))
+
+    with meanwhile(end_it), refused(grpc.StatusCode.NOT_FOUND, "SESSION_UNKNOWN"):
+        mover.close("first")
+    assert mover.open() == []
+
+
+def test_lease_that_is_changed_during_a_close_loses_no_round(
+    collector: CollectorProcess, host: str, one: types_pb2.Target, name: str
+) -> None:
+    """What was answered is there after a crash, whatever else was said of the session meanwhile."""
+    with Agent(collector.address, host) as agent:
+        agent.hello()
+        agent.deliver(one, [1])
+        mover = Mover(collector.address, name)
+        mover.open()
+        mover.begin("first")
+        opened: list[pb.SessionRound] = []
+
+        def renew() -> None:
+            asked = agent.hear("barrier").barrier
+            with meanwhile(lambda: opened.extend(mover.open(lease_ms=600_000))):
+                time.sleep(0.2)  # what it would be given if it did not wait, it would be given by then
+                agent.harvest(asked, batch(one, 2, written=[2]))
+
+        with meanwhile(renew):
+            closed = mover.close("first")
+        assert [found.closed for found in opened] == [True]
+        collector.kill()
+        collector.close()
+    with running_collector(collector.data) as again:
+        assert Mover(again.address, name).close("first", timeout_ms=1) == closed
+
+
+def test_renewal_does_not_wait_for_a_close(mover: Mover, live: Agent, one: types_pb2.Target) -> None:
+    """In the same words as before, it changes nothing that anybody would have to wait for."""
+    mover.begin("first")
+
+    def renew() -> None:
+        asked = live.hear("barrier").barrier
+        assert [found.closed for found in mover.open()] == [False]
+        live.harvest(asked, batch(one, 3))
+
+    with meanwhile(renew):
+        mover.close("first")

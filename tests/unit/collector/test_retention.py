@@ -117,6 +117,50 @@ def test_logs_that_gain_most_go_first_and_the_last_rounds_stay() -> None:
     assert beyond_size(usage({ONE: blocks(9, 100, has_base=True)}), 10, []) == []
 
 
+@given(
+    st.lists(st.tuples(st.floats(0, AGE), st.integers(0, 20), st.none() | st.integers(0, 100)), min_size=1, max_size=60)
+)
+def test_age_lets_go_of_nothing_that_is_needed(steps: Sequence[tuple[float, int, int | None]]) -> None:
+    """And of all else as if nobody needed anything; of what is needed from its beginning, all."""
+    ages, others, now, last_round = Ages(AGE), Ages(AGE), 1000.0, 1
+    for wait, more, after in steps:
+        now, last_round = now + wait, last_round + more
+        needed = {} if after is None else {ONE: after}
+        found = [change.last_round for change in ages.look([record(last_round)], now, needed)]
+        expected = [change.last_round for change in others.look([record(last_round)], now)]
+
+        assert found == [min(round_, after or round_) for round_ in expected]
+
+
+def test_what_is_needed_goes_last_and_only_beyond_a_quarter_more() -> None:
+    """Whether it is old rounds or targets that have ended; and then no more of it than must."""
+    logs = {ONE: blocks(20, 100), TWO: blocks(5, 100), THREE: blocks(5, 100)}
+    needed = {ONE: 4, THREE: 0}
+
+    assert beyond_size(usage(logs), 2500, [THREE, TWO], needed) == [TargetForgotten(TWO.target), RoundsExpired(ONE, 4)]
+    assert beyond_size(usage(logs), 2400, [THREE, TWO], needed) == [TargetForgotten(TWO.target), RoundsExpired(ONE, 4)]
+    assert beyond_size(usage(logs), 2000, [THREE, TWO], needed) == [
+        TargetForgotten(TWO.target),
+        RoundsExpired(ONE, 4),
+    ]
+    assert beyond_size(usage(logs), 1800, [THREE, TWO], needed) == [
+        TargetForgotten(TWO.target),
+        RoundsExpired(ONE, 4),
+        TargetForgotten(THREE.target),
+    ]
+    assert beyond_size(usage(logs), 1200, [THREE, TWO], needed) == [
+        TargetForgotten(TWO.target),
+        RoundsExpired(ONE, 4),
+        TargetForgotten(THREE.target),
+        RoundsExpired(ONE, 12),
+    ]
+
+
+def test_what_is_needed_from_its_beginning_keeps_no_old_rounds() -> None:
+    """Of a living target its newest rounds suffice for that."""
+    assert beyond_size(usage({ONE: blocks(20, 100)}), 1999, [], {ONE: 0}) == [RoundsExpired(ONE, 12)]
+
+
 def test_options_are_read_with_their_units() -> None:
     """And nothing is let go of without them."""
     assert parse(None, None) == KEPT_WITHOUT_END
