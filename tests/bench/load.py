@@ -12,28 +12,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
-import numpy as np
 from pyroaring import BitMap64
 
+from tests.bench.load_agents import ROUND_PAGES, ROUNDS_A_SECOND, SPREAD_SECONDS, page_sets
 from tests.bench.run import cpu_seconds, say
 from tests.support.collector import CollectorProcess, running_collector
-from wetink.v1 import ingest_pb2, types_pb2
-from wetink_agent.backend import Harvest
-from wetink_agent.recording import RecordingWriter
-from wetink_agent.rounds import round_of
 from wetink_client import Collector, WetinkError
 
 AGENTS: Final = int(os.environ.get("WETINK_LOAD_AGENTS", "200"))
 SECONDS: Final = float(os.environ.get("WETINK_LOAD_SECONDS", "60"))
-ROUNDS_A_SECOND: Final = 10
-ROUND_PAGES: Final = 4096
-MAPPED_PAGES: Final = 1 << 20
-PROCESSES: Final = 4
-"""Processes with agents: one alone could not keep up with its own."""
+FLOOR_SECONDS: Final = min(SECONDS, 15.0)
+PROCESSES: Final = 2
+"""Processes with agents: as many as there are processors."""
 
 QUERY_SECONDS: Final = 0.05
 """A query is asked so long after the one before."""
@@ -49,35 +43,23 @@ what is being answered."""
 def bench_load() -> Iterator[bool]:
     """Play ten rounds a second of 4 Ki random pages from each of 200 agents, and ask all the while."""
     what = f"load, {AGENTS} agents, {ROUNDS_A_SECOND} rounds a second of {ROUND_PAGES} random pages each, {SECONDS:g} s"
-    with tempfile.TemporaryDirectory() as directory:
-        recording = Path(directory, "recording")
-        played = _write_recording(recording, round(ROUNDS_A_SECOND * (SECONDS + 90)))
-        with running_collector(Path(directory, "data")) as collector:
-            share = AGENTS // PROCESSES
-            agents = [_start_agents(collector.address, recording, first, share) for first in range(0, AGENTS, share)]
-            with _Asking(collector) as asking:
-                spent = -cpu_seconds(collector.pid)
-                began = time.monotonic()
-                found: list[dict[str, Any]] = [json.loads(agent.communicate()[0]) for agent in agents]
-                spent, took = spent + cpu_seconds(collector.pid), time.monotonic() - began
-            failed = [one for part in found for one in part["failed"]]
-            assert not failed, failed[0]
-            lost = _lost(collector, played)
-    waits = sorted(one for part in found for one in part["seconds"])
-    rounds = [one for part in found for one in part["rounds"]]
-    assert len(rounds) == AGENTS, found
-    cpu = round(spent / took * 100, 1)
-    yield say(what, lost, f"pages missing or too many, of {SAMPLE_TARGETS} targets", limit=1, rounds=sum(rounds))
+    with _floor() as (pid, address):
+        floor = _play(pid, address, FLOOR_SECONDS)
+    with tempfile.TemporaryDirectory() as directory, running_collector(Path(directory, "data")) as collector:
+        with _Asking(collector) as asking:
+            played = _play(collector.pid, collector.address, SECONDS)
+        lost = _lost(collector)
+    yield say(
+        what, lost, f"pages missing or too many, of {SAMPLE_TARGETS} targets", limit=1, rounds=sum(played["rounds"])
+    )
     yield say(
         what,
-        _percentile(waits, 0.99) * 1000,
+        _percentile(played["seconds"], 0.99) * 1000,
         "ms to the acknowledgement, p99",
         limit=250,
-        p50=round(_percentile(waits, 0.5) * 1000, 1),
-        acknowledged_a_second=round(len(waits) / SECONDS),
-        rounds_united=sum(part["united"] for part in found),
-        spool_bytes_max=max(part["spool_bytes_max"] for part in found),
-        collector_cpu_percent=cpu,
+        p50=round(_percentile(played["seconds"], 0.5) * 1000, 1),
+        acknowledged_a_second=round(len(played["seconds"]) / played["took"]),
+        rounds_waiting_max=played["behind_max"],
     )
     yield say(
         what,
@@ -90,43 +72,60 @@ def bench_load() -> Iterator[bool]:
         pages_an_answer=round(statistics.mean(asking.page_counts or [0])),
     )
     yield say(what, asking.memory_bytes_max / (1 << 20), "MiB of the collector, at most", limit=MEMORY_MIB_MAX)
-
-
-def _start_agents(address: str, recording: Path, first: int, count: int) -> "subprocess.Popen[bytes]":
-    """Start a process with some of the agents."""
-    arguments = [address, str(recording), str(first), str(count), str(SECONDS)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.load_agents", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+    yield say(
+        what,
+        played["cpu"] / floor["cpu"],
+        "times as much processor time a round as a service that acknowledges and keeps nothing",
+        us_a_round=round(played["cpu"] * 1e6),
+        us_a_round_of_nothing=round(floor["cpu"] * 1e6),
+        us_a_round_of_the_agents=round(played["agents_cpu"] * 1e6),
+        acknowledgement_of_nothing_p99_ms=round(_percentile(floor["seconds"], 0.99) * 1000, 1),
     )
 
 
-def _write_recording(path: Path, round_count: int) -> list[BitMap64]:
-    """Write rounds of random pages of 4 GiB, and give them."""
-    pages = np.random.default_rng(1)
-    target = types_pb2.Target(host_id="load", boot_id="bench", pid=1, start_time_ticks=1)
-    played = []
-    with RecordingWriter(path, ingest_pb2.TargetStarted(target=target, incarnation=1, page_size=4096)) as writer:
-        for number in range(1, round_count + 1):
-            written = BitMap64((pages.integers(0, MAPPED_PAGES, ROUND_PAGES) + (0x7F << 24)).tolist())
-            harvest = Harvest(
-                began_time_ns=number * 1_000_000_000 // ROUNDS_A_SECOND,
-                written=written,
-                vanished=BitMap64(),
-                populated_page_count=MAPPED_PAGES,
-            )
-            backend = types_pb2.BACKEND_WP_ASYNC
-            writer.add(round_of(harvest, target=target, incarnation=1, number=number, backend=backend))
-            played.append(written)
-        writer.end(
-            ingest_pb2.TargetEnded(target=target, incarnation=1, reason=types_pb2.END_REASON_UNTRACKED, time_ns=1)
-        )
-    return played
+def _play(pid: int, address: str, seconds: float) -> dict[str, Any]:
+    """Play all agents against a service, and say what came of it and what it cost."""
+    used, began = cpu_seconds(pid), time.monotonic()
+    share = AGENTS // PROCESSES
+    agents = [_start_agents(address, first, share, seconds) for first in range(0, AGENTS, share)]
+    found: list[dict[str, Any]] = [json.loads(agent.communicate()[0]) for agent in agents]
+    used = cpu_seconds(pid) - used
+    failed = [one for part in found for one in part["failed"]]
+    assert not failed, failed[0]
+    rounds = [one for part in found for one in part["rounds"]]
+    assert len(rounds) == AGENTS, found
+    return {
+        "rounds": rounds,
+        "seconds": sorted(one for part in found for one in part["seconds"]),
+        "behind_max": max(part["behind_max"] for part in found),
+        "took": time.monotonic() - began - SPREAD_SECONDS / 2,
+        "cpu": used / sum(rounds),
+        "agents_cpu": sum(part["cpu_seconds"] for part in found) / sum(rounds),
+    }
 
 
-def _lost(collector: CollectorProcess, played: list[BitMap64]) -> int:
+def _start_agents(address: str, first: int, count: int, seconds: float) -> "subprocess.Popen[bytes]":
+    """Start a process with some of the agents."""
+    arguments = [address, str(first), str(count), str(seconds)]
+    return subprocess.Popen([sys.executable, "-m", "tests.bench.load_agents", *arguments], stdout=subprocess.PIPE)
+
+
+@contextmanager
+def _floor() -> Iterator[tuple[int, str]]:
+    """Run the service that does nothing: its process, and where it listens."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.load_floor"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process.pid, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def _lost(collector: CollectorProcess) -> int:
     """Count the pages by which answers differ from what was played up to their rounds."""
+    played = list(page_sets())
     with Collector(collector.address) as client:
         targets = client.targets()
         assert len(targets) == AGENTS, len(targets)

@@ -1,99 +1,176 @@
 """The agents of ``tests.bench.load``, many in one process: ``python -m tests.bench.load_agents``.
 
-They are ``wetink-agent --backend replay`` without the process around each. Prints one JSON object when it is over: the
-times from a round's being in the spool to its acknowledgement, and how far each target came.
+What an agent costs is its own host's affair, and here they all share the collector's processors: so these have encoded
+everything before, and only send it and hear what is acknowledged. Prints one JSON object when it is over: the times
+from when a round was due to its acknowledgement, and how far each agent came.
 """
 
 import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
-from wetink import logs
-from wetink.v1 import types_pb2
-from wetink_agent.agent import Settings
-from wetink_agent.discovery import Selection
-from wetink_agent.recording import Recording
-from wetink_agent.replay import Pace, ReplayAgent, Score
-from wetink_agent.rounds import Round
-from wetink_agent.spool import Key, Spool, key_of
+import grpc
+import numpy as np
+from pyroaring import BitMap64
 
-THREADS: Final = 2
+from wetink.pages import encode
+from wetink.v1 import ingest_pb2, types_pb2
+
+STREAM: Final = "/wetink.v1.IngestService/Stream"
+
+ROUNDS_A_SECOND: Final = 10
+ROUND_PAGES: Final = 4096
+MAPPED_PAGES: Final = 1 << 20
+SETS: Final = 512
+"""So many sets of pages are there; every agent plays them again and again."""
+
+IN_FLIGHT_MAX: Final = 100
+"""Rounds that an agent has sent and that are not acknowledged, ten seconds of them. It sends no more meanwhile, as an
+agent whose spool is full; here the rounds come late, and their time counts from when they were due."""
+
 SPREAD_SECONDS: Final = 5.0
 """Over how long they start."""
 
+SETTLE_SECONDS_MAX: Final = 60.0
+"""How long what was sent may take to be acknowledged when all is over."""
 
-class TimedSpool(Spool):
-    """A spool that takes note of how long each round waits for its acknowledgement."""
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        super().__init__()
-        self.seconds: list[float] = []
-        self.size_bytes_max = 0
-        self.acknowledged: dict[Key, int] = {}
-        self._since: dict[tuple[Key, int], float] = {}
-
-    def add(self, key: Key, harvested: Round) -> None:
-        """Take a round; see ``Spool``."""
-        super().add(key, harvested)
-        self._since[key, harvested.last] = time.monotonic()
-        self.size_bytes_max = max(self.size_bytes_max, self.size_bytes)
-
-    def acknowledge(self, positions: Iterable[types_pb2.TargetPosition]) -> None:
-        """Let go of what is durable; see ``Spool``."""
-        now = time.monotonic()
-        positions = list(positions)
-        for position in positions:
-            key = key_of(position.target, position.incarnation)
-            for number in range(self.acknowledged.get(key, 0) + 1, position.round + 1):
-                if since := self._since.pop((key, number), None):
-                    self.seconds.append(now - since)
-            self.acknowledged[key] = position.round
-        super().acknowledge(positions)
+T0_NS: Final = 1_700_000_000_000_000_000
+_Call: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
+_BATCH: Final = ingest_pb2.AgentMessage.DESCRIPTOR.fields_by_name["write_protect_batch"].number << 3 | 2
 
 
-async def play(address: str, recording: Recording, first: int, count: int, seconds: float) -> dict[str, object]:
-    """Run agents for a while, then stop them as an operator would."""
-    # Decoded once for all, as the recording is one: what counts is what the collector does.
-    score = Score(recording, 1.0)
-    pool = ThreadPoolExecutor(THREADS)
-    stop = asyncio.Event()
-    agents, running = [], []
-    for number in range(first, first + count):
-        settings = Settings(collector=address, host_id=f"load-{number}", pids=(), selection=Selection())
-        agent: Any = ReplayAgent(settings, recording, Pace())
-        spool = TimedSpool()
-        agent._score, agent._pool = score, pool
-        agent._spool = agent._uplink._spool = spool
-        agents.append(spool)
-        running.append(asyncio.create_task(agent.run(stop)))
-        await asyncio.sleep(SPREAD_SECONDS / count)
-    await asyncio.sleep(seconds)
-    lasting = [len(spool.seconds) for spool in agents]
-    stop.set()
-    done = await asyncio.gather(*running, return_exceptions=True)
+def page_sets() -> Iterator[BitMap64]:
+    """Give the sets: random pages of 4 GiB."""
+    random = np.random.default_rng(1)
+    for _ in range(SETS):
+        yield BitMap64((random.integers(0, MAPPED_PAGES, ROUND_PAGES) + (0x7F << 24)).tolist())
+
+
+def target_of(number: int) -> types_pb2.Target:
+    """Give the one target of an agent."""
+    return types_pb2.Target(host_id=f"load-{number}", boot_id="bench", pid=1, start_time_ticks=1)
+
+
+@dataclass(slots=True)
+class Agent:
+    """One agent, and what it has seen."""
+
+    number: int
+    due: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    acknowledged: int = 0
+    behind_max: int = 0
+
+    async def play(self, channel: grpc.aio.Channel, sets: list[bytes], until: float, begin: float) -> None:
+        """Send rounds at their times, then wait until all are acknowledged."""
+        call: _Call = channel.stream_stream(STREAM)()
+        target = target_of(self.number)
+        hello = ingest_pb2.Hello(protocol_version=1, host_id=target.host_id, boot_id="bench", agent_version="bench")
+        await call.write(ingest_pb2.AgentMessage(hello=hello).SerializeToString())
+        welcome = ingest_pb2.CollectorMessage.FromString(await _read(call))
+        assert welcome.WhichOneof("message") == "welcome", welcome
+        started = ingest_pb2.TargetStarted(target=target, incarnation=1, time_ns=T0_NS, page_size=4096)
+        await call.write(ingest_pb2.AgentMessage(target_started=started).SerializeToString())
+        room = asyncio.Event()
+        hearing = asyncio.create_task(self._hear(call, room))
+        while (at := begin + len(self.due) / ROUNDS_A_SECOND) < until:
+            if (wait := at - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            while len(self.due) - self.acknowledged >= IN_FLIGHT_MAX and not hearing.done():
+                room.clear()
+                await room.wait()
+            if hearing.done():
+                break
+            self.due.append(at)
+            self.behind_max = max(self.behind_max, len(self.due) - self.acknowledged)
+            await call.write(message_of(target, len(self.due), sets))
+        await call.done_writing()
+        await asyncio.wait_for(hearing, SETTLE_SECONDS_MAX)
+        assert self.acknowledged == len(self.due), f"{self.acknowledged} of {len(self.due)} rounds are acknowledged"
+
+    async def _hear(self, call: _Call, room: asyncio.Event) -> None:
+        try:
+            while data := await _read(call):
+                now = time.monotonic()
+                for position in ingest_pb2.CollectorMessage.FromString(data).ack.positions:
+                    self.seconds += [now - at for at in self.due[self.acknowledged : position.round]]
+                    self.acknowledged = max(self.acknowledged, position.round)
+                room.set()
+        finally:
+            room.set()
+
+
+async def _read(call: _Call) -> bytes:
+    """Give the next message; nothing at the end."""
+    data = await call.read()
+    return data if isinstance(data, bytes) else b""
+
+
+def message_of(target: types_pb2.Target, number: int, sets: list[bytes]) -> bytes:
+    """Give a round as it goes over the wire; its pages are encoded already."""
+    head = ingest_pb2.WriteProtectBatch(
+        target=target,
+        incarnation=1,
+        first_round=number,
+        last_round=number,
+        part_count=1,
+        first_time_ns=T0_NS + number * 100_000_000,
+        last_time_ns=T0_NS + number * 100_000_000,
+        backend=types_pb2.BACKEND_REPLAY,
+        populated_page_count=MAPPED_PAGES,
+    ).SerializeToString()
+    pages = sets[(number - 1) % len(sets)]
+    # Fields that stand one after the other are one message.
+    return b"".join((bytes((_BATCH,)), _varint(len(head) + len(pages)), head, pages))
+
+
+def encoded_sets() -> list[bytes]:
+    """Give the field with the pages of each set."""
+    return [ingest_pb2.WriteProtectBatch(written=encode(pages)).SerializeToString() for pages in page_sets()]
+
+
+def _varint(number: int) -> bytes:
+    data = bytearray()
+    while number > 0x7F:
+        data.append(number & 0x7F | 0x80)
+        number >>= 7
+    data.append(number)
+    return bytes(data)
+
+
+async def play(address: str, first: int, count: int, seconds: float) -> dict[str, object]:
+    """Run agents for a while."""
+    sets = encoded_sets()
+    agents = [Agent(number) for number in range(first, first + count)]
+    began, used = time.monotonic(), -time.process_time()
+    # A channel each, as from a host each; without the option they would share a connection.
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    channels = [grpc.aio.insecure_channel(address, options=options) for _ in agents]
+    playing = [
+        agent.play(channel, sets, began + SPREAD_SECONDS + seconds, began + place * SPREAD_SECONDS / count)
+        for place, (agent, channel) in enumerate(zip(agents, channels, strict=True))
+    ]
+    done = await asyncio.gather(*playing, return_exceptions=True)
+    used += time.process_time()
+    for channel in channels:
+        await channel.close()
     return {
-        "seconds": [
-            round(one, 4) for spool, number in zip(agents, lasting, strict=True) for one in spool.seconds[:number]
-        ],
-        "rounds": [max(spool.acknowledged.values(), default=0) for spool in agents],
-        "united": sum(spool.united_round_count for spool in agents),
-        "spool_bytes_max": max(spool.size_bytes_max for spool in agents),
-        "failed": [repr(one) for one in done if isinstance(one, BaseException)],
+        "seconds": [round(one, 4) for agent in agents for one in agent.seconds],
+        "rounds": [agent.acknowledged for agent in agents],
+        "behind_max": max(agent.behind_max for agent in agents),
+        "cpu_seconds": used,
+        "failed": [repr(one) for one in done if one is not None],
     }
 
 
 def main() -> None:
-    """Take address, recording, first number, count and seconds as arguments."""
-    address, path, first, count, seconds = sys.argv[1:]
-    logs.configure()
-    with Recording(Path(path)) as recording:
-        found = asyncio.run(play(address, recording, int(first), int(count), float(seconds)))
+    """Take address, first number, count and seconds as arguments."""
+    address, first, count, seconds = sys.argv[1:]
+    found = asyncio.run(play(address, int(first), int(count), float(seconds)))
     sys.stdout.write(json.dumps(found) + "\n")
 
 
