@@ -26,12 +26,13 @@ from wetink_collector.errors import (
     StoreUnavailable,
 )
 from wetink_collector.intake import Opening, check_hello, open_stream
+from wetink_collector.room import OF_STREAM_BYTES_MAX
 from wetink_collector.session import Session
 from wetink_collector.store.interface import Change, HostSeen, RecordDamaged, TargetUnwanted
 
-IN_FLIGHT_BYTES_MAX: Final = 8 << 20
-"""Bound on what an agent sends without an acknowledgement: 60 rounds of 64 Ki random pages, and 64 agents at theirs
-take half a gigabyte."""
+IN_FLIGHT_BYTES_MAX: Final = OF_STREAM_BYTES_MAX
+"""Bound on what an agent sends without an acknowledgement: 60 rounds of 64 Ki random pages. What does not fit before
+the writer waits in the transport, and 64 agents at theirs take half a gigabyte of both."""
 
 HEARTBEAT_INTERVAL_MS: Final = 5000
 """How often an agent that has nothing else to say does so."""
@@ -125,7 +126,7 @@ class Agents:
         host_id = session.host_id
         await self._take_over(session)
         try:
-            await committer.settle()
+            await committer.settle(host_id)
             session.check()
             opening = open_stream(session.hello, self._catalog.on_host(host_id), time.time_ns())
             await committer.commit([*self._changes(session.hello, opening)])

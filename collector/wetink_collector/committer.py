@@ -1,7 +1,10 @@
-"""The one writer: everything that is to be durable goes through it, in order, one transaction for all that waits.
+"""The one writer: everything that is to be durable goes through it, in groups, one transaction each.
 
 The event loop submits changes and gets a future; a thread commits them in groups, and merges old blocks when nothing
 waits. An fsync costs the same for one batch as for a thousand, so a busy collector writes larger groups, not more.
+
+What is about one host stays in its order. Hosts take turns, so that one that sends as fast as it can delays the others
+by no more than their number says, and cannot take all of the room before the writer either.
 
 When the store fails, nothing is acknowledged: what waits fails with it, and nothing new is taken until the store has
 recovered, so that no later round can become durable before one that failed.
@@ -10,10 +13,10 @@ recovered, so that no later round can become durable before one that failed.
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Final, Protocol, TypeVar
 
 import structlog
@@ -21,14 +24,19 @@ import structlog
 from wetink_collector import metrics, tracing
 from wetink_collector.catalog import Catalog
 from wetink_collector.errors import RETRY_SECONDS_OF, StoreUnavailable
-from wetink_collector.store.interface import Change, Contents, RecordDamaged, Store, StoreFailed, Usage
+from wetink_collector.fair_queue import FairQueue
+from wetink_collector.room import Place, Room
+from wetink_collector.store.interface import Change, Contents, RecordDamaged, Store, StoreFailed, Usage, host_of
 
-QUEUE_BYTES_MAX: Final = 64 << 20
-"""Bound on the page sets that wait for the writer: half a second of it at its slowest. Streams are read no further
-while it is reached, and their agents unite rounds."""
+GROUP_BYTES_MAX: Final = 4 << 20
+"""Bound on the page sets of one transaction: what comes while it is written waits for that and for its own, some 30 ms
+each. An fsync takes a tenth of it, so that larger groups would gain little."""
 
-GROUP_BYTES_MAX: Final = 16 << 20
-"""Bound on the page sets of one transaction, so that no acknowledgement waits long for its neighbours'."""
+TURN_BYTES: Final = 256 << 10
+"""What a host may write before it is another's turn: two rounds of 64 Ki random pages; 16 hosts have one in a group."""
+
+CHANGE_BYTES: Final = 1 << 10
+"""What each change counts for beside its page sets, so that very many small ones are no way round the bounds."""
 
 MAINTAIN_SECONDS_MAX: Final = 0.02
 """How long merging may go on before the writer looks whether somebody waits. One piece may take longer."""
@@ -46,7 +54,7 @@ log = structlog.get_logger()
 @dataclass(frozen=True, slots=True)
 class _Item:
     changes: Sequence[Change]
-    size_bytes: int
+    place: Place
     settled: asyncio.Future[None]
 
 
@@ -68,11 +76,9 @@ class Committer:
         self._store = store
         self._catalog = catalog
         self._listener: Listener
-        self._queue: SimpleQueue[_Item | _Recovery | _Question | None] = SimpleQueue()
-        self._held: list[_Item | _Recovery | _Question | None] = []
+        self._work = _Work()
         self._loop = asyncio.get_running_loop()
-        self._queued_bytes = 0
-        self._room = asyncio.Event()
+        self._room = Room()
         self._failed = False
         self._recovering: asyncio.Task[None] | None = None
 
@@ -87,15 +93,16 @@ class Committer:
         finally:
             if self._recovering:
                 self._recovering.cancel()
-            self._queue.put(None)
+            self._work.put_last(None)
             await asyncio.to_thread(thread.join)
 
     async def submit(self, changes: Sequence[Change], *, size_bytes: int = 0) -> asyncio.Future[None]:
-        """Queue changes; wait only while the queue is over its bound.
+        """Queue changes; wait only while what waits is over its bounds.
 
         Args:
-            changes: To be written in this order, all or none.
-            size_bytes: Of the page sets in them.
+            changes: At least one, all of one host or of none; to be written in this order, all or none, and behind
+                those of the host that were submitted before.
+            size_bytes: Of the page sets, and whatever else is large, in them.
 
         Returns:
             A future that is done when they are durable and the catalog has them. It fails with StoreUnavailable.
@@ -103,43 +110,49 @@ class Committer:
         Raises:
             StoreUnavailable: The store has failed and has not recovered.
         """
-        while self._queued_bytes and self._queued_bytes + size_bytes > QUEUE_BYTES_MAX:
-            self._room.clear()
-            await self._room.wait()
-        if self._failed:
-            raise StoreUnavailable(STORE_SENTENCE)
-        self._queued_bytes += size_bytes
-        metrics.UNACKED_BYTES.set(self._queued_bytes)
-        item = _Item(changes, size_bytes, self._loop.create_future())
-        # A stream that has ended does not look at its futures any more; their failure has been told by then.
-        item.settled.add_done_callback(_look_at)
-        self._queue.put(item)
-        return item.settled
+        return await self._submit(host_of(changes[0]), changes, size_bytes)
 
     async def commit(self, changes: Sequence[Change]) -> None:
-        """Write changes and wait until they are durable.
+        """Write changes and wait until they are durable: those of one host all or none.
 
         Raises:
             StoreUnavailable: They could not be written.
         """
-        await (await self.submit(changes))
+        by_host: dict[str, list[Change]] = {}
+        for change in changes:
+            by_host.setdefault(host_of(change), []).append(change)
+        for settled in [await self.submit(some) for some in by_host.values()]:
+            await settled
 
-    async def settle(self) -> None:
-        """Wait until everything submitted before is durable or has failed."""
+    async def settle(self, host_id: str) -> None:
+        """Wait until everything about a host that was submitted before is durable or has failed."""
         with suppress(StoreUnavailable):
-            await self.commit(())
+            await (await self._submit(host_id, (), 0))
 
     async def usage(self) -> Usage | None:
         """Give how much room the store takes; None while it has failed."""
         question = _Question(self._loop.create_future())
-        self._queue.put(question)
+        self._work.put_first(question)
         return await question.answer
+
+    async def _submit(self, host_id: str, changes: Sequence[Change], size_bytes: int) -> asyncio.Future[None]:
+        place = Place(host_id, size_bytes + CHANGE_BYTES * max(1, len(changes)))
+        await self._room.enter(place)
+        if self._failed:
+            self._room.leave([place])
+            raise StoreUnavailable(STORE_SENTENCE)
+        metrics.UNACKED_BYTES.set(self._room.size_bytes)
+        item = _Item(changes, place, self._loop.create_future())
+        # A stream that has ended does not look at its futures any more; their failure has been told by then.
+        item.settled.add_done_callback(_look_at)
+        self._work.put(item)
+        return item.settled
 
     def _run(self) -> None:
         """Serve the queue until it says stop: the writer thread."""
         failed = False
         idle = False
-        while (work := self._take(wait=idle or failed)) is not None:
+        while (work := self._work.take(wait=idle or failed)) is not None:
             if isinstance(work, _Recovery):
                 failed = not self._recover(work)
             elif isinstance(work, _Question):
@@ -151,35 +164,11 @@ class Committer:
                 if not failed:
                     failed, idle = self._maintain()
 
-    def _take(self, *, wait: bool) -> "list[_Item] | _Recovery | _Question | None":
-        """Take the items that wait, up to a group's bound, or what stands alone between them.
-
-        Args:
-            wait: Whether to sleep until there is something; without it the list may be empty.
-        """
-        group: list[_Item] = []
-        size_bytes = 0
-        while size_bytes < GROUP_BYTES_MAX:
-            if not self._held:
-                try:
-                    self._held.append(self._queue.get(block=wait and not group))
-                except Empty:
-                    break
-            work = self._held[0]
-            if not isinstance(work, _Item) and group:
-                return group
-            self._held.clear()
-            if not isinstance(work, _Item):
-                return work
-            group.append(work)
-            size_bytes += work.size_bytes
-        return group
-
     def _commit(self, group: list[_Item]) -> bool:
         began = time.perf_counter()
         try:
             changes = [change for item in group for change in item.changes]
-            with tracing.of_commit(change_count=len(changes), size_bytes=sum(item.size_bytes for item in group)):
+            with tracing.of_commit(change_count=len(changes), size_bytes=sum(item.place.size_bytes for item in group)):
                 self._store.commit(changes)
         except Exception as error:  # noqa: BLE001 (whatever it was, nothing of the group may be acknowledged)
             self._tell(self._on_settled, group, _sentence(error))
@@ -225,7 +214,6 @@ class Committer:
         if error is not None:
             self._fail(error)
         for item in group:
-            self._queued_bytes -= item.size_bytes
             if error is None:
                 self._catalog.apply(item.changes)
             # Whoever waited may have been cancelled meanwhile; the changes are durable all the same.
@@ -235,8 +223,8 @@ class Committer:
                 item.settled.set_result(None)
             else:
                 item.settled.set_exception(StoreUnavailable(STORE_SENTENCE))
-        metrics.UNACKED_BYTES.set(self._queued_bytes)
-        self._room.set()
+        self._room.leave(item.place for item in group)
+        metrics.UNACKED_BYTES.set(self._room.size_bytes)
 
     def _fail(self, error: str) -> None:
         if self._failed:
@@ -252,7 +240,7 @@ class Committer:
         while contents is None:
             await asyncio.sleep(RECOVER_SECONDS)
             recovery = _Recovery(self._loop.create_future())
-            self._queue.put(recovery)
+            self._work.put_last(recovery)
             contents = await recovery.done
         # It is another one where what is there was damaged and set aside.
         self._catalog.store_id = self._store.store_id
@@ -260,6 +248,48 @@ class Committer:
         self._failed = False
         log.info("store_recovered")
         self._listener.store_recovered()
+
+
+class _Work:
+    """What there is to do for the writer. Filled on the event loop, taken by the thread."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Condition()
+        self._first: deque[_Question] = deque()
+        self._items: FairQueue[str, _Item] = FairQueue(TURN_BYTES)
+        self._last: deque[_Recovery | None] = deque()
+
+    def put(self, item: _Item) -> None:
+        with self._arrived:
+            self._items.put(item.place.stream, item, item.place.size_bytes)
+            self._arrived.notify()
+
+    def put_first(self, question: _Question) -> None:
+        """Ask before anything else is written: the answer waits for nobody."""
+        with self._arrived:
+            self._first.append(question)
+            self._arrived.notify()
+
+    def put_last(self, work: _Recovery | None) -> None:
+        """Say what is to be done when no item is left: none is to be written after a recovery that was before it."""
+        with self._arrived:
+            self._last.append(work)
+            self._arrived.notify()
+
+    def take(self, *, wait: bool) -> list[_Item] | _Question | _Recovery | None:
+        """Take what is to be done next: of the items, up to a group's bound.
+
+        Args:
+            wait: Whether to sleep until there is something; without it the list may be empty.
+        """
+        with self._arrived:
+            while wait and not (self._first or self._items or self._last):
+                self._arrived.wait()
+            if self._first:
+                return self._first.popleft()
+            if self._items or not self._last:
+                return self._items.take(GROUP_BYTES_MAX)
+            return self._last.popleft()
 
 
 class Listener(Protocol):

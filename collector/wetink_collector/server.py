@@ -227,7 +227,7 @@ class _Collector:
         """
         # The store shows a commit a moment before the catalog knows it: what looks like missing rounds may be the start
         # of a newer incarnation.
-        await self.committer.settle()
+        await self.committer.settle(damage.incarnation.target.host_id)
         record = self._catalog.get(damage.incarnation.target)
         if (
             record is None

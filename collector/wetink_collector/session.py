@@ -297,7 +297,7 @@ class Session:
 
     async def _take_start(self, message: TargetStarted) -> None:
         if started := self._intake.started(message):
-            await self._submit(started)
+            await self._submit(started, size_bytes=message.ByteSize())
 
     async def _take_end(self, message: TargetEnded) -> None:
         if ended := self._intake.ended(message, time.time_ns()):

@@ -149,6 +149,19 @@ Change = (
 """One thing to be written."""
 
 
+def host_of(change: Change) -> str:
+    """Say which host a change is about; empty where it is about none. What is about one is written in its order."""
+    match change:
+        case HostSeen():
+            return change.host_id
+        case IncarnationStarted() | RoundsAppended() | IncarnationEnded() | RoundsExpired():
+            return change.incarnation.target.host_id
+        case TargetForgotten() | TargetWanted() | TargetUnwanted():
+            return change.target.host_id
+        case SessionKept() | SessionForgotten():
+            return ""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredIncarnation:
     """What a store knows of an incarnation when it is opened. The blocks are the whole log, oldest first."""

@@ -16,9 +16,9 @@ def target(pid: int = 1, *, host_id: str = "host-1", boot_id: str = "boot-1", st
     return TargetKey(host_id, boot_id, pid, start_time_ticks)
 
 
-def incarnation(pid: int = 1, number: int = 1) -> IncarnationKey:
-    """Give an incarnation of a target of ``host-1``."""
-    return IncarnationKey(target(pid), number)
+def incarnation(pid: int = 1, number: int = 1, *, host_id: str = "host-1") -> IncarnationKey:
+    """Give an incarnation of a target."""
+    return IncarnationKey(target(pid, host_id=host_id), number)
 
 
 def started(key: IncarnationKey, *, time_ns: int = 1, cgroup: str = "/test") -> IncarnationStarted:

@@ -12,8 +12,8 @@ from tests.unit.collector.changes import incarnation, started
 from wetink.v1.ingest_pb2 import AgentMessage, CollectorMessage, Hello, WriteProtectBatch
 from wetink.v1.types_pb2 import TargetPosition
 from wetink_collector.agents import SILENCE_SECONDS_MAX, Agents
-from wetink_collector.committer import QUEUE_BYTES_MAX
 from wetink_collector.errors import AgentSilent, Deposed, Refusal
+from wetink_collector.room import IN_ALL_BYTES_MAX, Place
 from wetink_collector.session import Session
 
 ONE = incarnation()
@@ -98,16 +98,16 @@ async def test_welcome_counts_what_the_older_stream_got_in_at_the_last_moment(on
     older.batch(1)
     await a_while()
     committer = one.committer
+    full = Place("another", IN_ALL_BYTES_MAX)
     original = Session.end
 
     def end_and_make_room(session: Session, refusal: Refusal) -> None:
         original(session, refusal)
-        committer._queued_bytes = 0
-        committer._room.set()
+        committer._room.leave([full])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "end", end_and_make_room)
-        committer._queued_bytes = QUEUE_BYTES_MAX + 1
+        await committer._room.enter(full)
         older.batch(2)
         await a_while()
         newer = Wire(agents, one)

@@ -8,6 +8,7 @@ from tests.unit.collector.bench import Bench, Stubborn, bench, runs, until
 from tests.unit.collector.changes import appended, incarnation, started
 from wetink_collector import committer as module
 from wetink_collector.errors import StoreUnavailable
+from wetink_collector.room import IN_ALL_BYTES_MAX
 from wetink_collector.store.interface import RecordDamaged, StoreFailed
 
 ONE = incarnation()
@@ -36,7 +37,7 @@ async def test_all_that_waits_goes_in_one_group(one: Bench) -> None:
     """A hundred batches cost one fsync, not a hundred."""
     one.store.gate.clear()
     first = await one.committer.submit([started(ONE)])
-    await until(one.committer._queue.empty)
+    await until(lambda: not one.committer._work._items)
     rest = [await one.committer.submit([appended(ONE, number)]) for number in range(1, 101)]
     one.store.gate.set()
     await asyncio.gather(first, *rest)
@@ -49,9 +50,10 @@ async def test_group_is_bounded_in_bytes(one: Bench) -> None:
     """Nobody's acknowledgement waits for all of a long queue."""
     one.store.gate.clear()
     half = module.GROUP_BYTES_MAX // 2
-    settled = [await one.committer.submit([started(ONE)])]
-    await until(one.committer._queue.empty)
-    settled += [await one.committer.submit([appended(ONE, number)], size_bytes=half) for number in range(1, 7)]
+    hosts = [incarnation(host_id=f"host-{number}") for number in range(7)]
+    settled = [await one.committer.submit([started(hosts[0])])]
+    await until(lambda: not one.committer._work._items)
+    settled += [await one.committer.submit([started(host)], size_bytes=half) for host in hosts[1:]]
     one.store.gate.set()
     await asyncio.gather(*settled)
 
@@ -59,11 +61,33 @@ async def test_group_is_bounded_in_bytes(one: Bench) -> None:
 
 
 @runs
+async def test_host_with_little_does_not_wait_for_one_with_much(one: Bench) -> None:
+    """Not for all of that which came before its own: its round is in the next group, and everybody's are in order."""
+    one.store.gate.clear()
+    busy, quiet = incarnation(host_id="busy"), incarnation(host_id="quiet")
+    settled = [await one.committer.submit([started(busy)])]
+    await until(lambda: not one.committer._work._items)
+    turn = module.TURN_BYTES
+    settled += [await one.committer.submit([appended(busy, number)], size_bytes=turn) for number in range(1, 21)]
+    settled += [await one.committer.submit([started(quiet), appended(quiet, 1)], size_bytes=100)]
+    order: list[asyncio.Future[None]] = []
+    for future in settled:
+        future.add_done_callback(order.append)
+    one.store.gate.set()
+    await asyncio.gather(*settled)
+
+    # Behind the start of the other, and its first turn.
+    assert order.index(settled[-1]) <= 2
+    assert one.catalog.get(busy.target).round == 20  # type: ignore[union-attr]
+
+
+@runs
 async def test_queue_over_its_bound_makes_the_next_wait(one: Bench) -> None:
     """Until there is room; a single round may be larger than the bound, alone."""
     one.store.gate.clear()
-    settled = [await one.committer.submit([started(ONE)], size_bytes=module.QUEUE_BYTES_MAX * 2)]
-    waiting = asyncio.create_task(one.committer.submit([appended(ONE, 1)], size_bytes=1))
+    settled = [await one.committer.submit([started(ONE)], size_bytes=IN_ALL_BYTES_MAX * 2)]
+    other = incarnation(host_id="another")
+    waiting = asyncio.create_task(one.committer.submit([started(other)], size_bytes=1))
     await asyncio.sleep(0.05)
     assert not waiting.done()
 
@@ -82,7 +106,7 @@ async def test_failure_settles_nothing_and_closes_the_door(one: Bench) -> None:
     one.store.gate.clear()
     one.store.recovering_fails = True
     first = await one.committer.submit([appended(ONE, 1)])
-    await until(one.committer._queue.empty)
+    await until(lambda: not one.committer._work._items)
     second = await one.committer.submit([appended(ONE, 2)])
     one.store.failing = StoreFailed("disk full")
     one.store.gate.set()
@@ -108,7 +132,7 @@ async def test_what_was_queued_before_the_failure_was_known_is_not_written_after
     one.store.failing = StoreFailed("a moment")
     one.store.fails_once = True
     first = await one.committer.submit([started(ONE)])
-    await until(one.committer._queue.empty)
+    await until(lambda: not one.committer._work._items)
     second = await one.committer.submit([started(incarnation(2))])
     one.store.gate.set()
 
