@@ -40,6 +40,7 @@ from wetink_agent.journal import JournalOnDisk, Stored
 from wetink_agent.keeping import Keeping, Left
 from wetink_agent.keepsake import Keepsake, Kept
 from wetink_agent.labels import Labeller
+from wetink_agent.mandate import LEFT_OUT, Identity, Mandate, Rules, selected
 from wetink_agent.pace import Budget, Load, Pacer
 from wetink_agent.pods import PodList, PodSource
 from wetink_agent.rounds import Round
@@ -125,6 +126,10 @@ class Agent:
         self._tracked: dict[tuple[int, int], _Tracked] = {}
         self._attaching: dict[tuple[int, int], asyncio.Task[Tracker]] = {}
         self._ourselves = {os.getpid()} | ({os.getppid()} if self._keeping.is_there else set())
+        self._rules = Rules.of(settings.pids, settings.selection, offers=settings.handshake is not None)
+        self._offered: set[Identity] = set()
+        self._untracked: set[Identity] = set()
+        self._mandate: Mandate | None = None
         self._looked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forks = ForkReader(self._on_fork) if settings.backend.follow_fork else None
@@ -175,8 +180,9 @@ class Agent:
                 log.warning("cgroups_thawed", cgroups=frozen, why="who had frozen them was killed")
             # Before the collector hears of us: of what it is not told then, it takes it that it is lost.
             self._loop = asyncio.get_running_loop()
-            await self._take_over()
-            await self._track_named()
+            named = self._keeping.named()
+            await self._take_over(named)
+            await self._track_named(named)
             self._keeping.ready()
             works = (self._discover(), self._uplink.run(), stop.wait(), leave.wait())
             tasks = [asyncio.create_task(work) for work in works]
@@ -224,6 +230,7 @@ class Agent:
     def set_wanted(self, wanted: list[ingest_pb2.Track]) -> None:
         """Learn what orchestrators want tracked; see ``Commands``."""
         self._follower.wanted = {(track.pid, track.start_time_ticks) for track in wanted}
+        self._hold_mandate()
         self._follower.look()
 
     def resynchronise(self, broken: list[Key]) -> None:
@@ -250,6 +257,8 @@ class Agent:
             identity = track.pid, tracker.target.start_time_ticks
             self._follower.wanted.add(identity)
             self._follower.forgive(identity)
+            self._untracked.discard(identity)
+            self._hold_mandate()
             result.position.CopyFrom(tracker.position)
         return ingest_pb2.AgentMessage(command_result=result) if track.request_id else None
 
@@ -258,6 +267,8 @@ class Agent:
         identity = untrack.target.pid, untrack.target.start_time_ticks
         # What the agent itself was told to track would come back with the next look around.
         self._follower.leave_alone(identity)
+        self._untracked.add(identity)
+        self._hold_mandate()
         if identity in self._attaching:
             await asyncio.wait({self._attaching[identity]})
         tracked = self._tracked.get(identity)
@@ -422,21 +433,45 @@ class Agent:
         )
         return tracker
 
-    async def _track_named(self) -> None:
-        """Track the processes named by pid; of those that an earlier worker was told, the ones that they were then."""
-        before = self._keeping.named()
+    async def _track_named(self, before: Mapping[int, int]) -> None:
+        """Track the processes named by pid.
+
+        Args:
+            before: Those that an earlier worker was told, and when each started: still the ones that they were then.
+        """
         for pid in self._settings.pids:
             start = before.get(pid)
             if start is None:
                 start = (await self._track_through_exec(pid, 0)).target.start_time_ticks
             self._follower.named.add((pid, start))
         self._keeping.hold_named(self._follower.named)
+        for identity in self._untracked:
+            self._follower.leave_alone(identity)
+        self._hold_mandate()
         self._keeping.let_go_of_the_rest()
 
-    async def _take_over(self) -> None:
-        """Go on where an earlier worker left off: with its targets, in the same incarnations, and with its rounds."""
+    async def _take_over(self, named: Mapping[int, int]) -> None:
+        """Go on where an earlier worker left off: with its targets, in the same incarnations, and with its rounds.
+
+        Where this one was told other rules than that, with those targets alone that are selected by them.
+        """
         stored = self._journal.load() if self._journal is not None else {}
-        await asyncio.gather(*(self._go_on(left, stored) for left in self._keeping.left()))
+        before = self._keeping.mandate() or Mandate(self._rules)
+        self._follower.wanted |= before.wanted
+        self._offered |= before.offered
+        left = list(self._keeping.left())
+        if before.rules == self._rules:
+            self._untracked |= before.untracked
+        elif left:
+            find = partial(selected, self._rules, self._settings.selection, before, named)
+            chosen = await asyncio.get_running_loop().run_in_executor(self._pool, find)
+            for each in left.copy():
+                if _is_there(each.identity) and not chosen.has(each.identity, each.kept.started.ancestors):
+                    left.remove(each)
+                    os.close(each.uffd)
+                    os.close(each.keepsake)
+                    self._end_left(each, _pop_rounds(stored, each.kept), types_pb2.END_REASON_UNTRACKED, LEFT_OUT)
+        await asyncio.gather(*(self._go_on(each, _pop_rounds(stored, each.kept)) for each in left))
         for ended in stored.values():
             if ended.started is not None and ended.ended is not None:
                 first = ended.rounds[0].first if ended.rounds else 1
@@ -444,26 +479,27 @@ class Agent:
                 self._spool.end(ended.ended)
         self._spool.write_down_afresh()
 
-    async def _go_on(self, left: Left, stored: dict[Key, Stored]) -> None:
+    def _hold_mandate(self) -> None:
+        """Have the keeper know what this agent is told to track, where that is something new."""
+        self._untracked = set(filter(_is_there, self._untracked))
+        mandate = Mandate(
+            self._rules,
+            wanted=frozenset(self._follower.wanted),
+            offered=frozenset(self._offered & self._tracked.keys()),
+            untracked=frozenset(self._untracked),
+        )
+        if mandate != self._mandate:
+            self._mandate = mandate
+            self._keeping.hold_mandate(mandate)
+
+    async def _go_on(self, left: Left, rounds: Sequence[Round]) -> None:
         kept = left.kept
-        target = kept.started.target
-        rounds = stored.pop(key_of(target, kept.started.incarnation), Stored()).following(kept.durable)
         try:
             taken = await asyncio.get_running_loop().run_in_executor(
                 self._pool, take_over, left, rounds, self._settings.backend
             )
         except (TrackingError, OSError) as error:
-            self._spool.restore(kept.started, rounds, last_round=kept.harvested)
-            ended = ingest_pb2.TargetEnded(
-                target=target,
-                incarnation=kept.started.incarnation,
-                reason=end_reason_of(error),
-                time_ns=time.time_ns(),
-                message=str(error),
-            )
-            self._spool.end(ended)
-            self._keeping.drop(target.pid, target.start_time_ticks)
-            log.warning("target_not_continued", target=name_of(target), why=str(error))
+            self._end_left(left, rounds, end_reason_of(error), str(error))
             return
         self._begin(
             taken.backend,
@@ -474,7 +510,27 @@ class Agent:
             kept,
             rounds,
         )
-        log.info("target_continued", target=name_of(target), whole=taken.is_whole, rounds=kept.harvested)
+        target = name_of(kept.started.target)
+        log.info("target_continued", target=target, whole=taken.is_whole, rounds=kept.harvested)
+
+    def _end_left(
+        self, left: Left, rounds: Sequence[Round], reason: types_pb2.EndReason.ValueType, message: str
+    ) -> None:
+        """Tell of a target that an earlier worker left, and that is not gone on with, how it has ended."""
+        kept = left.kept
+        target = kept.started.target
+        self._spool.restore(kept.started, rounds, last_round=kept.harvested)
+        self._spool.end(
+            ingest_pb2.TargetEnded(
+                target=target,
+                incarnation=kept.started.incarnation,
+                reason=reason,
+                time_ns=time.time_ns(),
+                message=message,
+            )
+        )
+        self._keeping.drop(target.pid, target.start_time_ticks)
+        log.warning("target_not_continued", target=name_of(target), why=message)
 
     def _begin(
         self,
@@ -512,6 +568,7 @@ class Agent:
         if reason is None:
             return
         self._keeping.drop(pid, start)
+        self._offered.discard((pid, start))
         log.info(
             "target_ended", target=f"{self._settings.host_id}/{pid}@{start}", reason=types_pb2.EndReason.Name(reason)
         )
@@ -525,6 +582,8 @@ class Agent:
     async def _accept(self, offer: Offer) -> str:
         """Track what a process offers; its name."""
         tracker = await self._track(offer.pid, 0, offer)
+        self._offered.add((tracker.target.pid, tracker.target.start_time_ticks))
+        self._hold_mandate()
         return name_of(tracker.target)
 
     async def _discover(self) -> None:
@@ -549,3 +608,15 @@ def _check_started(pid: int, start_time_ticks: int) -> None:
     if procfs.stat(pid).start_time_ticks != start_time_ticks:
         message = f"there is no process {pid} that started at tick {start_time_ticks}: the pid is another's now"
         raise NoSuchProcess(message)
+
+
+def _is_there(identity: Identity) -> bool:
+    try:
+        return procfs.stat(identity[0]).start_time_ticks == identity[1]
+    except NoSuchProcess:
+        return False
+
+
+def _pop_rounds(stored: dict[Key, Stored], kept: Kept) -> Sequence[Round]:
+    """Take what the disk has of a target, behind what is durable."""
+    return stored.pop(key_of(kept.started.target, kept.started.incarnation), Stored()).following(kept.durable)

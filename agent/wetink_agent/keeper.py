@@ -232,7 +232,11 @@ class Keeper:
         """Take what the worker has said so far; whether it may say more."""
         try:
             while True:
-                message, fds, flags, _ = socket.recv_fds(worker, _MESSAGE_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+                message, fds, flags, _ = socket.recv_fds(worker, _MESSAGE_BYTES_MAX, 1)
+                for fd in fds:
+                    # The library passes over MSG_CMSG_CLOEXEC. The next worker gets its own: a copy besides would
+                    # keep the target's memory registered when that has let go of it.
+                    os.set_inheritable(fd, False)  # noqa: FBT003 - the library's signature
                 if not message:
                     return False
                 what, _, name = message.decode().partition(" ")

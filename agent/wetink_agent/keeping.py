@@ -13,6 +13,7 @@ from wetink import syscalls
 from wetink_agent import keepsake
 from wetink_agent.keeper import SOCKET_VARIABLE
 from wetink_agent.keepsake import Keepsake, KeepsakeUnusable, Kept
+from wetink_agent.mandate import Identity, Mandate
 
 BEGIN_SECONDS_MAX: Final = 10.0
 """How long a keeper may take to give everything back."""
@@ -24,6 +25,7 @@ _MESSAGE_BYTES_MAX: Final = 512
 _UFFD: Final = "uffd-"
 _KEEPSAKE: Final = "keepsake-"
 _NAMED: Final = "named"
+_MANDATE: Final = "mandate"
 
 log = structlog.get_logger()
 
@@ -35,6 +37,11 @@ class Left:
     uffd: int
     keepsake: int
     kept: Kept
+
+    @property
+    def identity(self) -> Identity:
+        """Pid and start time of the process."""
+        return self.kept.started.target.pid, self.kept.started.target.start_time_ticks
 
 
 @dataclass(slots=True)
@@ -91,21 +98,19 @@ class Keeping:
 
     def named(self) -> dict[int, int]:
         """Give the processes that earlier workers were told to track by pid, and when each started."""
-        fd = self.inherited.pop(_NAMED, None)
-        if fd is None:
-            return {}
-        with open(fd, encoding="ascii") as file:  # noqa: PTH123 - what is open already
-            file.seek(0)
-            return {int(pid): int(start) for pid, start in map(str.split, file)}
+        return {int(pid): int(start) for pid, start in map(str.split, self._text(_NAMED).decode("ascii").splitlines())}
 
     def hold_named(self, identities: Iterable[tuple[int, int]]) -> None:
         """Have it kept which processes they are: the next worker must not take another for one of them."""
-        fd = os.memfd_create("wetink-named", os.MFD_CLOEXEC)
-        try:
-            os.write(fd, "".join(f"{pid} {start}\n" for pid, start in identities).encode())
-            self._say(f"hold {_NAMED}", fd)
-        finally:
-            os.close(fd)
+        self._hold_text(_NAMED, "".join(f"{pid} {start}\n" for pid, start in identities).encode())
+
+    def mandate(self) -> Mandate | None:
+        """Give what the worker before was told to track; None where there was none, or it did not say."""
+        return Mandate.from_bytes(self._text(_MANDATE))
+
+    def hold_mandate(self, mandate: Mandate) -> None:
+        """Have it kept what this worker is told to track."""
+        self._hold_text(_MANDATE, mandate.to_bytes())
 
     def let_go_of_the_rest(self) -> None:
         """Let go of what an earlier worker left, or systemd gave, and nobody has taken."""
@@ -125,6 +130,26 @@ class Keeping:
     def again(self) -> None:
         """Say that this worker ends to make room for the next."""
         self._say("again")
+
+    def _text(self, name: str) -> bytes:
+        """Take a text that an earlier worker left; empty where it left none."""
+        fd = self.inherited.pop(name, None)
+        if fd is None:
+            return b""
+        with open(fd, "rb") as file:  # noqa: PTH123 - what is open already
+            file.seek(0)
+            return file.read()
+
+    def _hold_text(self, name: str, text: bytes) -> None:
+        if not self.is_there:
+            return
+        fd = os.memfd_create(f"wetink-{name}", os.MFD_CLOEXEC)
+        try:
+            with open(os.dup(fd), "wb") as file:  # noqa: PTH123 - as above
+                file.write(text)
+            self._say(f"hold {name}", fd)
+        finally:
+            os.close(fd)
 
     def _drop_target(self, name: str) -> None:
         # The keepsake first: without it the other is nothing to the next worker.
@@ -157,12 +182,13 @@ def keeping() -> Keeping:
     inherited: dict[str, int] = {}
     what, rest = "", ""
     while what != "begin":
-        message, fds, _, _ = socket.recv_fds(keeper, _MESSAGE_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+        message, fds, _, _ = socket.recv_fds(keeper, _MESSAGE_BYTES_MAX, 1)
         if not message:
             text = "the keeper ended"
             raise ConnectionError(text)
         what, _, rest = message.decode().partition(" ")
         if fds:
+            os.set_inheritable(fds[0], False)  # noqa: FBT003 - the library's signature, which has no flags
             inherited[rest] = fds[0]
     keeper.settimeout(SEND_SECONDS_MAX)
     # Fails where the keeper ended before the kernel was asked to tell of it.

@@ -65,6 +65,9 @@ WRITER: Final = (
     "        memory[random.randrange(len(memory))] = random.randrange(256)\n"
     "    time.sleep(0.01)\n"
 )
+REGISTERED: Final = (
+    "grep --count 'VmFlags:.* uw' /proc/$(systemctl show --property=MainPID --value writer)/smaps || true"
+)
 ROUNDS: Final = 3
 PATIENCE_SECONDS: Final = 30.0
 
@@ -251,20 +254,42 @@ def test_agent_that_is_started_again_goes_on_with_its_targets(machine: Machine, 
     assert machine.show("writer", "ActiveState") == "active"
 
 
+def test_agent_that_is_started_again_with_other_options_does_what_they_say(machine: Machine) -> None:
+    """What they leave out is untracked, and nothing of it is registered any more; the program runs on."""
+    machine.start()
+    machine.start_target()
+    target = machine.wetink("targets")
+    machine.write("/etc/wetink/agent.toml", AGENT.replace("writer.py", "nobody.py"))
+    machine.run(f"systemctl restart {UNITS[1]}")
+    machine.until_done(f"journalctl --output=cat --quiet _SYSTEMD_UNIT={UNITS[1]} | grep target_not_continued")
+    until = time.monotonic() + PATIENCE_SECONDS
+    while (ended := machine.wetink("targets"))["live"]:
+        assert time.monotonic() < until, ended
+        time.sleep(0.1)
+
+    assert (ended["name"], ended["end_reason"]) == (target["name"], "untracked")
+    wait_until_not_registered(machine)
+    assert machine.show("writer", "ActiveState") == "active"
+
+
+def wait_until_not_registered(machine: Machine) -> None:
+    """Wait until the kernel has nothing registered any more."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while machine.run(REGISTERED).strip() != "0":
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def test_agent_that_is_stopped_leaves_nothing_behind(machine: Machine) -> None:
     """A stop empties the store: the kernel unregisters, and the next start begins anew."""
     machine.start()
     machine.start_target()
     target = machine.wetink("targets")
     machine.wetink(f"dirty {target['name']} --barrier")
-    flags = "grep --count 'VmFlags:.* uw' /proc/$(systemctl show --property=MainPID --value writer)/smaps || true"
 
-    assert machine.run(flags).strip() != "0"
+    assert machine.run(REGISTERED).strip() != "0"
     machine.run(f"systemctl stop {UNITS[1]}")
-    until = time.monotonic() + PATIENCE_SECONDS
-    while machine.run(flags).strip() != "0":
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until_not_registered(machine)
 
 
 def test_logs_are_json_and_nothing_is_started_twice(machine: Machine) -> None:

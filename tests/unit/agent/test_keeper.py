@@ -21,6 +21,8 @@ WORKER = """
 import json, os, signal, socket, sys
 keeper = socket.socket(fileno=int(os.environ["WETINK_AGENT_KEEPER"]))
 held = {}
+inherited = sorted(fd for fd in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{fd}"))
+inherited = [fd for fd in inherited if fd > 2 and fd != keeper.fileno()]
 while True:
     message, fds, _, _ = socket.recv_fds(keeper, 512, 1)
     what, _, rest = message.decode().partition(" ")
@@ -28,7 +30,8 @@ while True:
         break
     held[rest] = os.pread(fds[0], 100, 0).decode()
     os.close(fds[0])
-print(json.dumps({"begin": rest, "held": held, "systemd": "NOTIFY_SOCKET" in os.environ}), flush=True)
+told = {"begin": rest, "held": held, "inherited": inherited, "systemd": "NOTIFY_SOCKET" in os.environ}
+print(json.dumps(told), flush=True)
 
 def hold(name, text):
     fd = os.memfd_create(name)
@@ -92,6 +95,8 @@ def test_next_worker_gets_what_the_one_before_handed_over() -> None:
 
         assert second["begin"] == "2 signal:9"
         assert second["held"] == {"a": "3", "b": "2", "d": "5"}
+        # No copies that it does not know of: what it lets go of is gone.
+        assert second["inherited"] == []
         keeper.do("say('leave'); sys.exit(7)")
         assert keeper.process.wait(PATIENCE_SECONDS) == 7
 
