@@ -262,6 +262,7 @@ class _Guarded:
     def __init__(self, gate: Gate, method: str, metadata: _Metadata) -> None:
         self._gate = gate
         self._is_asked_once = False
+        self._peer = ""
         self._method = method
         self._metadata = metadata
 
@@ -269,8 +270,7 @@ class _Guarded:
         """Give the same method, guarded. To gRPC its requests are streams: else it waits for one before it asks us."""
         inner = next(behaviour for name in _KINDS if (behaviour := getattr(handler, name)) is not None)
         self._is_asked_once = not handler.request_streaming
-        # grpc tells by the function's kind whether its answers are yielded or written.
-        guarded = self._yielding(inner) if inspect.isasyncgenfunction(inner) else self._returning(inner)
+        guarded = self._writing(inner) if inspect.isasyncgenfunction(inner) else self._returning(inner)
         make: Callable[..., Any] = (
             grpc.stream_stream_rpc_method_handler
             if handler.response_streaming
@@ -288,17 +288,23 @@ class _Guarded:
 
         return call
 
-    def _yielding(self, inner: Callable[[Any, _Context], Any]) -> Callable[[Any, _Context], AsyncIterator[Any]]:
-        async def call(requests: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: ANN401 (as above)
+    def _writing(self, inner: Callable[[Any, _Context], Any]) -> Callable[[Any, _Context], Awaitable[None]]:
+        """Write what a method yields. A generator that gRPC cannot write for is left to the garbage collector.
+
+        That closes it when there is no call any more, and what then asks the call for anything ends the process.
+        """
+
+        async def call(requests: Any, context: _Context) -> None:  # noqa: ANN401 (as above)
             async with self._admitted(requests, context) as request, aclosing(inner(request, context)) as parts:
                 async for part in parts:
-                    yield part
+                    await context.write(part)
 
         return call
 
     @asynccontextmanager
     async def _admitted(self, requests: object, context: _Context) -> AsyncIterator[object]:
         caller, request = None, None
+        self._peer = self._gate.name_of(context.peer())
         try:
             caller = self._gate.identify(self._method, self._metadata, context)
             request = await self._request(requests, context)
@@ -306,7 +312,7 @@ class _Guarded:
         except Refusal as refusal:
             code, reason = STATUS_OF[type(refusal)]
             metrics.REFUSED.labels(reason).inc()
-            self._audit(caller, request, context, code.name, str(refusal))
+            self._audit(caller, request, code.name, str(refusal))
             await abort(context, refusal)
         # Each call is a task of its own, so that nothing has to put the caller back.
         CALLER.set(caller)
@@ -319,6 +325,10 @@ class _Guarded:
             result, reason = STATUS_OF[type(refusal)]
             metrics.REFUSED.labels(reason).inc()
             await abort(context, refusal)
+        except grpc.aio.InternalError:
+            # What was written did not get through, which can be heard before the cancellation.
+            result = grpc.StatusCode.CANCELLED
+            raise
         except Exception:
             result = _code(context)
             raise
@@ -326,7 +336,7 @@ class _Guarded:
             audited = _BLAMED if ROLES_OF.get(self._method) is _AGENTS else _DENIED
             if self._target(request) is not None or result in audited:
                 why = _words(context) or (_CUT_OFF if result is grpc.StatusCode.CANCELLED else "")
-                self._audit(caller, request, context, result.name, why)
+                self._audit(caller, request, result.name, why)
 
     async def _request(self, requests: object, context: _Context) -> object:
         """Wait for what is asked.
@@ -352,7 +362,7 @@ class _Guarded:
         names_target = _TARGET_IN.get(self._method)
         return names_target(request) if names_target and request else None
 
-    def _audit(self, caller: Caller | None, request: object, context: _Context, result: str, why: str) -> None:
+    def _audit(self, caller: Caller | None, request: object, result: str, why: str) -> None:
         # What was let through has a role; what was not, anybody can cause.
         left_out_count = 0 if result == "OK" else self._gate.allowance.take()
         if left_out_count is None:
@@ -363,7 +373,7 @@ class _Guarded:
             "audit",
             caller=caller.name if caller else None,
             role=caller.role if caller else None,
-            peer=self._gate.name_of(context.peer()),
+            peer=self._peer,
             method=_short(self._method),
             target=target[:AUDITED_CHARACTERS_MAX] if target is not None else None,
             freezes=True if freezes(request) else None,

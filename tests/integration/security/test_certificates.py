@@ -23,6 +23,9 @@ from wetink.v1 import dirty_pb2 as pb
 ONE = target()
 NAME = "host-1/1@100"
 
+LARGE_PAGES = 6_000_000
+"""Every other page of so many takes 750 KB: fewer than a batch may have, more than a part of an answer."""
+
 
 def reader(collector: CollectorProcess, authority: Authority, proof: Proof | None) -> Reader:
     """Connect as an orchestrator."""
@@ -84,6 +87,29 @@ def test_barrier_is_in_the_audit(collector: CollectorProcess, audit: Audit, auth
     for method in ("Barrier", "GetDirty"):
         line = audit.wait_for(method=method, result="OK", role="reader")
         assert "host-2/1@100" in line["target"]
+
+
+def test_reader_that_leaves_in_the_middle_of_an_answer_is_in_the_audit(
+    collector: CollectorProcess, audit: Audit, authority: Authority
+) -> None:
+    """With CANCELLED, and the collector goes on. What asks a call that is gone for its peer ends the process."""
+    three = target(host_id="host-3")
+    orchestrator = reader(collector, authority, authority.peer("reader", "leaver"))
+    with agent(collector, authority, authority.peer("agent", "host-3"), "host-3") as one:
+        one.hello()
+        one.deliver(three, *(range(first, first + LARGE_PAGES, 2) for first in (0, LARGE_PAGES)))
+        answer = orchestrator.stub.GetDirty(
+            pb.GetDirtyRequest(selection=pb.Selection(targets=["host-3/1@100"]), barrier=True), timeout=20
+        )
+        one.harvest(one.hear("barrier").barrier, batch(three, 3, written=[3]))
+        # More follows than can be on the way, so that the collector waits with the rest of it.
+        next(answer)
+        answer.cancel()
+
+        line = audit.wait_for(method="GetDirty", result="CANCELLED", target="host-3/1@100")
+        assert "leaver" in line["caller"]
+        assert line["peer"].startswith("ipv4:127.0.0.1:")
+        assert "host-3" in [host.host_id for host in orchestrator.hosts()]
 
 
 @pytest.mark.parametrize(
