@@ -236,9 +236,7 @@ class SessionService(SessionServiceServicer):
         return closed
 
     async def _carried(self, session: SessionState, found: pb.SessionRound) -> AsyncIterator[DirtyPages | DirtySummary]:
-        if decode(found.cursor).store_id != self._catalog.store_id:
-            message = f"round {found.round} was closed before the collector's store was lost; begin without a parent"
-            raise CursorOtherStore(message)
+        self._cursor_of(found)
         cursor = self._cursor_of_parent(session, found)
         before = cursor.positions if cursor else {}
         statuses = []
@@ -263,7 +261,19 @@ class SessionService(SessionServiceServicer):
         )
 
     def _cursor_of_parent(self, session: SessionState, found: pb.SessionRound) -> Cursor | None:
-        return decode(session.closed(found.parent).cursor) if found.parent else None
+        return self._cursor_of(session.closed(found.parent)) if found.parent else None
+
+    def _cursor_of(self, closed: pb.SessionRound) -> Cursor:
+        """Give where a round ends.
+
+        Raises:
+            CursorOtherStore: It was closed before the store was lost, and was rescued from what is left of that.
+        """
+        cursor = decode(closed.cursor)
+        if cursor.store_id != self._catalog.store_id:
+            message = f"round {closed.round} was closed before the collector lost its store; begin one without a parent"
+            raise CursorOtherStore(message)
+        return cursor
 
     async def _keep(self, session: SessionState, changed: pb.SessionRound) -> None:
         """Take over a round, once it is durable; the oldest go where there are too many."""

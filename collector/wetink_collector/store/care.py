@@ -7,8 +7,8 @@ from pathlib import Path
 
 from wetink_collector.round_log import BASE_LEVEL
 from wetink_collector.store.connections import connect
-from wetink_collector.store.interface import RecordDamaged, StoredBlock, StoreUnusable
-from wetink_collector.store.records import BLOCK_COLUMNS, SETS, Log, load, stored_block
+from wetink_collector.store.interface import RecordDamaged, SessionForgotten, StoredBlock, StoreUnusable
+from wetink_collector.store.records import BLOCK_COLUMNS, SETS, Log, load, sessions, stored_block
 from wetink_collector.store.schema import FORMAT, check_readable
 from wetink_collector.store.sqlite import FILE_NAME, SqliteStore
 
@@ -77,6 +77,9 @@ def _findings(connection: sqlite3.Connection) -> Iterator[str]:
             yield " ".join(f"the file is damaged: {line}".split())
     logs, _, damaged = load(connection)
     yield from map(str, damaged)
+    for session in sessions(connection):
+        if isinstance(session, SessionForgotten):
+            yield f"session {session.name!r} of {session.owner!r} does not have the checksum it was written with"
     for log in logs.values():
         rows = connection.execute(
             f"SELECT {BLOCK_COLUMNS}, crc32, {SETS} FROM block WHERE incarnation_id = ? ORDER BY last_round",  # noqa: S608 (our own column names)

@@ -3,7 +3,7 @@
 import sqlite3
 import struct
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
@@ -22,6 +22,8 @@ from wetink_collector.store.interface import (
     HostSeen,
     IncarnationEnded,
     RecordDamaged,
+    SessionForgotten,
+    SessionKept,
     StoredBlock,
     TargetWanted,
     decode_stored,
@@ -62,7 +64,11 @@ class Log:
 
 
 def rescued(connection: sqlite3.Connection) -> list[Change]:
-    """Read from a damaged file what agents do not tell again, as far as that can be read."""
+    """Read from a damaged file what agents do not tell again, as far as that can be read.
+
+    Of sessions only those that are whole: none of their rounds is answered from another store, but who goes on with one
+    is told so, and which rounds it has.
+    """
     found: list[Change] = []
     with suppress(sqlite3.Error):
         found += [
@@ -71,7 +77,33 @@ def rescued(connection: sqlite3.Connection) -> list[Change]:
     with suppress(sqlite3.Error):
         rows = connection.execute("SELECT host_id, boot_id, pid, start_time_ticks FROM wanted")
         found += [TargetWanted(TargetKey(*row)) for row in rows]
+    with suppress(sqlite3.Error):
+        for session in sessions(connection):
+            if isinstance(session, SessionKept):
+                # One by one: those that come before a page that cannot be read are had.
+                found.append(session)
     return found
+
+
+def sessions(connection: sqlite3.Connection) -> Iterator[SessionKept | SessionForgotten]:
+    """Read the sessions; of one that is not what was written, only that nothing is known of it."""
+    for owner, name, data, checksum in connection.execute("SELECT owner, name, data, crc32 FROM session"):
+        whole = isinstance(data, bytes) and checksum == session_checksum(str(owner), str(name), data)
+        yield SessionKept(owner, name, data) if whole else SessionForgotten(owner, name)
+
+
+def apply_session(cursor: sqlite3.Cursor, change: SessionKept | SessionForgotten) -> None:
+    """Write a session down, or remove it."""
+    cursor.execute("DELETE FROM session WHERE owner = ? AND name = ?", (change.owner, change.name))
+    if isinstance(change, SessionKept):
+        checksum = session_checksum(change.owner, change.name, change.data)
+        row = (change.owner, change.name, change.data, checksum)
+        cursor.execute("INSERT INTO session (owner, name, data, crc32) VALUES (?, ?, ?, ?)", row)
+
+
+def session_checksum(owner: str, name: str, data: bytes) -> int:
+    """Sum up a session with whose it is, so that it cannot be taken for another's."""
+    return crc32(data, crc32(f"{owner}\0{name}".encode()))
 
 
 def load(connection: sqlite3.Connection) -> tuple[dict[TargetKey, Log], deque[int], deque[RecordDamaged]]:

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, TypeAlias
 from uuid import uuid4
+from zlib import crc32
 
 import structlog
 
@@ -76,7 +77,15 @@ def _format_4(connection: sqlite3.Connection) -> None:
     )
 
 
-STEPS: Final[Sequence[Step]] = (_format_1, _format_2, _format_3, _format_4)
+def _format_5(connection: sqlite3.Connection) -> None:
+    """Keep a checksum with each session: of one that is not what was written, a round would end where it did not."""
+    connection.execute("ALTER TABLE session ADD COLUMN crc32 INTEGER NOT NULL DEFAULT 0")
+    for owner, name, data in connection.execute("SELECT owner, name, data FROM session").fetchall():
+        checksum = crc32(data, crc32(f"{owner}\0{name}".encode()))
+        connection.execute("UPDATE session SET crc32 = ? WHERE owner = ? AND name = ?", (checksum, owner, name))
+
+
+STEPS: Final[Sequence[Step]] = (_format_1, _format_2, _format_3, _format_4, _format_5)
 """How each format is made. A step is never changed once it was released: files are about that it has made."""
 
 FORMAT: Final = len(STEPS)

@@ -15,6 +15,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.round_log import (
     Block,
@@ -61,10 +63,12 @@ from wetink_collector.store.records import (
     BLOCK_FIELD_COUNT,
     SETS,
     Log,
+    apply_session,
     block_of,
     insert,
     load,
     rescued,
+    sessions,
     stored_block,
 )
 from wetink_collector.store.schema import check_readable, prepare, unusable
@@ -73,6 +77,8 @@ FILE_NAME: Final = "wetink.sqlite3"
 
 ROWS_FREED_MAX: Final = 64
 """Bound on the blocks freed in one piece of maintenance: a commit waits for one piece at most."""
+
+log = structlog.get_logger()
 
 _TARGET: Final = "host_id = ? AND boot_id = ? AND pid = ? AND start_time_ticks = ?"
 _host_values: Final = attrgetter(*(column.name for column in fields(HostSeen)))
@@ -108,7 +114,7 @@ class SqliteStore:
         with failing_as_store(), closing(self._connection.cursor()) as cursor:
             hosts = cursor.execute("SELECT host_id, boot_id, agent_version, time_ns FROM host").fetchall()
             wanted = cursor.execute("SELECT host_id, boot_id, pid, start_time_ticks FROM wanted").fetchall()
-            sessions = cursor.execute("SELECT owner, name, data FROM session").fetchall()
+            kept = [session for session in sessions(self._connection) if isinstance(session, SessionKept)]
         return Contents(
             hosts=[HostSeen(*row) for row in hosts],
             incarnations=[
@@ -116,7 +122,7 @@ class SqliteStore:
                 for log in self._logs.values()
             ],
             wanted=[TargetKey(*row) for row in wanted],
-            sessions=[SessionKept(*row) for row in sessions],
+            sessions=kept,
         )
 
     def commit(self, changes: Sequence[Change]) -> None:
@@ -199,6 +205,10 @@ class SqliteStore:
             if read_through:
                 check_pages(self._connection, self._path)
             self._logs, self._dropped, self._gaps = load(self._connection)
+            damaged = [session.name for session in sessions(self._connection) if isinstance(session, SessionForgotten)]
+        if damaged:
+            # They stay where they are until one of that name is opened: who starts on a full disk can write nothing.
+            log.error("sessions_damaged", sessions=damaged, consequence="who goes on with one is told to open it again")
         self._grown = dict.fromkeys(log.incarnation for log in self._logs.values())
 
     def _set_aside(self, damage: FileDamaged) -> None:
@@ -245,7 +255,7 @@ class SqliteStore:
             case TargetWanted():
                 cursor.execute("INSERT OR REPLACE INTO wanted VALUES (?, ?, ?, ?)", _target_values(change.target))
             case SessionKept() | SessionForgotten():
-                _apply_session(cursor, change)
+                apply_session(cursor, change)
             case TargetUnwanted():
                 cursor.execute(f"DELETE FROM wanted WHERE {_TARGET}", _target_values(change.target))  # noqa: S608 (as above)
 
@@ -338,9 +348,3 @@ class SqliteStore:
                 if row is None or block_of(row[:BLOCK_FIELD_COUNT]) != block:
                     raise RecordDamaged(log.incarnation, f"rounds up to {block.last_round} are not there")
                 yield stored_block(row, log.incarnation).pages
-
-
-def _apply_session(cursor: sqlite3.Cursor, change: SessionKept | SessionForgotten) -> None:
-    cursor.execute("DELETE FROM session WHERE owner = ? AND name = ?", (change.owner, change.name))
-    if isinstance(change, SessionKept):
-        cursor.execute("INSERT INTO session VALUES (?, ?, ?)", (change.owner, change.name, change.data))

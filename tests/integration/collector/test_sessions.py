@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from contextlib import closing
+from pathlib import Path
 
 import grpc
 import pytest
@@ -266,3 +267,41 @@ def test_renewal_does_not_wait_for_a_close(mover: Mover, live: Agent, one: types
 
     with meanwhile(renew):
         mover.close("first")
+
+
+def test_session_outlives_its_store_and_says_so(tmp_path: Path) -> None:
+    """
+    The file is damaged, and another one begun: which rounds there are is known, and none of them is answered, since the
+    cursors are of the other store. One without a parent is as good as ever.
+    """
+    one, name = target(), "host-1/1@100"
+    with running_collector(tmp_path) as collector, Agent(collector.address) as agent:
+        mover = Mover(collector.address, name)
+        mover.open()
+        agent.hello()
+        agent.deliver(one, *(range(number, 1 << 18, 5) for number in range(5)))
+        mover.begin("first")
+        close(mover, agent, "first", 6, [1])
+        agent.end()
+    with (tmp_path / "wetink.sqlite3").open("r+b") as file:
+        file.seek(12 << 14)
+        file.write(b"\xa5" * (8 << 14))
+
+    with running_collector(tmp_path) as collector, Agent(collector.address) as agent:
+        assert collector.events("store_set_aside")
+        mover = Mover(collector.address, name)
+        assert [found.round for found in mover.open()] == ["first"]
+        with refused(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_OTHER_STORE"):
+            mover.get("first")
+        mover.begin("second", "first")
+        with refused(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_OTHER_STORE"):
+            mover.close("second")
+        assert not agent.hello(position(one, 6)).positions
+        agent.say(start(one, incarnation=2), batch(one, 1, written=[7], incarnation=2))
+        agent.acknowledged(one, 1, incarnation=2)
+        with refused(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_OTHER_STORE"):
+            mover.get("first")
+        mover.begin("anew")
+        with meanwhile(lambda: agent.harvest(agent.hear("barrier").barrier, batch(one, 2, written=[8], incarnation=2))):
+            mover.close("anew")
+        assert mover.get("anew").written == {name: {7, 8}}

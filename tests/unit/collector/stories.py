@@ -3,33 +3,48 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Final
+from typing import Final, TypeAlias
 
 from pyroaring import BitMap64
 
 from tests.unit.collector.changes import appended, ended, incarnation, started
+from wetink.v1.dirty_pb2 import Selection
+from wetink.v1.session_pb2 import OpenSessionRequest
 from wetink_collector.identity import IncarnationKey
 from wetink_collector.round_log import RoundPages, fold, is_exact, is_expired, is_whole
-from wetink_collector.store.interface import Change, RoundsExpired, Store, TargetForgotten
+from wetink_collector.session_state import stored
+from wetink_collector.store.interface import (
+    Change,
+    RoundsExpired,
+    SessionForgotten,
+    SessionKept,
+    Store,
+    TargetForgotten,
+)
 
 PIDS: Final = (1, 2, 3)
 PAGES: Final = 4000
+SESSIONS: Final = ("move-1", "move-2")
+
+
+Kept: TypeAlias = tuple[dict[IncarnationKey, tuple[int, bool]], dict[str, SessionKept]]
 
 
 @dataclass
 class Truth:
-    """What was written: of each incarnation that is kept, every round and whether it has ended."""
+    """What was written: of each incarnation that is kept, every round and whether it has ended; and the sessions."""
 
     rounds: dict[IncarnationKey, list[RoundPages]] = field(default_factory=dict)
     ended: set[IncarnationKey] = field(default_factory=set)
+    sessions: dict[str, SessionKept] = field(default_factory=dict)
 
     def copy(self) -> "Truth":
         """Give one that does not change when this does."""
-        return Truth({key: list(rounds) for key, rounds in self.rounds.items()}, set(self.ended))
+        return Truth({key: list(rounds) for key, rounds in self.rounds.items()}, set(self.ended), dict(self.sessions))
 
-    def kept(self) -> dict[IncarnationKey, tuple[int, bool]]:
-        """Say of each incarnation how many rounds it has, and whether it has ended."""
-        return {key: (len(rounds), key in self.ended) for key, rounds in self.rounds.items()}
+    def kept(self) -> Kept:
+        """Say of each incarnation how many rounds it has, and whether it has ended; and what each session is."""
+        return {key: (len(rounds), key in self.ended) for key, rounds in self.rounds.items()}, dict(self.sessions)
 
 
 @dataclass
@@ -55,12 +70,14 @@ def tell(seed: int, length: int) -> Story:
     return story
 
 
-def kept(store: Store) -> dict[IncarnationKey, tuple[int, bool]]:
+def kept(store: Store) -> Kept:
     """Say the same of a store as ``Truth.kept``."""
-    return {
+    contents = store.contents()
+    incarnations = {
         one.incarnation: (one.blocks[-1].last_round if one.blocks else 0, one.ended is not None)
-        for one in store.contents().incarnations
+        for one in contents.incarnations
     }
+    return incarnations, {one.name: one for one in contents.sessions}
 
 
 def check(store: Store, truth: Truth) -> None:
@@ -92,6 +109,8 @@ def _happens(random: Random, truth: Truth, lives: dict[int, int]) -> list[Change
     pid = random.choice(PIDS)
     key = incarnation(pid, lives.get(pid, 0))
     what = random.random()
+    if what > 0.95:
+        return [_session(random, truth)]
     if key not in truth.rounds or what < 0.04:
         truth.rounds.pop(key, None)
         lives[pid] = lives.get(pid, 0) + 1
@@ -111,6 +130,17 @@ def _happens(random: Random, truth: Truth, lives: dict[int, int]) -> list[Change
     pages = _pages(random)
     rounds.append(pages)
     return [appended(key, len(rounds), pages.written, pages.vanished)]
+
+
+def _session(random: Random, truth: Truth) -> SessionKept | SessionForgotten:
+    name = random.choice(SESSIONS)
+    if random.random() < 0.3:
+        truth.sessions.pop(name, None)
+        return SessionForgotten("mover", name)
+    targets = [f"host-1/{random.randrange(1, 1 << 22)}" for _ in range(random.choice((1, 3000)))]
+    opened = OpenSessionRequest(session=name, selection=Selection(targets=targets))
+    truth.sessions[name] = SessionKept("mover", name, stored(opened, {}))
+    return truth.sessions[name]
 
 
 def _pages(random: Random) -> RoundPages:

@@ -11,18 +11,26 @@ from pyroaring import BitMap64
 from tests.unit.collector.changes import appended, ended, incarnation, started, target
 from wetink.v1.types_pb2 import END_REASON_LOST
 from wetink_collector.round_log import fold
-from wetink_collector.store import connections
-from wetink_collector.store.interface import HostSeen, RecordDamaged, StoreFailed, StoreUnusable, TargetWanted
+from wetink_collector.store import care, connections
+from wetink_collector.store.interface import (
+    HostSeen,
+    RecordDamaged,
+    SessionKept,
+    StoreFailed,
+    StoreUnusable,
+    TargetWanted,
+)
 from wetink_collector.store.sqlite import FILE_NAME, SqliteStore
 
 ONE, TWO = incarnation(1), incarnation(2)
 HOST = HostSeen("host-1", "boot-1", "1.0", 5)
 WANTED = TargetWanted(target(3))
+SESSIONS = [SessionKept("mover", f"move-{number}", bytes([number]) * 3000) for number in range(1, 4)]
 
 
 def fill(store: SqliteStore) -> None:
     """Give two targets thirty rounds each, of some pages of the file."""
-    store.commit([HOST, WANTED])
+    store.commit([HOST, WANTED, *SESSIONS])
     for key in (ONE, TWO):
         store.commit([started(key)])
         store.commit([appended(key, number, range(number, 100_000, 3)) for number in range(1, 31)])
@@ -61,7 +69,7 @@ def found(store: SqliteStore) -> Iterator[RecordDamaged]:
 
 
 def test_file_that_is_damaged_is_set_aside(full: Path) -> None:
-    """It is found at start; what orchestrators wanted is rescued, and the store is another one, which works."""
+    """It is found at start; what orchestrators wanted and said is rescued, and the new store works."""
     with closing(SqliteStore(full)) as store:
         before = store.store_id
     overwrite(full, first_page=12)
@@ -70,10 +78,38 @@ def test_file_that_is_damaged_is_set_aside(full: Path) -> None:
         assert store.store_id != before
         assert store.contents().incarnations == []
         assert (store.contents().hosts, store.contents().wanted) == ([HOST], [WANTED.target])
+        assert store.contents().sessions == SESSIONS
         fill(store)
     with closing(SqliteStore(full)) as store:
         assert len(store.contents().incarnations) == 2
     assert (full / f"{FILE_NAME}.damaged").stat().st_size > 0
+
+
+CHANGES = {
+    "byte": "UPDATE session SET data = substr(data, 1, 100) || x'07' || substr(data, 102) WHERE name = 'move-2'",
+    "name": "UPDATE session SET name = 'move-9' WHERE name = 'move-2'",
+    "owner": "UPDATE session SET owner = 'other' WHERE name = 'move-2'",
+    "cut": "UPDATE session SET data = substr(data, 1, 100) WHERE name = 'move-2'",
+    "data gone": "UPDATE session SET data = 'text' WHERE name = 'move-2'",
+    "of another": "UPDATE session SET data = (SELECT data FROM session WHERE name = 'move-1') WHERE name = 'move-2'",
+}
+
+
+@pytest.mark.parametrize("statement", CHANGES.values(), ids=CHANGES)
+def test_session_that_is_not_what_was_written_is_not_there(full: Path, statement: str) -> None:
+    """Neither in its own store nor rescued from it; the others are, and one of its name can be opened again."""
+    damage(full, statement)
+
+    with closing(SqliteStore(full)) as store:
+        assert store.contents().sessions == [SESSIONS[0], SESSIONS[2]]
+    assert [finding for finding in care.findings(full) if finding.startswith("session ")]
+    overwrite(full, first_page=12)
+    with closing(SqliteStore(full)) as store:
+        assert store.contents().sessions == [SESSIONS[0], SESSIONS[2]]
+        store.commit(SESSIONS)
+    with closing(SqliteStore(full)) as store:
+        assert store.contents().sessions == SESSIONS
+    assert list(care.findings(full)) == []
 
 
 def test_only_one_damaged_file_is_kept(full: Path) -> None:

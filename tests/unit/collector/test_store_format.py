@@ -13,7 +13,7 @@ from pyroaring import BitMap64
 from tests.unit.collector.changes import appended, incarnation, started, target
 from wetink.v1.types_pb2 import END_REASON_EXITED
 from wetink_collector.round_log import RoundPages, fold
-from wetink_collector.store.interface import HostSeen, IncarnationEnded, StoreUnusable
+from wetink_collector.store.interface import HostSeen, IncarnationEnded, SessionKept, StoreUnusable
 from wetink_collector.store.schema import FORMAT, STEPS, prepare
 from wetink_collector.store.sqlite import FILE_NAME, SqliteStore
 
@@ -123,6 +123,19 @@ def test_new_store_and_old_one_end_in_the_same_tables(old: Path, tmp_path_factor
     SqliteStore(old).close()
 
     assert _schema_of(old / FILE_NAME) == _schema_of(new / FILE_NAME)
+
+
+def test_sessions_of_format_4_are_taken_over(old: Path) -> None:
+    """They have a checksum from now on, with which they are what they were."""
+    sessions = [SessionKept("mover", f"move-{number}", bytes([number]) * 300) for number in range(3)]
+    with closing(sqlite3.connect(old / FILE_NAME, isolation_level=None)) as connection:
+        prepare(connection, old / FILE_NAME, STEPS[:4])
+        for one in sessions:
+            connection.execute("INSERT INTO session VALUES (?, ?, ?)", (one.owner, one.name, one.data))
+
+    with closing(SqliteStore(old)) as store:
+        assert store.contents().sessions == sessions
+    assert _format_of(old) == FORMAT
 
 
 def test_first_step_still_makes_what_the_first_release_made(
