@@ -32,6 +32,7 @@ from wetink.v1.types_pb2 import (
     Strictness,
 )
 from wetink_collector.barrier import Reached
+from wetink_collector.bookmarks import Bookmarks
 from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.cursor import Cursor, Position, encode
 from wetink_collector.errors import (
@@ -218,6 +219,7 @@ class Answerer:
         catalog: Catalog,
         threads: Executor,
         drop: Callable[[RecordDamaged, TargetStarted], Awaitable[None]],
+        bookmarks: Bookmarks,
     ) -> None:
         """Answer from a store.
 
@@ -226,11 +228,13 @@ class Answerer:
             catalog: What there is.
             threads: Where pages are read and merged.
             drop: Ends the incarnation of a record that is damaged, durably, if it is still the one that started so.
+            bookmarks: Where readers stand.
         """
         self._store = store
         self._catalog = catalog
         self._threads = threads
         self._drop = drop
+        self._bookmarks = bookmarks
 
     async def answer(
         self,
@@ -261,6 +265,9 @@ class Answerer:
             outcome = reached.get(target) if reached is not None else None
             pinned = outcome.pinned_round if outcome else None
             part = await self._part(target, positions.get(target), pinned, strictness)
+            if part.last and not part.record.ended:
+                # Now, and not when all of it is taken: rounds merge meanwhile.
+                self.expect(part.record, part.last.last_round, left=part.after_round)
             for message in part.first_messages:
                 yield message
             if len(part.first_messages) == FIRST_MESSAGES:
@@ -283,6 +290,10 @@ class Answerer:
             ),
             cursor,
         )
+
+    def expect(self, record: TargetRecord, round_number: int, *, left: int = 0) -> None:
+        """Take note that a reader goes on from a round of a target, where it was before, if anywhere."""
+        self._bookmarks.note(record.incarnation, round_number=round_number, left=left)
 
     async def status_at(self, record: TargetRecord, reached: Reached | None) -> TargetStatus:
         """Say how far a target has come at a barrier, without its pages.

@@ -22,6 +22,7 @@ from typing import Final, Protocol, TypeVar
 import structlog
 
 from wetink_collector import metrics, tracing
+from wetink_collector.bookmarks import Bookmarks
 from wetink_collector.catalog import Catalog
 from wetink_collector.errors import RETRY_SECONDS_OF, StoreUnavailable
 from wetink_collector.fair_queue import FairQueue
@@ -71,8 +72,9 @@ class _Question:
 class Committer:
     """Writes to a store from one thread of its own, and tells the catalog what is durable."""
 
-    def __init__(self, store: Store, catalog: Catalog) -> None:
-        """Write to a store, and tell a catalog."""
+    def __init__(self, store: Store, catalog: Catalog, bookmarks: Bookmarks) -> None:
+        """Write to a store, and tell a catalog. Merging leaves bookmarks in their places."""
+        self._bookmarks = bookmarks
         self._store = store
         self._catalog = catalog
         self._listener: Listener
@@ -183,7 +185,7 @@ class Committer:
         idle = False
         while not idle and (began := time.perf_counter()) < until:
             try:
-                idle = not self._store.maintain()
+                idle = not self._store.maintain(self._bookmarks.rounds)
             except RecordDamaged as damage:
                 self._tell(self._listener.record_damaged, damage)
             except Exception as error:  # noqa: BLE001 (as in _commit)

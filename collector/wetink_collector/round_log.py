@@ -2,13 +2,14 @@
 
 A log is a sequence of blocks, oldest first, that touch without overlap. A block is one batch as it came (level 0),
 or several older blocks merged into one (a higher level). ``protos/README.md`` states the promises: the last 8 batches
-are always single, older ones stand in blocks of 8, 64, 512 and so on, at most 15 of a size.
+are always single, older ones stand in blocks of 8, 64, 512 and so on, at most 15 of a size. Where a reader stands a
+block ends, and may be smaller therefore.
 
 Retention makes one block of all that is older than it keeps: the *base*. It has what is written and nothing that
 vanished, so that it takes no more room than what is populated: enough for a reader that begins, and for no cursor.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from typing import Final
@@ -131,17 +132,21 @@ def check_follows(block: Block, last_round: int) -> None:
     assert block.oldest_round <= block.first_round == last_round + 1 <= block.last_round, (block, last_round)
 
 
-def plan_merge(blocks: Sequence[Block]) -> Sequence[Block]:
+def plan_merge(blocks: Sequence[Block], ends: Collection[int] = ()) -> Sequence[Block]:
     """Say which blocks are to become one now: the oldest 8 of the lowest level that is over its bound.
 
     Args:
         blocks: A whole log, oldest first.
+        ends: Rounds after which readers go on. No block goes across one: those up to it become one, however few they
+            are, or the one goes to the next level as it is. So every level keeps its bound.
 
     Returns:
         The blocks, oldest first; none when every level keeps its bound.
     """
     levels = [list(level) for _, level in groupby(blocks, key=lambda block: block.level)]
-    return next((level[:BLOCKS_MERGED] for level in reversed(levels) if len(level) > BLOCKS_A_LEVEL_MAX), ())
+    oldest = next((level[:BLOCKS_MERGED] for level in reversed(levels) if len(level) > BLOCKS_A_LEVEL_MAX), [])
+    end = next((place for place, block in enumerate(oldest, start=1) if block.last_round in ends), len(oldest))
+    return oldest[:end]
 
 
 def plan_base(blocks: Sequence[Block], expired_round: int) -> Sequence[Block]:

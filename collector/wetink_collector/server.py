@@ -29,6 +29,7 @@ from wetink_collector.access import Gate
 from wetink_collector.address import Address, AddressUnusable, TcpAddress, UnixAddress
 from wetink_collector.agents import Agents
 from wetink_collector.answer import Answerer
+from wetink_collector.bookmarks import Bookmarks
 from wetink_collector.caller import Tokens
 from wetink_collector.catalog import Catalog
 from wetink_collector.committer import Committer
@@ -160,10 +161,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     ):
         contents = store.contents()
         catalog = Catalog(store.store_id, contents)
-        committer = Committer(store, catalog)
+        bookmarks = Bookmarks()
+        committer = Committer(store, catalog, bookmarks)
         collector = _Collector(catalog, committer)
         async with committer.running(collector):
-            answerer = Answerer(store, catalog, threads, collector.drop)
+            answerer = Answerer(store, catalog, threads, collector.drop, bookmarks)
             dirty = DirtyService(catalog, collector.agents, committer, answerer)
             histories = Histories(store, catalog)
             insight = InsightService(Inquiry(catalog, store, histories, threads))

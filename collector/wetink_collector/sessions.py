@@ -223,6 +223,8 @@ class SessionService(SessionServiceServicer):
         now = [self._catalog.get(record.target) or record for record in records]
         _check_reached(now, reached)
         statuses = [await self._answerer.status_at(record, reached.get(record.target)) for record in now]
+        for record, status in zip(now, statuses, strict=True):
+            self._answerer.expect(record, status.round)
         closed = pb.SessionRound(
             round=found.round,
             parent=found.parent,

@@ -4,7 +4,7 @@ A store keeps, of each target, the newest incarnation only: no cursor of an olde
 rules of the round log, but not those of delivery; whoever writes has checked what agents said.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -203,6 +203,15 @@ class StoredBlock:
     pages: RoundPages
 
 
+Ends = Callable[[IncarnationKey], Collection[int]]
+"""Gives the rounds of an incarnation after which readers go on."""
+
+
+def nowhere(_: IncarnationKey) -> Collection[int]:
+    """Give none: nobody reads."""
+    return ()
+
+
 class Store(Protocol):
     """Keeps rounds. ``read`` may be called from any thread at any time; everything else from one thread at a time."""
 
@@ -227,9 +236,12 @@ class Store(Protocol):
                 anything else.
         """
 
-    def maintain(self) -> bool:
+    def maintain(self, ends: Ends = nowhere) -> bool:
         """Do one small piece of the work that nobody waits for: merge old blocks of a log, or its oldest ones with its
         base, or free what was dropped.
+
+        Args:
+            ends: Gives the rounds of an incarnation that no merged block may go across. The base takes them all.
 
         Returns:
             Whether there was something to do.

@@ -1,6 +1,6 @@
 """A store in memory, for tests and as the oracle of the others. It survives nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from uuid import uuid4
@@ -20,6 +20,7 @@ from wetink_collector.round_log import (
 from wetink_collector.store.interface import (
     Change,
     Contents,
+    Ends,
     HostSeen,
     IncarnationEnded,
     IncarnationStarted,
@@ -35,6 +36,7 @@ from wetink_collector.store.interface import (
     Usage,
     decode_stored,
     encode_stored,
+    nowhere,
 )
 
 
@@ -69,11 +71,11 @@ class MemoryStore:
             for change in changes:
                 self._apply(change)
 
-    def maintain(self) -> bool:
+    def maintain(self, ends: Ends = nowhere) -> bool:
         """Merge old blocks of one log."""
         while self._grown:
             incarnation = next(iter(self._grown))
-            if (log := self._kept(incarnation)) and self._merge(log):
+            if (log := self._kept(incarnation)) and self._merge(log, ends(incarnation)):
                 return True
             del self._grown[incarnation]
         return False
@@ -127,11 +129,11 @@ class MemoryStore:
             case TargetUnwanted():
                 self._wanted.discard(change.target)
 
-    def _merge(self, log: "_Log") -> bool:
+    def _merge(self, log: "_Log", ends: Collection[int]) -> bool:
         """Make one block of several where some are due; say whether there were any."""
         kept = [record.block for record in log.records]
         oldest = plan_base(kept, log.expired_round)
-        blocks = oldest or plan_merge(kept)
+        blocks = oldest or plan_merge(kept, ends)
         if not blocks:
             return False
         first = kept.index(blocks[0])

@@ -8,7 +8,7 @@ with ``NORMAL`` it does not.
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import fields
 from operator import attrgetter
@@ -41,6 +41,7 @@ from wetink_collector.store.connections import (
 from wetink_collector.store.interface import (
     Change,
     Contents,
+    Ends,
     HostSeen,
     IncarnationEnded,
     IncarnationStarted,
@@ -57,6 +58,7 @@ from wetink_collector.store.interface import (
     TargetWanted,
     Usage,
     encode_stored,
+    nowhere,
 )
 from wetink_collector.store.records import (
     BLOCK_COLUMNS,
@@ -131,7 +133,7 @@ class SqliteStore:
             for change in changes:
                 self._apply(cursor, change)
 
-    def maintain(self) -> bool:
+    def maintain(self, ends: Ends = nowhere) -> bool:
         """Tell of a log that was found with a gap, free some of what was dropped, or merge old blocks of one log."""
         if self._gaps:
             raise self._gaps.popleft()
@@ -140,7 +142,7 @@ class SqliteStore:
             return True
         while self._grown:
             incarnation = next(iter(self._grown))
-            if (log := self._kept(incarnation)) and self._merge(log):
+            if (log := self._kept(incarnation)) and self._merge(log, ends(incarnation)):
                 return True
             del self._grown[incarnation]
         return False
@@ -313,10 +315,10 @@ class SqliteStore:
         if done:
             self._dropped.popleft()
 
-    def _merge(self, log: Log) -> bool:
+    def _merge(self, log: Log, ends: Collection[int]) -> bool:
         """Make one block of several where some are due; say whether there were any."""
         oldest = plan_base(log.blocks, log.expired_round)
-        blocks = oldest or plan_merge(log.blocks)
+        blocks = oldest or plan_merge(log.blocks, ends)
         if not blocks:
             return False
         try:

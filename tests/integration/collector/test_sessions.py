@@ -43,6 +43,14 @@ def mover(shared_collector: CollectorProcess, live: Agent, one: types_pb2.Target
     return mover
 
 
+def more(live: Agent, of: types_pb2.Target, first: int, last: int) -> None:
+    """Let the agent deliver rounds of one page each, the number of the round."""
+    for number in range(first, last + 1):
+        live.say(batch(of, number, written=[number]))
+        # So that no two are committed together: each is merged as it comes.
+        live.acknowledged(of, number)
+
+
 def test_rounds_carry_what_was_written_between_their_ends(mover: Mover, live: Agent, name: str) -> None:
     """The first everything, the next what came since its parent, whatever has come after it."""
     mover.begin("first")
@@ -58,6 +66,22 @@ def test_rounds_carry_what_was_written_between_their_ends(mover: Mover, live: Ag
     assert second.written == {name: {4}}
     assert second.summary.complete
     assert [(one.round, one.after_round) for one in second.summary.targets] == [(4, 3)]
+
+
+def test_rounds_asked_for_late_have_no_page_more(mover: Mover, live: Agent, name: str) -> None:
+    """A hundred rounds of the agent come after the second round's end, and eighty between both: the answer is exact."""
+    one = target(host_id=name.rpartition("/")[0])
+    mover.begin("first")
+    close(mover, live, "first", 3, [3])
+    more(live, one, 4, 83)
+    mover.begin("second", "first")
+    close(mover, live, "second", 84, [84])
+    more(live, one, 85, 184)
+
+    second = mover.get("second")
+
+    assert second.written == {name: set(range(4, 85))}
+    assert second.summary.exact
 
 
 def test_what_is_said_again_is_answered_again(mover: Mover, live: Agent) -> None:

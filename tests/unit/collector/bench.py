@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from wetink_collector.bookmarks import Bookmarks
 from wetink_collector.catalog import Catalog
 from wetink_collector.committer import Committer
-from wetink_collector.store.interface import Change, Contents, RecordDamaged, StoredBlock, StoreFailed
+from wetink_collector.store.interface import Change, Contents, Ends, RecordDamaged, StoredBlock, StoreFailed, nowhere
 from wetink_collector.store.memory import MemoryStore
 
 
@@ -37,11 +38,11 @@ class Stubborn(MemoryStore):
         self.groups.append(len(changes))
         super().commit(changes)
 
-    def maintain(self) -> bool:
+    def maintain(self, ends: Ends = nowhere) -> bool:
         """Report damage where there is some."""
         if self.damage:
             raise self.damage.pop()
-        return super().maintain()
+        return super().maintain(ends)
 
     def recover(self) -> Contents:
         """Fail, or start afresh."""
@@ -92,7 +93,7 @@ async def bench() -> AsyncIterator[Bench]:
     """Give one that runs."""
     store = Stubborn()
     catalog = Catalog(store.store_id, store.contents())
-    committer = Committer(store, catalog)
+    committer = Committer(store, catalog, Bookmarks())
     heard = Heard()
     async with committer.running(heard):
         yield Bench(store, catalog, committer, heard)

@@ -30,6 +30,7 @@ from wetink.v1.types_pb2 import (
 )
 from wetink_collector.answer import Answerer, Ending, check_cursor, consistency, status, without_pages
 from wetink_collector.barrier import Reached
+from wetink_collector.bookmarks import Bookmarks
 from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.cursor import Cursor, Position
 from wetink_collector.errors import CursorForeign, CursorIncarnationEnded, CursorOtherStore
@@ -157,7 +158,7 @@ def test_answer_does_not_run_ahead_of_what_is_known() -> None:
 
     async def scenario() -> tuple[bool, list[DirtyPages | Ending]]:
         with ThreadPoolExecutor(1) as threads:
-            answerer = Answerer(store, catalog, threads, _never)
+            answerer = Answerer(store, catalog, threads, _never, Bookmarks())
             parts = answerer.answer(list(catalog.all()), {}, chosen=CHOSEN, reached=None)
             asked = asyncio.ensure_future(_all(parts))
             await asyncio.sleep(0.05)

@@ -1,6 +1,6 @@
 """The merge rule and the exponentially merged log."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
@@ -63,9 +63,9 @@ class Log:
         self.blocks.append(block)
         self.pages[block] = fold([*again, *some])
 
-    def settle(self) -> None:
+    def settle(self, ends: Collection[int] = ()) -> None:
         """Merge until every level keeps its bound."""
-        while blocks := plan_merge(self.blocks):
+        while blocks := plan_merge(self.blocks, ends):
             pages = fold(self.pages[block] for block in blocks)
             merged = united(blocks, pages)
             self.pages[merged] = pages
@@ -209,6 +209,43 @@ def test_blocks_grow_with_the_logarithm_of_rounds() -> None:
     assert len(log.blocks) <= BLOCKS_A_LEVEL_MAX * 5
     assert [block.last_round - block.first_round + 1 for block in log.blocks[-8:]] == [1] * 8
     assert {block.last_round - block.first_round + 1 for block in log.blocks} == {1, 8, 64, 512}
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=400))
+def test_no_block_goes_across_a_round_that_a_reader_stands_at(steps: list[tuple[bool, bool]]) -> None:
+    """
+    Readers come to the last round and leave, oldest first, at any moments: each that has not left is answered exactly
+    after however many rounds, every level keeps its bound, and the last 8 rounds are single.
+    """
+    log, empty = Log(), RoundPages(BitMap64(), BitMap64())
+    readers: list[int] = []
+    for comes, leaves in steps:
+        log.append([empty])
+        log.settle(readers)
+        if comes:
+            readers.append(log.last_round)
+        if leaves:
+            del readers[:1]
+
+        assert all(is_exact(since(log.blocks, cursor), cursor) for cursor in readers)
+        assert max(len(list(level)) for _, level in groupby(log.blocks, key=lambda block: block.level)) <= 15
+        assert all(older.level >= newer.level for older, newer in pairwise(log.blocks))
+        assert is_whole(log.blocks, after_round=0, last_round=log.last_round)
+        assert [block.last_round - block.first_round for block in log.blocks[-8:]] == [0] * min(8, len(log.blocks))
+
+
+def test_readers_that_never_leave_cost_a_block_each_at_most() -> None:
+    """A cursor at each of 40 rounds among the first of 5000: the log is longer by no more than these."""
+    log, alone = Log(), Log()
+    empty = RoundPages(BitMap64(), BitMap64())
+    readers = range(100, 140)
+    for _ in range(5000):
+        for one, ends in ((log, readers), (alone, ())):
+            one.append([empty])
+            one.settle(ends)
+        assert len(log.blocks) <= len(alone.blocks) + len(readers) + BLOCKS_A_LEVEL_MAX
+
+    assert all(is_exact(since(log.blocks, cursor), cursor) for cursor in readers)
 
 
 @given(st.lists(st.tuples(st.lists(round_pages(), min_size=1, max_size=4), st.integers(0, 3)), min_size=1, max_size=40))

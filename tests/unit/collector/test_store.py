@@ -204,6 +204,24 @@ def test_maintenance_keeps_levels_in_their_bounds_and_changes_no_union(store: St
     assert pages_since(store, ONE) == RoundPages(BitMap64([600]), BitMap64(range(600)))
 
 
+def test_merging_leaves_the_end_of_a_block_where_a_reader_stands(store: Store) -> None:
+    """Of 600 rounds, each reader's answer is exactly what came since; without them it would be more."""
+    readers = {3, 4, 100, 250, 251, 591}
+    store.commit([started(ONE)])
+    for change in rounds(ONE, 600):
+        store.commit([change])
+        while store.maintain(lambda key: readers if key == ONE else ()):
+            pass
+
+    for cursor in readers:
+        blocks = [stored.block for stored in store.read(ONE, after_round=cursor)]
+        assert is_exact(blocks, cursor)
+        assert pages_since(store, ONE, cursor) == RoundPages(BitMap64([600]), BitMap64(range(cursor, 600)))
+    settle(store)
+    assert is_whole(store.contents().incarnations[0].blocks, after_round=0, last_round=600)
+    assert not is_exact([stored.block for stored in store.read(ONE, after_round=101)], 101)
+
+
 def test_expired_rounds_become_a_base_of_what_is_written(store: Store) -> None:
     """It has no more than that, and every cursor from its end on is answered as before."""
     store.commit([started(ONE), *rounds(ONE, 40)])
