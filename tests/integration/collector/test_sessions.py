@@ -45,10 +45,8 @@ def mover(shared_collector: CollectorProcess, live: Agent, one: types_pb2.Target
 
 def more(live: Agent, of: types_pb2.Target, first: int, last: int) -> None:
     """Let the agent deliver rounds of one page each, the number of the round."""
-    for number in range(first, last + 1):
-        live.say(batch(of, number, written=[number]))
-        # So that no two are committed together: each is merged as it comes.
-        live.acknowledged(of, number)
+    live.say(*(batch(of, number, written=[number]) for number in range(first, last + 1)))
+    live.acknowledged(of, last)
 
 
 def test_rounds_carry_what_was_written_between_their_ends(mover: Mover, live: Agent, name: str) -> None:
