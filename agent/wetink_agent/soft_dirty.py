@@ -49,7 +49,7 @@ from wetink_agent import procfs, shared_memory
 from wetink_agent.backend import Harvest
 from wetink_agent.certainty import Certainty
 from wetink_agent.errors import NoSuchProcess, NotPermitted, TargetExited, TargetReplaced, Untrackable
-from wetink_agent.freeze import NotFrozen, while_frozen
+from wetink_agent.freeze import FREEZE_SECONDS_MAX, NotFrozen, while_frozen
 from wetink_agent.runs import Runs, adjacent_runs, joined_runs
 from wetink_agent.shared_memory import Range
 from wetink_agent.unseen import Unseen
@@ -72,6 +72,7 @@ _SOFT_DIRTY: Final = np.uint64(1 << 55)
 _FRAME: Final = np.uint64((1 << 55) - 1)
 _ENTRY_BYTES: Final = 8
 
+_STOPPING_PAUSE_SECONDS: Final = 1e-3
 _CLEAR_SOFT_DIRTY: Final = b"4"
 _KERNEL_MADE: Final = re.compile(r"\[(?:vdso|vvar\w*|vsyscall|uprobes)\]")
 _ANY_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
@@ -186,7 +187,7 @@ class SoftDirty:
             vanished=vanished,
             populated_page_count=len(known),
             cautious_page_count=len(written) - evident_page_count,
-            frozen=frozen and procfs.is_frozen(self._pid),
+            frozen=frozen and self._is_frozen_again(),
             held_seconds=held_seconds,
             mapped=mapped,
             unmapped=unmapped,
@@ -249,6 +250,13 @@ class SoftDirty:
             # Everything else may be better the next time, and costs accuracy only.
             if isinstance(error.__cause__, PermissionError):
                 raise error.__cause__ from error
+
+    def _is_frozen_again(self) -> bool:
+        """Whether a target that was stopped is so now. Let go by us, its threads wake up and stop again, first."""
+        until = time.monotonic() + FREEZE_SECONDS_MAX
+        while not (is_frozen := procfs.is_frozen(self._pid)) and time.monotonic() < until:
+            time.sleep(_STOPPING_PAUSE_SECONDS)
+        return is_frozen
 
     # The steps of a round, in their order.
 

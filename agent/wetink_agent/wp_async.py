@@ -79,7 +79,7 @@ GROWN_LOOKS_MAX: Final = 2
 _KERNEL_START: Final = 1 << 63
 _POPULATED: Final = fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED
 _ANY_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
-_PRIVATE_FILE_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...p [0-9a-f]+ [0-9a-f:]+ [1-9]", re.MULTILINE)
+_PRIVATE_FILE_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) .(.).p [0-9a-f]+ [0-9a-f:]+ [1-9]", re.MULTILINE)
 _KERNEL_MADE: Final = re.compile(r"\[(?:vdso|vvar\w*|vsyscall|uprobes)\]")
 # With inode 0: a file may have such a name too.
 _KERNEL_MADE_LINE: Final = re.compile(
@@ -146,6 +146,7 @@ class WpAsync:
         self._audited: list[Range] = []
         self._shared_memory: list[shared_memory.Part] = []
         self._private_files = np.empty((0, 2), dtype=np.uint64)
+        self._writable_files: list[Range] = []
         self._populated_runs: Runs | None = None
         self._populated = BitMap64()
         self._known: BitMap64 | None = None
@@ -190,6 +191,8 @@ class WpAsync:
         if shared.starts.size:
             cautious |= shared.to_set()
             reported |= cautious
+        if frozen:
+            reported |= self._half_written(populated)
         told_page_count = len(reported)
         vanished, known_page_count = self._settle(populated, reported)
         cautious_page_count = told_page_count - len(certain)
@@ -543,6 +546,19 @@ class WpAsync:
             found += [(max(start, first), min(end, last)) for first, last in inside.tolist()]
         return found
 
+    def _half_written(self, populated: Runs) -> BitMap64:
+        """Give the copies of private file mappings that somebody may have been stopped in the middle of writing to.
+
+        The first store after the zap of a protected copy faults twice: the first fault takes the file's content again,
+        and the page is protected from birth, as the marker was; the second lets the store through and shows it. Whoever
+        is stopped in between, or in a signal handler there, has other content than we know of, and no sign of it.
+        While it runs the store follows; of a target that is frozen this may be the last we look.
+        """
+        copies = BitMap64()
+        for start, end in self._writable_files:
+            copies.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
+        return copies & populated.to_set() if copies else copies
+
     def _whole(self) -> tuple[Range, ...]:
         return self._scope or ((ADDRESS_MIN, self._address_end),)
 
@@ -555,8 +571,9 @@ class WpAsync:
             self._whole(), [(int(a, 16), int(b, 16)) for a, b in _KERNEL_MADE_LINE.findall(self._maps)]
         )
         self._shared_memory = shared_memory.find(self._pid, self._maps, self._scope)
-        private_files = [(int(start, 16), int(end, 16)) for start, end in _PRIVATE_FILE_LINE.findall(self._maps)]
-        self._private_files = np.array(private_files, dtype=np.uint64).reshape(-1, 2)
+        private_files = [(int(start, 16), int(end, 16), w) for start, end, w in _PRIVATE_FILE_LINE.findall(self._maps)]
+        self._writable_files = [(start, end) for start, end, w in private_files if w == b"w"]
+        self._private_files = np.array([file[:2] for file in private_files], dtype=np.uint64).reshape(-1, 2)
         plan: list[Range] = []
         for scope_start, scope_end in self._whole():
             position, mapped = scope_start, 0

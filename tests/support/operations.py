@@ -83,7 +83,6 @@ class Operations:
             self._readv: 3,
             self._through_pipe: 3,
             self._read_directly: 1,
-            self._vm_writev: 4,
             self._write_to_file: 3,
             self._change_object: 3,
             self._fork: 2,
@@ -104,10 +103,12 @@ class Operations:
         return [";".join(line) for line in lines if line]
 
     def do_what_must_not_overlap_a_round(self) -> None:
-        """Have direct reads go to the arena, and io_uring read: they begin and end between two rounds."""
+        """Have what writes past the page table write to the arena: it begins and ends between two rounds."""
         for _ in range(self._choose.randrange(3)):
             address, pages = self._run(64)
             self._target.do(self._direct_read(address, pages))
+        for _ in range(self._choose.randrange(12)):
+            self._target.do(self._vm_writev())
         if self._ring is not None:
             pages = self._choose.randint(1, 16)
             to_buffer = self._choose.random() < 0.5

@@ -1,5 +1,6 @@
 """Rows of the kernel matrix: files, and memory that more than one mapping or process has."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,32 @@ def test_row_06_zap_of_a_copied_file_page(row: Watched, file: Path, of: str) -> 
     row.target.do(f"touch {memory + PAGE} 1")
     assert 1 in set().union(*within(row.round(), memory // PAGE, 8))
     row.check()
+
+
+@async_only
+@pytest.mark.parametrize("of", ["file", "memfd"])
+def test_row_06_frozen_between_the_two_faults_of_a_store(row: Watched, tmp_path: Path, of: str) -> None:
+    """A store to a zapped copy faults twice: the first makes a copy that is armed from birth, the second lets it write.
+
+    Whoever is frozen in between has the file's content there, and nothing shows it. A process that writes to very many
+    of them is in that place for a good part of its time.
+    """
+    pages = 1024
+    path = tmp_path / "large"
+    path.write_bytes(b"f" * (pages * PAGE))
+    fd = row.target.open(path) if of == "file" else row.target.memfd(pages)
+    memory = row.target.map(pages, flags=MAP_PRIVATE, fd=fd)
+    zap = command("madvise", memory, pages * PAGE, MADV_DONTNEED)
+    stream = row.target.program.process.stdin
+    assert stream is not None
+    row.settle()
+    for turn in range(12):
+        stream.write(f"{zap};fill {memory} {pages} {(turn + 1) << 16}\n".encode())
+        time.sleep(0.0001 * (1 + turn))
+        row.check()
+        row.target.program.read_line()
+        # What was written meanwhile is armed for the next turn.
+        row.settle()
 
 
 def test_row_06_zap_of_a_copied_file_page_beside_swapped_memory(row: Watched, file: Path, swap: None) -> None:

@@ -13,13 +13,15 @@ from tests.support.held_file import BYTE, HeldFile
 from tests.support.obedient import (
     ANONYMOUS,
     MAP_DROPPABLE,
+    MAP_PRIVATE,
     MAP_SHARED,
     PAGE,
+    PROT_READ,
     command,
 )
 from tests.support.rings import READ, READ_FIXED, Aio, Ring
 from tests.support.victim import within
-from tests.support.watched import Watched, wait_until
+from tests.support.watched import Watched, async_only, wait_until
 from wetink.v1 import types_pb2
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
@@ -78,6 +80,30 @@ def test_row_29_direct_io_in_flight(row: Watched, tmp_path: Path, way: str, says
         says("the target is listed with an unseen writer, UNCERTAINTY_DIRECT_IO")
         # What is not told are these pages, and nothing else.
         assert {difference.page for difference in row.differences()} == set(range(memory // PAGE, memory // PAGE + 16))
+
+
+@async_only
+def test_row_26_a_write_of_another_process_in_flight(row: Watched, tmp_path: Path, says: Callable[[str], None]) -> None:
+    """process_vm_writev(2) marks up to 4 MiB of pages and then writes to them, past the page table, like direct I/O.
+
+    It can be at that for as long as its source takes to be read. Nobody can tell that it is, from outside.
+    """
+    with mounted_or_skip(tmp_path) as file:
+        memory = row.target.map(16)
+        fd = row.target.open(file.path, os.O_RDONLY)
+        source = row.target.map(16, protection=PROT_READ, flags=MAP_PRIVATE, fd=fd, filled=False)
+        local = row.target.vector(source, 16 * PAGE)
+        remote = row.target.vector(memory, 16 * PAGE, at=2064)
+        row.settle()
+        file.hold()
+        row.target.do(f"thread {command('process_vm_writev', row.target.pid, local, 1, remote, 1, 0)}")
+        file.wait_for_reads()
+        assert within(row.round(), memory // PAGE, 16)[0] == set(range(16))
+        file.release()
+        assert row.target.do("join 0")[0] == 16 * PAGE
+        row.expect(memory, 16)
+        assert {difference.page for difference in row.differences()} == set(range(memory // PAGE, memory // PAGE + 16))
+        says("the README says it: a process_vm_writev(2) in flight across a round is seen by nobody")
 
 
 @contextlib.contextmanager
