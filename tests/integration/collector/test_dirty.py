@@ -155,7 +155,7 @@ def test_reader_that_sends_for_many_rounds_is_told_no_page_twice(
 
     for number, cursor in cursors.items():
         answer = reader.dirty(name, cursor=cursor)
-        assert answer.written == {name: set(range(number + 1, 201))}
+        assert answer.written.get(name, set()) == set(range(number + 1, 201))
         assert answer.summary.exact
 
 
