@@ -130,7 +130,10 @@ def open_forked(choice: Choice, pid: int, uffd: int, scope: Sequence[Range], for
 
 
 def _with_forks(choice: Choice, pid: int, uffd: int, tracker: WpAsync, forks: ForkReader | None) -> Backend:
-    if forks is None or not tracker.has_fork_events:
+    if forks is None:
+        return _with_events(choice, pid, tracker)
+    if not tracker.has_fork_events:
+        forks.tell_refused()
         return _with_events(choice, pid, tracker)
     # Read before anything is registered: no fork waits for longer than that takes.
     followed = WithForks(tracker, forks, pid, uffd)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 import numpy as np
+import structlog
 
 from wetink import syscalls
 from wetink.pages import PAGE_SIZE
@@ -35,6 +36,8 @@ CHILD_SECONDS_MAX: Final = 0.5
 _LOOK_SECONDS: Final = 0.002
 _MESSAGE: Final = struct.Struct("<B7xI20x")
 _MESSAGES_AT_ONCE: Final = 16
+
+log = structlog.get_logger()
 
 
 class ForkReader:
@@ -54,6 +57,7 @@ class ForkReader:
         self._lock = threading.Lock()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC)
         self._epoll.register(self._bell, select.EPOLLIN)
+        self._has_told = False
         self._thread = threading.Thread(target=self._serve, name="forks", daemon=True)
         self._thread.start()
 
@@ -63,6 +67,15 @@ class ForkReader:
             if uffd not in self._pids:
                 self._epoll.register(uffd, select.EPOLLIN)
             self._pids[uffd] = pid
+
+    def tell_refused(self) -> None:
+        """Log, once, that the kernel gives this agent no fork events."""
+        if not self._has_told:
+            self._has_told = True
+            log.warning(
+                "fork_events_refused",
+                why="they take CAP_SYS_PTRACE in the host's user namespace: children are found as with --tree",
+            )
 
     def remove(self, uffd: int) -> None:
         """Read a descriptor no more: it is about to be closed, and must be at once."""

@@ -67,6 +67,7 @@ NUMBERS: Final = {
     "shmget": 29,
     "shmat": 30,
     "getpid": 39,
+    "execve": 59,
     "exit": 60,
     "kill": 62,
     "ftruncate": 77,

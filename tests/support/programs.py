@@ -35,6 +35,7 @@ WRITER_PATTERNS: Final = (
     "zipf",
     "sparse64g",
     "threads",
+    "brief_threads",
     "malloc_churn",
     "munmap_same",
     "mapfixed",

@@ -19,7 +19,7 @@ from wetink_agent.wp_async import WpAsync
 from wetink_agent.wp_sync import WpSync
 from wetink_client.shadow import ShadowCopy
 
-BACKENDS: Final[dict[str, Callable[[int, int], WpAsync]]] = {
+BACKENDS: Final[dict[str, Callable[..., WpAsync]]] = {
     "wp-async": WpAsync,
     "wp-sync": partial(WpSync, span_bytes_max=PAGE),
 }

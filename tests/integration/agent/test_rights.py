@@ -7,6 +7,7 @@ one of them gets the sentence that names it.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -207,6 +208,56 @@ def test_agent_under_a_filter_cannot_suspend_one_and_says_so() -> None:
         os.kill(pid, 0)
 
     assert "no seccomp filter of its own" in agent.log
+
+
+FORKS: Final = """
+import os, sys, time
+memory = bytearray(1 << 20)
+if os.fork() == 0:
+    time.sleep(600)
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        memory[::4096] = b"y" * 256
+        time.sleep(600)
+    print(child, flush=True)
+"""
+
+
+def test_children_are_found_as_with_tree_where_the_kernel_gives_no_fork_events() -> None:
+    """UFFD_FEATURE_EVENT_FORK takes CAP_SYS_PTRACE: without it no fork waits for anybody, and the log says so once."""
+    ids = [f"--reuid={AGENTS_USER}", f"--regid={AGENTS_USER}", "--clear-groups"]
+    with subprocess.Popen(
+        ["setpriv", *ids, sys.executable, "-c", FORKS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as target:
+        try:
+            assert target.stdin is not None
+            assert target.stdout is not None
+            assert target.stdout.readline() == "ready\n"
+            with (
+                running_collector() as collector,
+                agent_with((), collector.address, "--pid", str(target.pid), "--follow-fork") as agent,
+                Collector(collector.address) as client,
+            ):
+                agent.wait_for_log("target_attached", 2)
+                target.stdin.write("\n")
+                target.stdin.flush()
+                child = int(target.stdout.readline())
+                agent.wait_for_log("target_attached", 3)
+                programs.stop(child)
+                answer = client.dirty(f"{HOST}/{child}", barrier=True)
+
+            assert answer.complete
+            assert len(answer.written) > 256
+            assert {entry["forked"] for entry in agent.events("target_attached")} == {False}
+            assert len(agent.events("fork_events_refused")) == 1
+        finally:
+            os.killpg(target.pid, signal.SIGKILL)
 
 
 def test_table_of_the_readme_is_these_rows() -> None:

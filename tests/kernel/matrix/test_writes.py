@@ -7,18 +7,22 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 from tests.support import programs, truth
 from tests.support.copying import shadow_copy
 from tests.support.obedient import MADV_DONTNEED, MREMAP_MAYMOVE, PAGE, command, obedient
-from tests.support.victim import within
-from tests.support.watched import Watched, async_only, sync_only, wait_until, watched
+from tests.support.victim import victim, within
+from tests.support.watched import BACKENDS, Watched, async_only, sync_only, wait_until, watched
 from wetink_agent.attach import take_userfaultfd
+from wetink_agent.backend import Backend
+from wetink_agent.backends import Choice, open_forked
 from wetink_agent.errors import TargetExited, TargetReplaced
+from wetink_agent.forks import ForkReader, WithForks, child_over
 from wetink_agent.wp_async import WpAsync
 from wetink_agent.wp_sync import HAZARDS, WpSync, why_risky
 from wetink_client.shadow import ShadowCopy
@@ -90,6 +94,93 @@ def test_row_22_a_child_writes_after_a_fork(row: Watched) -> None:
         tracker.close()
     assert struct.unpack("Q", copy.pages[memory // PAGE + 1][:8]) == (100,)
     row.expect(memory, 8)
+
+
+@async_only
+def test_row_22_a_child_writes_after_a_fork_that_is_told(backend: str) -> None:
+    """With EVENT_FORK the child's pages are protected from its first instruction on: only its own writes show.
+
+    And what was written in the parent since its last round, as it is in no copy either.
+    """
+    children: SimpleQueue[tuple[int, int]] = SimpleQueue()
+    reader = ForkReader(lambda parent_pid, uffd: children.put((parent_pid, uffd)))
+    with closing(reader), obedient() as target:
+        uffd = take_userfaultfd(target.pid)
+        tracker = BACKENDS[backend](target.pid, uffd, follow_fork=True)
+        assert tracker.has_fork_events
+        with closing(WithForks(tracker, reader, target.pid, uffd)), ShadowCopy(target.pid) as copy:
+            row = Watched(target, tracker, copy)
+            memory = target.map(16)
+            row.settle()
+            target.store(memory + 9 * PAGE)
+            (child,) = target.do(f"spawn fill {memory + 2 * PAGE} 3 99")
+            parent_pid, childs = children.get(timeout=20)
+            assert parent_pid == target.pid
+            assert child_over(parent_pid, childs, ()) == child
+            row.expect(memory, 16, written={9})
+            row.check()
+            with closing(open_forked(Choice(follow_fork=True), child, childs, (), reader)) as followed:
+                assert isinstance(followed, WithForks)
+                own = _is_written(followed, memory // PAGE, 16)
+                assert own == {2, 3, 4, 9}
+                _check_copy(child, followed)
+
+
+def _is_written(followed: WithForks, first: int, count: int) -> set[int]:
+    """Give which pages, counted from the first, the kernel says are written."""
+    tracker = followed._backend
+    assert isinstance(tracker, WpAsync)
+    tracker._look_at_maps()
+    _, written = tracker._census(flags=0)
+    return {page - first for page in written if first <= page < first + count}
+
+
+def _check_copy(pid: int, backend: Backend) -> None:
+    """Copy a process by two harvests, freeze it, and compare every byte."""
+    with ShadowCopy(pid) as copy:
+        for _ in range(2):
+            harvest = backend.harvest()
+            copy.apply(harvest.written, harvest.vanished)
+        with programs.Stopped(pid):
+            harvest = backend.harvest()
+            copy.apply(harvest.written, harvest.vanished)
+            assert truth.differences(pid, copy.pages)[1] == []
+
+
+def test_row_23_a_vfork_child_writes_and_calls_execve(row: Watched) -> None:
+    """The new program has a memory of its own; the parent's is the same as before, with the child's write in it."""
+    memory = row.target.map(8)
+    path = row.target.pointed(b"/proc/self/exe\0", at=64)
+    arguments = row.target.pointed(struct.pack("QQ", path, 0), at=128)
+    row.settle()
+    # The program that is executed reads the end of its input, and ends.
+    done = row.target.do(
+        f"vfork store {memory + 4 * PAGE} 99; {command('close', 0)}; {command('close', 1)}; "
+        f"{command('execve', path, arguments, arguments + 8)}"
+    )
+    assert done == [0]
+    row.expect(memory, 8, written={4})
+    assert row.target.word(memory + 4 * PAGE) == 99
+    row.check()
+
+
+def test_row_23_posix_spawn(backend: str) -> None:
+    """It runs its child in the parent's memory, on a stack of its own, until that is another program: thirty times."""
+    with victim() as target:
+        tracker = BACKENDS[backend](target.pid, take_userfaultfd(target.pid))
+        with closing(tracker), ShadowCopy(target.pid) as copy:
+            memory = target.map(30)
+            for turn in range(30):
+                harvest = tracker.harvest()
+                copy.apply(harvest.written, harvest.vanished)
+                target.do(
+                    f"poke({memory + turn} * PAGE, {turn + 2})\n"
+                    "status = os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)[1]; assert status == 0"
+                )
+            with programs.Stopped(target.pid):
+                harvest = tracker.harvest()
+                copy.apply(harvest.written, harvest.vanished)
+                assert truth.differences(target.pid, copy.pages)[1] == []
 
 
 def test_row_23_a_vfork_child_writes(row: Watched) -> None:

@@ -499,16 +499,17 @@ enum { WORKERS = 8 };
 
 static unsigned char *common;
 static size_t common_pages;
+static bool brief; /* whether a worker lives for a few milliseconds, so that hundreds come and go each second */
 
 static void *worker(void *argument)
 {
 	struct task task = new_task();
-	size_t pages = scaled(512);
+	size_t pages = brief ? 8 : scaled(512);
 	unsigned char *own = map_plain(pages);
 
 	(void)argument;
 	populate(&task, own, pages);
-	for (size_t rounds = between(&task, 20, 400); rounds > 0; rounds--) {
+	for (size_t rounds = brief ? 1 : between(&task, 20, 400); rounds > 0; rounds--) {
 		touch_some(&task, own, pages, between(&task, 1, 8));
 		touch_some(&task, common, common_pages, between(&task, 1, 8));
 		for (int i = 0; i < 4; i++)
@@ -538,6 +539,12 @@ static void threads(struct task *task)
 		touch_some(task, common, common_pages, between(task, 1, BURST_MAX));
 		pause_briefly(task);
 	}
+}
+
+static void brief_threads(struct task *task)
+{
+	brief = true;
+	threads(task);
 }
 
 /* ---- malloc ------------------------------------------------------------------------------------------------- */
@@ -1466,6 +1473,7 @@ static const struct pattern {
 	{ "zipf", zipf, true },
 	{ "sparse64g", sparse64g, true },
 	{ "threads", threads, true },
+	{ "brief_threads", brief_threads, false },
 	{ "malloc_churn", malloc_churn, true },
 	{ "munmap_same", munmap_same, true },
 	{ "mapfixed", mapfixed, true },
