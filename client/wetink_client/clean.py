@@ -4,6 +4,9 @@ Every page of a process is hashed, and a while later those that the answers sinc
 the ones that differ, those stay that an answer to a barrier after the second look still does not have: a write before
 that look is a write before the barrier. So the process need not stop, and nothing is called unseen that was only late.
 
+What may write unseen without anybody knowing where, direct I/O say, is looked up before and after: what changed then in
+memory that is otherwise certain is laid to its account. For it is what the tracking cannot see, and says so.
+
 Hashes are made where the process runs, from ``/proc/PID/mem``, and neither they nor the content leaves this program.
 """
 
@@ -20,7 +23,7 @@ from wetink.pages import PAGE_SIZE, address_ranges
 from wetink_client.collector import Collector
 from wetink_client.errors import MappingsUnknown, WetinkError
 from wetink_client.shadow import read_pages
-from wetink_client.values import Strictness, TargetInfo, TargetMapping, Uncertainty
+from wetink_client.values import Strictness, TargetInfo, TargetMapping, Uncertainty, UnseenWriter
 
 HASH_BYTES: Final = 16
 """Of each page: two contents of one hash are not met with by chance."""
@@ -56,11 +59,13 @@ class Verdict:
         compared_page_count: Pages that were called clean and compared.
         reported_page_count: Pages that were looked at first and then were in an answer.
         changed: The mappings with pages that changed unseen, in the order of their addresses.
+        unseen_writers: Where any changed: what may have written to any of them, nobody can tell where.
     """
 
     compared_page_count: int
     reported_page_count: int
     changed: tuple[ChangedMapping, ...]
+    unseen_writers: tuple[UnseenWriter, ...] = ()
 
 
 def check_here(info: TargetInfo, pid: int) -> None:
@@ -159,6 +164,7 @@ class Verification:
         self._strictness = strictness
         self._cursor: str | None = None
         self._reported, self._cursor = self._ask(None)
+        self._writers = self._table()[1]
         if len(self._reported) > PAGES_MAX:
             message = f"{target} has {len(self._reported):,} pages, and at most {PAGES_MAX:,} can be looked at"
             raise NotVerified(message)
@@ -179,7 +185,12 @@ class Verification:
             # What was written between the barrier and our look is in the answer to the next barrier.
             reported, _ = self._ask(self._cursor)
             differing -= reported
-        return Verdict(len(clean), len(looked_at & reported), self._by_mapping(differing))
+        if not differing:
+            return Verdict(len(clean), len(looked_at & reported), ())
+        mappings, writers = self._table()
+        writers = tuple(dict.fromkeys((*self._writers, *writers)))
+        changed = _by_mapping(differing, mappings, writers[0].uncertainty if writers else None)
+        return Verdict(len(clean), len(looked_at & reported), changed, writers)
 
     def _ask(self, cursor: str | None) -> tuple[BitMap64, str]:
         """Give the pages that a reader would copy or drop, and the cursor after them."""
@@ -189,17 +200,24 @@ class Verification:
             raise NotVerified(message)
         return answer.written | answer.vanished, answer.cursor
 
-    def _by_mapping(self, pages: BitMap64) -> tuple[ChangedMapping, ...]:
-        if not pages:
-            return ()
+    def _table(self) -> tuple[tuple[TargetMapping, ...], tuple[UnseenWriter, ...]]:
+        """Give the target's mappings, and what may write to it unseen; nothing where that is not known."""
         try:
-            mappings = self._collector.mappings(self._target).mappings
+            told = self._collector.mappings(self._target)
         except (MappingsUnknown, WetinkError):
-            mappings = ()
-        found: dict[tuple[str, Uncertainty | None], BitMap64] = {}
-        for page in pages:
-            found.setdefault(_mapping_of(page, mappings), BitMap64()).add(page)
-        return tuple(ChangedMapping(name, uncertainty, some) for (name, uncertainty), some in found.items())
+            return (), ()
+        return told.mappings, told.unseen_writers
+
+
+def _by_mapping(
+    pages: BitMap64, mappings: tuple[TargetMapping, ...], otherwise: Uncertainty | None
+) -> tuple[ChangedMapping, ...]:
+    """Sort pages by their mappings; ``otherwise`` is how those may have changed whose mapping is certain."""
+    found: dict[tuple[str, Uncertainty | None], BitMap64] = {}
+    for page in pages:
+        name, uncertainty = _mapping_of(page, mappings)
+        found.setdefault((name, uncertainty or otherwise), BitMap64()).add(page)
+    return tuple(ChangedMapping(name, uncertainty, some) for (name, uncertainty), some in found.items())
 
 
 def _mapping_of(page: int, mappings: tuple[TargetMapping, ...]) -> tuple[str, Uncertainty | None]:

@@ -73,6 +73,9 @@ def verdict(target: str, found: "Verdict") -> Iterator[str]:
                 }
                 for mapping in found.changed
             ],
+            "unseen_writers": [
+                {"uncertainty": writer.uncertainty, "what": writer.what} for writer in found.unseen_writers
+            ],
         }
     )
 

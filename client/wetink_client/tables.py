@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TargetMappings,
         TargetStatus,
         Thawed,
+        UnseenWriter,
     )
     from wetink_client.clean import Verdict
 
@@ -108,11 +109,7 @@ class Printer:
         self._print(table, "it has mapped nothing that has a name, is shared or uncertain")
         if found.cut:
             self._console.print("and more, which are not told", soft_wrap=True)
-        for writer in found.unseen_writers:
-            what = printable(writer.what)
-            self._console.print(
-                f"may write unseen, nobody can tell where ({writer.uncertainty}): {what}", soft_wrap=True
-            )
+        self._writers(found.unseen_writers)
 
     def barrier(self, result: "BarrierResult") -> None:
         """Print how far each target has come."""
@@ -170,6 +167,15 @@ class Printer:
                 printable(mapping.name),
             )
         self._console.print(table)
+        self._writers(found.unseen_writers)
+
+    def _writers(self, writers: "Iterable[UnseenWriter]") -> None:
+        """Print what may write unseen."""
+        for writer in writers:
+            what = printable(writer.what)
+            self._console.print(
+                f"may write unseen, nobody can tell where ({writer.uncertainty}): {what}", soft_wrap=True
+            )
 
     def _frozen(self, statuses: "Iterable[TargetStatus]") -> None:
         """Print by what targets were frozen, where they were."""

@@ -6,17 +6,20 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 from pyroaring import BitMap64
 
 from tests.integration.client.command import wetink
+from tests.kernel.matrix.test_io import mounted_or_skip
 from tests.support.agent import HOST, running_agent
 from tests.support.collector import running_collector
 from tests.support.forgetful_agent import FORGETFUL, FORGOTTEN
 from tests.support.raw_agent import RawAgent
 from tests.support.uring import RING
 from tests.support.victim import Victim, victim
+from tests.support.watched import wait_until
 from wetink_agent.procfs import boot_id
 from wetink_client import Collector, Strictness, Uncertainty
 from wetink_client.clean import Look, Verdict, Verification
@@ -27,15 +30,37 @@ PAGE = 4096
 LENIENT, STRICT = Strictness.LENIENT, Strictness.STRICT
 
 
+READS = """
+import threading
+libc.pread.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long)
+results = []
+
+def begin_to_read(address, size_bytes):
+    global reading
+    reading = threading.Thread(target=lambda: results.append(libc.pread(fd, address, size_bytes, 0)))
+    reading.start()
+
+def finish_reading():
+    reading.join()
+    return results.pop()
+
+globals().update(threading=threading, results=results, begin_to_read=begin_to_read, finish_reading=finish_reading)
+"""
+
+
 @contextmanager
 def served(
-    process: Victim, module: str = "wetink_agent.entry", environment: Mapping[str, str] | None = None
+    process: Victim,
+    module: str = "wetink_agent.entry",
+    environment: Mapping[str, str] | None = None,
+    *,
+    interval: str = "100ms",
 ) -> Iterator[tuple[Collector, str]]:
     """Track a victim; give a client and the target's name."""
     options = "--pid", str(process.pid)
     with (
         running_collector() as collector,
-        running_agent(collector.address, *options, interval="100ms", module=module, environment=environment),
+        running_agent(collector.address, *options, interval=interval, module=module, environment=environment),
         Collector(collector.address) as client,
     ):
         yield client, client.targets(f"{HOST}/{process.pid}")[0].name
@@ -97,6 +122,41 @@ def test_a_read_into_a_registered_buffer(prepared: Prepared, strictness: Strictn
     assert verdict.compared_page_count > 100
     found = [(mapping.uncertainty, set(mapping.pages)) for mapping in verdict.changed]
     assert found == ([] if strictness is STRICT else [(Uncertainty.REGISTERED_BUFFER, {page})])
+
+
+def test_direct_io_in_flight_is_named_for_what_it_is(tmp_path: Path) -> None:
+    """A read that was under way when a round came ends unseen: its pages changed, and whose work that may be is told.
+
+    One that begins and ends between the two looks was seen. Both hold whether or not uncertain pages are asked for,
+    since nobody can tell where direct I/O will write.
+    """
+    with mounted_or_skip(tmp_path) as file, victim() as process:
+        process.do(READS)
+        # Rounds come by barriers alone: of those that were merged an answer may have more than was written since.
+        with served(process, interval="600s") as (client, name):
+            for strictness in (STRICT, LENIENT):
+                seen, unseen = process.map(8), process.map(8)
+                process.do(f"globals()['fd'] = os.open({str(file.path)!r}, os.O_RDONLY | os.O_DIRECT)")
+                wait_until(lambda: bool(client.barrier(name).targets and client.mappings(name).unseen_writers))
+                file.hold()
+                process.do(f"begin_to_read({unseen * PAGE}, 8 * PAGE)")
+                file.wait_for_reads()
+                with Look(process.pid) as look:
+                    verification = Verification(client, name, look, strictness=strictness)
+                    file.release()
+                    assert process.number("finish_reading()") == 8 * PAGE
+                    process.do(f"begin_to_read({seen * PAGE}, 8 * PAGE)")
+                    assert process.number("finish_reading()") == 8 * PAGE
+                    # The descriptor need not be there any more.
+                    process.do("os.close(fd)")
+                    verdict = verification.finish()
+
+                assert [(changed.uncertainty, set(changed.pages)) for changed in verdict.changed] == [
+                    (Uncertainty.DIRECT_IO, set(range(unseen, unseen + 8)))
+                ]
+                assert [writer.uncertainty for writer in verdict.unseen_writers] == [Uncertainty.DIRECT_IO]
+                assert str(file.path) in verdict.unseen_writers[0].what
+                assert verdict.reported_page_count >= 8
 
 
 class LateLook(Look):
