@@ -61,6 +61,9 @@ HAND_OVER_SECONDS: Final = 6.0
 HARVEST_THREADS: Final = 4
 """Harvests at once: most of each is one system call, and more would only wait for the processors."""
 
+GIVEN_UP_MAX: Final = 4096
+"""Bound on the processes that are remembered as not taken by the collector, so that it is logged once of each."""
+
 FORKS_AT_ONCE: Final = 256
 """Children that are looked for at once after their fork events; further ones are found like other processes."""
 
@@ -125,6 +128,7 @@ class Agent:
         self._attach_pool = ThreadPoolExecutor(ATTACH_AT_ONCE, thread_name_prefix="attach")
         self._tracked: dict[tuple[int, int], _Tracked] = {}
         self._attaching: dict[tuple[int, int], asyncio.Task[Tracker]] = {}
+        self._given_up: dict[tuple[int, int], float] = {}
         self._ourselves = {os.getpid()} | ({os.getppid()} if self._keeping.is_there else set())
         self._rules = Rules.of(settings.pids, settings.selection, offers=settings.handshake is not None)
         self._offered: set[Identity] = set()
@@ -150,6 +154,7 @@ class Agent:
                 agent_instance=str(uuid.uuid4()),
                 agent_version=version("wetink"),
                 can_freeze=True,
+                can_be_refused=True,
             ),
             spool=self._spool,
             commands=self,
@@ -240,11 +245,19 @@ class Agent:
             if tracked is not None and tracked.tracker.key[2] == incarnation:
                 tracked.tracker.resynchronise()
 
-    def give_up(self, key: Key, why: str) -> None:
-        """End an incarnation that the collector cannot take; see ``Commands``."""
-        tracked = self._tracked.get(key[:2])
-        if tracked is not None and tracked.tracker.key == key:
-            tracked.tracker.stop(types_pb2.END_REASON_FAILED, why)
+    def give_up(self, key: Key, why: str, retry_seconds: float = 0.0) -> None:
+        """End an incarnation that the collector does not take; see ``Commands``."""
+        identity = key[:2]
+        tracked = self._tracked.get(identity)
+        if tracked is None or tracked.tracker.key != key:
+            return
+        if identity not in self._given_up:
+            name = name_of(tracked.tracker.target)
+            log.warning("target_not_taken", target=name, why=why, consequence="it is not tracked; it is tried again")
+        self._given_up[identity] = retry_seconds
+        if len(self._given_up) > GIVEN_UP_MAX:
+            del self._given_up[next(iter(self._given_up))]
+        tracked.tracker.stop(types_pb2.END_REASON_FAILED, why)
 
     async def _carry_out_track(self, track: ingest_pb2.Track) -> ingest_pb2.AgentMessage | None:
         result = ingest_pb2.CommandResult(request_id=track.request_id)
@@ -572,12 +585,14 @@ class Agent:
         log.info(
             "target_ended", target=f"{self._settings.host_id}/{pid}@{start}", reason=types_pb2.EndReason.Name(reason)
         )
+        if reason != types_pb2.END_REASON_FAILED:
+            self._given_up.pop((pid, start), None)
         if reason == types_pb2.END_REASON_EXITED:
             self._follower.forget((pid, start))
         elif reason == types_pb2.END_REASON_EXEC:
             self._follower.look()
         elif reason == types_pb2.END_REASON_FAILED:
-            self._follower.put_off((pid, start))
+            self._follower.put_off((pid, start), self._given_up.get((pid, start), 0.0))
 
     async def _accept(self, offer: Offer) -> str:
         """Track what a process offers; its name."""

@@ -122,12 +122,12 @@ class Follower:
         self.named.discard(identity)
         self.wanted.discard(identity)
 
-    def put_off(self, identity: Identity) -> bool:
-        """Leave a process for a while; whether this is the first time."""
+    def put_off(self, identity: Identity, seconds_min: float = 0.0) -> bool:
+        """Leave a process for a while, and for so long at least; whether this is the first time."""
         is_first = identity not in self._pauses
         pause = self._pauses.get(identity, RETRY_SECONDS_FIRST)
         self._pauses[identity] = min(2 * pause, RETRY_SECONDS_MAX)
-        self._retry_at[identity] = time.monotonic() + pause
+        self._retry_at[identity] = time.monotonic() + max(pause, seconds_min)
         return is_first
 
     async def _look_around(self) -> None:

@@ -77,8 +77,8 @@ class Commands(Protocol):
         """Begin new incarnations for those whose record at the collector has a gap."""
         ...
 
-    def give_up(self, key: Key, why: str) -> None:
-        """End an incarnation with a round that the collector can never take."""
+    def give_up(self, key: Key, why: str, retry_seconds: float = 0.0) -> None:
+        """End an incarnation of which the collector takes no more; one may begin anew after so many seconds."""
         ...
 
 
@@ -263,6 +263,10 @@ class Uplink:
                     log.info("collector_drains", collector=self._address)
                     self._draining = True
                     self._changed.set()
+                case "target_refused":
+                    refused = message.target_refused
+                    key = key_of(refused.target, refused.incarnation)
+                    self._give_up(key, refused.message, refused.retry_after_ms / 1000)
                 case "track" | "untrack" | "barrier" | "thaw":
                     self._start_command(message)
                 case _:
@@ -347,7 +351,9 @@ class Uplink:
         if info and reason in {"BATCH_CORRUPT", "ROUND_GAP"}:
             self._count_refusal(dict(info.metadata))
         if info and reason == "ROUND_TOO_LARGE":
-            self._give_up(dict(info.metadata), error.details() or reason)
+            key = _key_in(dict(info.metadata))
+            if key is not None:
+                self._give_up(key, error.details() or reason)
         self._tell(f"{error.code().name.lower()}: {error.details()}")
 
     def _count_refusal(self, metadata: dict[str, str]) -> None:
@@ -358,12 +364,12 @@ class Uplink:
             self._commands.resynchronise([key])
         self._refused = key
 
-    def _give_up(self, metadata: dict[str, str], why: str) -> None:
+    def _give_up(self, key: Key, why: str, retry_seconds: float = 0.0) -> None:
         """End what would be refused again however often it is sent, so that the others' rounds get through."""
-        key = _key_in(metadata)
-        if key is not None:
-            self._spool.give_up(key)
-            self._commands.give_up(key, why)
+        self._spool.give_up(key)
+        self._commands.give_up(key, why, retry_seconds)
+        self._progress.set()
+        self._changed.set()
 
     def _tell(self, why: str) -> None:
         """Log once for each change of reason, not once for each attempt."""

@@ -37,6 +37,7 @@ class EndReason(StrEnum):
     LOST = "lost"
     FAILED = "failed"
     RESYNCHRONISED = "resynchronised"
+    REFUSED = "refused"
 
 
 class IncompleteReason(StrEnum):

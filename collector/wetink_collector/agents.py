@@ -26,6 +26,7 @@ from wetink_collector.errors import (
     StoreUnavailable,
 )
 from wetink_collector.intake import Opening, check_hello, open_stream
+from wetink_collector.limits import DEFAULTS, Limits
 from wetink_collector.room import OF_STREAM_BYTES_MAX
 from wetink_collector.session import Session
 from wetink_collector.store.interface import Change, HostSeen, RecordDamaged, TargetUnwanted
@@ -55,9 +56,15 @@ log = structlog.get_logger()
 class Agents:
     """Every host's stream. A newer stream of a host deposes the older one."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        """Begin without any."""
+    def __init__(self, catalog: Catalog, limits: Limits = DEFAULTS) -> None:
+        """Begin without any.
+
+        Args:
+            catalog: Hears of them.
+            limits: What each of them may take.
+        """
         self._catalog = catalog
+        self._limits = limits
         self._sessions: dict[str, Session] = {}
         self._drained = asyncio.Event()
         self._draining = False
@@ -76,7 +83,7 @@ class Agents:
         """
         hello = await _hello(context)
         _check_host(hello.host_id)
-        session = Session(hello, context, committer, self._catalog)
+        session = Session(hello, context, committer, self._catalog, self._limits)
         metrics.STREAMS.inc()
         try:
             await self._serve(session, committer)
@@ -102,7 +109,7 @@ class Agents:
             now: As ``time.monotonic`` gives it.
         """
         for session in self._sessions.values():
-            if now - session.last_heard > SILENCE_SECONDS_MAX:
+            if now - session.listens_since > SILENCE_SECONDS_MAX:
                 message = f"the agent of host {session.host_id} said nothing for {SILENCE_SECONDS_MAX:.0f} s"
                 session.end(AgentSilent(message))
 
@@ -178,7 +185,7 @@ class Agents:
     def _welcome(self, hello: Hello, opening: Opening) -> Welcome:
         return Welcome(
             positions=opening.positions,
-            in_flight_bytes_max=IN_FLIGHT_BYTES_MAX,
+            in_flight_bytes_max=min(IN_FLIGHT_BYTES_MAX, self._limits.in_flight_bytes),
             message_bytes_max=MESSAGE_BYTES_MAX,
             heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
             wanted=[

@@ -264,6 +264,11 @@ class Answerer:
         for target in [record.target for record in records]:
             outcome = reached.get(target) if reached is not None else None
             pinned = outcome.pinned_round if outcome else None
+            record = self._catalog.get(target)
+            if record and record.is_refused and not chosen.names_target(target):
+                # Its cursor cannot be held: it would come whole with each answer, and be of no use without the rest.
+                statuses.append(status(without_pages(record), connected=True, reached=None))
+                continue
             part = await self._part(target, positions.get(target), pinned, strictness)
             if part.last and not part.record.ended:
                 # Now, and not when all of it is taken: rounds merge meanwhile.

@@ -174,6 +174,8 @@ class _Host:
                 for target in [target for target, position in waiting.items() if _is_durable(position, self._catalog)]:
                     outcome = freezes.get(target) if freezing.request else None
                     self._reached[target] = _reached(waiting.pop(target), outcome, asked=freezing.request is not None)
+                # Of what is refused nothing more will be durable; its part of the answer says why.
+                waiting = {target: at for target, at in waiting.items() if not _is_refused(target, self._catalog)}
                 if not waiting:
                     return
                 await bell.wait()
@@ -198,6 +200,11 @@ def _not_in_time(record: TargetRecord) -> Reached:
 def _gone(record: TargetRecord, what: str) -> Reached:
     message = f"the agent of host {record.target.host_id} {what}: writes since the as-of time are not known"
     return Reached(None, INCOMPLETE_REASON_AGENT_DISCONNECTED, message)
+
+
+def _is_refused(target: TargetKey, catalog: Catalog) -> bool:
+    record = catalog.get(target)
+    return record is not None and record.is_refused
 
 
 def _is_durable(position: TargetPosition, catalog: Catalog) -> bool:

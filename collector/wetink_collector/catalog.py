@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeVar
 
 from wetink.names import TargetName
 from wetink.v1.ingest_pb2 import TargetStarted
-from wetink.v1.types_pb2 import Pace
+from wetink.v1.types_pb2 import END_REASON_REFUSED, Pace
 from wetink_collector import metrics
 from wetink_collector.event_history import EventHistory
 from wetink_collector.identity import IncarnationKey, TargetKey
@@ -33,6 +33,10 @@ from wetink_collector.store.interface import (
 
 ENDED_KEPT_SECONDS: Final = 3600
 """How long an ended target is kept: a reader that comes back within the hour still gets its last set."""
+
+REFUSED_KEPT_SECONDS: Final = 900
+"""How long a target that was refused is answered for as not covered, from when its agent last tried: three times what
+agents are told to wait. Then the process has gone, or nobody wants it tracked."""
 
 ENDED_KEPT_MAX: Final = 4096
 """Bound on ended targets kept: as many as one selection can name."""
@@ -69,6 +73,11 @@ class TargetRecord:
         return self.incarnation.target
 
     @property
+    def is_refused(self) -> bool:
+        """Whether the process may well live, and no more of it is taken because of a limit."""
+        return self.ended is not None and self.ended.reason == END_REASON_REFUSED
+
+    @property
     def round(self) -> int:
         """The last durable round. 0 means none."""
         return self.last.last_round if self.last else 0
@@ -102,6 +111,7 @@ class Catalog:
         self._arrived: dict[TargetKey, int] = {}
         self._arrivals = count()
         self._ended: dict[TargetKey, float | None] = {}
+        self._refused: dict[TargetKey, float | None] = {}
         self._wanted: defaultdict[str, set[TargetKey]] = defaultdict(set)
         self._bells: set[Bell] = set()
         self._followers: list[Follower] = []
@@ -180,7 +190,7 @@ class Catalog:
         self.ring(None)
 
     def ended(self) -> list[IncarnationKey]:
-        """Give the incarnations that have ended, in the order in which they did."""
+        """Give the incarnations that have ended, in the order in which they did; those refused are not among them."""
         return [self._targets[target].incarnation for target in self._ended]
 
     def to_forget(self, now: float, needed: Container[IncarnationKey] = ()) -> list[TargetKey]:
@@ -193,8 +203,17 @@ class Catalog:
         for target, since in self._ended.items():
             if since is None:
                 self._ended[target] = now
+        for target, since in self._refused.items():
+            # Who is away cannot try.
+            if since is None or not self.connected(target.host_id):
+                self._refused[target] = now
+        refused = [
+            target
+            for target, since in self._refused.items()
+            if since is not None and since <= now - REFUSED_KEPT_SECONDS
+        ]
         too_many = len(self._ended) - ENDED_KEPT_MAX
-        return [
+        return refused + [
             target
             for place, (target, since) in enumerate(self._ended.items())
             if place < too_many
@@ -270,7 +289,10 @@ class Catalog:
         target = record.target
         self._targets[target] = record
         self._arrived.setdefault(target, next(self._arrivals))
-        if record.ended:
+        self._refused.pop(target, None)
+        if record.is_refused:
+            self._refused[target] = None
+        elif record.ended:
             self._ended.setdefault(target, None)
         else:
             self._ended.pop(target, None)
@@ -281,6 +303,7 @@ class Catalog:
         if self._targets.pop(target, None):
             del self._arrived[target]
             self._ended.pop(target, None)
+            self._refused.pop(target, None)
             _drop(self._by_pid, (target.host_id, target.pid), target)
             _drop(self._by_host, target.host_id, target)
 

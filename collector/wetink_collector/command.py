@@ -19,6 +19,7 @@ from wetink.tls import SecurityUnusable
 from wetink_collector import care_commands, tracing
 from wetink_collector.address import Address, AddressUnusable, TcpAddress, parse_address
 from wetink_collector.caller import TRUST_DOMAIN
+from wetink_collector.limits import MIB, PAGES_DEFAULT, RATE_MIB_DEFAULT, TARGETS_DEFAULT, Limits
 from wetink_collector.retention import Retention, RetentionMalformed
 from wetink_collector.retention import parse as parse_retention
 from wetink_collector.server import Settings, serve
@@ -77,6 +78,36 @@ def collector(
             show_default=False,
         ),
     ] = None,
+    agent_rate: Annotated[
+        int,
+        typer.Option(
+            envvar="WETINK_COLLECTOR_AGENT_RATE",
+            metavar="MIB",
+            min=1,
+            max=1 << 20,
+            help="Read so many MiB a second of one agent; one that sends more keeps and unites rounds.",
+        ),
+    ] = RATE_MIB_DEFAULT,
+    agent_targets: Annotated[
+        int,
+        typer.Option(
+            envvar="WETINK_COLLECTOR_AGENT_TARGETS",
+            metavar="N",
+            min=1,
+            max=1 << 22,
+            help="Take so many targets of one agent; each beyond is refused, and answers say that it is not covered.",
+        ),
+    ] = TARGETS_DEFAULT,
+    target_pages: Annotated[
+        int,
+        typer.Option(
+            envvar="WETINK_COLLECTOR_TARGET_PAGES",
+            metavar="N",
+            min=1,
+            max=1 << 36,
+            help="Take targets of so many populated pages; a larger one is refused likewise.",
+        ),
+    ] = PAGES_DEFAULT,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -201,6 +232,7 @@ def collector(
         _unix_allow(unix_allow or (), listen),
         _trust_domains(trust_domain or (), tls),
         _retention(retention_age, retention_size),
+        Limits(agent_rate * MIB, agent_targets, target_pages),
     )
     # Each connection takes a descriptor.
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)

@@ -34,6 +34,7 @@ from wetink_collector.errors import (
     ProcessUnknown,
     Refusal,
     RequestMalformed,
+    TargetRefused,
     TargetUnknown,
     TrackForbidden,
     TrackRefused,
@@ -160,8 +161,11 @@ class DirtyService(DirtyServiceServicer):
             result = await session.track(request.pid)
             _check_tracked(result, session, request.pid)
             target = TargetKey.of(result.position.target)
+            record = await self._when(target, lambda record: _has_begun(record, result.position.incarnation))
+            if record.is_refused and record.ended:
+                raise TargetRefused(record.ended.message)
             await self._committer.commit((TargetWanted(target),))
-            return await self._when(target, lambda record: _has_begun(record, result.position.incarnation))
+            return record
 
     def _mappings(self, record: TargetRecord) -> pb.ListMappingsResponse:
         table = self._catalog.mappings.get(record.incarnation)
@@ -280,6 +284,8 @@ class DirtyService(DirtyServiceServicer):
                         if isinstance(part, Ending):
                             positions = part.cursor.positions
                     told = {target: replace(news[target], round=positions[target].round) for target in positions}
+                    # Told as not covered, and in no cursor.
+                    told |= {one.target: news[one.target] for one in records if one.is_refused}
                     if chosen.only_names and all(record.ended for record in records):
                         return
                     await self._unless_drained(asyncio.sleep(request.interval_min_ms / 1000))

@@ -94,8 +94,28 @@ class RoundGap(Refusal):
     """A round is missing before the one that came."""
 
 
-class RoundTooLarge(Refusal):
+class TargetRefusal(Refusal):
+    """A target is over a limit: no more is taken of it. Its metadata names it as a batch's does."""
+
+
+class RoundTooLarge(TargetRefusal):
     """A round in parts is over the collector's bound."""
+
+
+class PagesTooMany(TargetRefusal):
+    """A target, or a round of it, has more pages than one may."""
+
+
+class TargetsTooMany(TargetRefusal):
+    """An agent has as many targets as one may."""
+
+
+class RefusedTooMany(Refusal):
+    """An agent has even more targets than can be refused one by one."""
+
+
+class TargetRefused(Refusal):
+    """The agent tracks the process, and the collector does not take it."""
 
 
 class MessageTooLarge(Refusal):
@@ -199,6 +219,10 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
     BatchCorrupt: (StatusCode.INVALID_ARGUMENT, "BATCH_CORRUPT"),  # reconnect and send it again
     RoundGap: (StatusCode.FAILED_PRECONDITION, "ROUND_GAP"),  # reconnect: Welcome says what is there
     RoundTooLarge: (StatusCode.RESOURCE_EXHAUSTED, "ROUND_TOO_LARGE"),
+    PagesTooMany: (StatusCode.RESOURCE_EXHAUSTED, "PAGES_TOO_MANY"),
+    TargetsTooMany: (StatusCode.RESOURCE_EXHAUSTED, "TARGETS_TOO_MANY"),  # when others have ended
+    RefusedTooMany: (StatusCode.RESOURCE_EXHAUSTED, "TARGETS_TOO_MANY"),  # as above
+    TargetRefused: (StatusCode.RESOURCE_EXHAUSTED, "TARGET_REFUSED"),
     PolicyUnknown: (StatusCode.INVALID_ARGUMENT, "POLICY_UNKNOWN"),
     TargetEnded: (StatusCode.FAILED_PRECONDITION, "TARGET_ENDED"),
     HistoryTooShort: (StatusCode.FAILED_PRECONDITION, "HISTORY_TOO_SHORT"),  # wait for rounds
@@ -222,8 +246,15 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
 }
 
 
-RETRY_SECONDS_OF: Final[Mapping[type[Refusal], float]] = {StoreUnavailable: 1.0}
-"""When it is worth trying again, where the collector knows: a store that failed is tried as often."""
+RETRY_SECONDS_OF: Final[Mapping[type[Refusal], float]] = {
+    StoreUnavailable: 1.0,
+    RoundTooLarge: 300.0,
+    PagesTooMany: 300.0,
+    TargetsTooMany: 30.0,
+    RefusedTooMany: 30.0,
+}
+"""When it is worth trying again, where the collector knows: a store that failed is tried as often, another target may
+have ended soon, and a target that is too large seldom becomes small."""
 
 
 async def abort(context: ServicerContext[Any, Any], refusal: Refusal) -> NoReturn:

@@ -14,6 +14,7 @@ from wetink.pages import CONTAINERS_MAX, CorruptPageSet, container_count, decode
 from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetMappings, TargetStarted, WriteProtectBatch
 from wetink.v1.types_pb2 import (
     END_REASON_LOST,
+    END_REASON_REFUSED,
     END_REASON_UNSPECIFIED,
     EventColumns,
     Pace,
@@ -21,9 +22,18 @@ from wetink.v1.types_pb2 import (
     TargetPosition,
 )
 from wetink_collector.catalog import TargetRecord
-from wetink_collector.errors import BatchCorrupt, MessageMalformed, RoundGap, RoundTooLarge
+from wetink_collector.errors import (
+    BatchCorrupt,
+    MessageMalformed,
+    PagesTooMany,
+    RefusedTooMany,
+    RoundGap,
+    RoundTooLarge,
+    TargetsTooMany,
+)
 from wetink_collector.event_history import count
 from wetink_collector.identity import IncarnationKey, TargetKey
+from wetink_collector.limits import DEFAULTS, REFUSED_MAX, Limits
 from wetink_collector.round_log import Block, RoundPages
 from wetink_collector.store.interface import IncarnationEnded, IncarnationStarted, RoundsAppended, encode_stored
 
@@ -84,7 +94,7 @@ class AlreadyHere:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """A batch that no reader can ask for any more, because a newer incarnation has begun. It needs no keeping."""
+    """A batch that needs no keeping: a newer incarnation has begun, or the collector takes no more of this one."""
 
     incarnation: IncarnationKey
     last_round: int
@@ -139,19 +149,23 @@ def open_stream(hello: Hello, records: Iterable[TargetRecord], now_ns: int) -> O
 class Intake:
     """How far each incarnation of one stream has come."""
 
-    def __init__(self, hello: Hello, records: Iterable[TargetRecord]) -> None:
+    def __init__(self, hello: Hello, records: Iterable[TargetRecord], limits: Limits = DEFAULTS) -> None:
         """Begin where what is durable ends.
 
         Args:
             hello: The stream's first message.
             records: Every target of the host.
+            limits: What the agent may take.
         """
         self._hello = hello
+        self._limits = limits
         self._tracks: dict[TargetKey, _Track] = {
             record.target: _Track(record.incarnation, record.round, _end_of(record))
             for record in records
             if record.target.boot_id == hello.boot_id
         }
+        self._living = {target for target, track in self._tracks.items() if not track.end}
+        self._refused = {target for target, track in self._tracks.items() if track.end == END_REASON_REFUSED}
 
     def started(self, message: TargetStarted) -> IncarnationStarted | None:
         """Take the start of an incarnation; None where it is known.
@@ -160,6 +174,8 @@ class Intake:
 
         Raises:
             MessageMalformed: It breaks the contract.
+            TargetsTooMany: There are as many as there may be. From now on it is known, as refused.
+            RefusedTooMany: There are even too many that are refused.
         """
         incarnation = _key(message.target, message.incarnation, self._hello)
         _check_started(message)
@@ -168,14 +184,18 @@ class Intake:
             return None
         if track and incarnation == track.incarnation and track.end != END_REASON_LOST:
             return None
+        self._check_room(incarnation)
         self._tracks[incarnation.target] = _Track(incarnation)
+        self._living.add(incarnation.target)
+        self._refused.discard(incarnation.target)
         return IncarnationStarted(incarnation, message)
 
     def batch(self, message: WriteProtectBatch) -> RoundsAppended | AlreadyHere | Superseded | None:
         """Take a batch; None where more parts are to come.
 
         Raises:
-            MessageMalformed, BatchCorrupt, RoundGap, RoundTooLarge: As ``Stream`` documents them.
+            MessageMalformed, BatchCorrupt, RoundGap: As ``Stream`` documents them.
+            RoundTooLarge, PagesTooMany: It is over a limit. From now on its target is known as refused.
         """
         incarnation = _key(message.target, message.incarnation, self._hello)
         _check_batch(message)
@@ -183,7 +203,7 @@ class Intake:
         if track is None or incarnation.incarnation > track.incarnation.incarnation:
             text = f"a batch of {incarnation.target} came before its TargetStarted"
             raise MessageMalformed(text, **_metadata(message))
-        if incarnation != track.incarnation:
+        if incarnation != track.incarnation or track.end == END_REASON_REFUSED:
             return Superseded(incarnation, message.last_round)
         if message.last_round <= track.last_round:
             track.parts = None
@@ -195,7 +215,18 @@ class Intake:
                 + "; reconnect, and go on where Welcome says"
             )
             raise RoundGap(text, **_metadata(message))
-        return track.take(message, _decode(message))
+        try:
+            pages = _decode(message)
+            self._check_pages(message, track.page_count(message, pages))
+            return track.take(message, pages)
+        except (PagesTooMany, RoundTooLarge):
+            self._refuse(track.incarnation)
+            raise
+
+    def is_refused(self, incarnation: IncarnationKey) -> bool:
+        """Whether no more is taken of an incarnation, because of a limit."""
+        track = self._tracks.get(incarnation.target)
+        return track is not None and track.incarnation == incarnation and track.end == END_REASON_REFUSED
 
     def mappings(self, message: TargetMappings) -> IncarnationKey | None:
         """Take a table of mappings: whose it is; None where its incarnation is not the one that goes on here.
@@ -231,8 +262,41 @@ class Intake:
         if track is None or track.incarnation != incarnation or track.end:
             return None
         track.end = message.reason
+        self._living.discard(incarnation.target)
         # Our clock, not the agent's: retention counts from it.
         return IncarnationEnded(incarnation, message.reason, now_ns, message.message[:COMMAND_CHARACTERS_MAX])
+
+    def _check_room(self, incarnation: IncarnationKey) -> None:
+        target = incarnation.target
+        if target in self._living or len(self._living) < self._limits.targets:
+            return
+        may = f"an agent may have {self._limits.targets} targets (--agent-targets of the collector)"
+        if target not in self._refused and len(self._refused) >= REFUSED_MAX:
+            text = (
+                f"{may}, and that of host {target.host_id} has as many and {REFUSED_MAX} more that are refused: "
+                "nothing of the host is covered until it tracks fewer"
+            )
+            raise RefusedTooMany(text)
+        self._refuse(incarnation)
+        text = f"{target} is not covered: {may}, and this one has as many; let it track fewer"
+        raise TargetsTooMany(text, target=str(target), incarnation=str(incarnation.incarnation), round="0")
+
+    def _check_pages(self, message: WriteProtectBatch, round_count: int) -> None:
+        page_count = max(message.populated_page_count, round_count)
+        if page_count > self._limits.pages:
+            text = (
+                f"{TargetKey.of(message.target)} is not covered: it has {page_count} pages, and a target may have "
+                f"{self._limits.pages} (--target-pages of the collector)"
+            )
+            raise PagesTooMany(text, **_metadata(message))
+
+    def _refuse(self, incarnation: IncarnationKey) -> None:
+        """Take no more of an incarnation."""
+        known = self._tracks.get(incarnation.target)
+        last_round = known.last_round if known and known.incarnation == incarnation else 0
+        self._tracks[incarnation.target] = _Track(incarnation, last_round, END_REASON_REFUSED)
+        self._living.discard(incarnation.target)
+        self._refused.add(incarnation.target)
 
 
 @dataclass(slots=True)
@@ -242,6 +306,7 @@ class _Parts:
     rounds: tuple[int, int, int]
     next_part: int = 0
     size_bytes: int = 0
+    page_count: int = 0
     written: BitMap64 = field(default_factory=BitMap64)
     vanished: BitMap64 = field(default_factory=BitMap64)
     uncertain: BitMap64 = field(default_factory=BitMap64)
@@ -259,6 +324,7 @@ class _Parts:
         if not (self.written.isdisjoint(pages.written) and self.vanished.isdisjoint(pages.vanished)):
             text = f"parts of round {message.last_round} share pages"
             raise BatchCorrupt(text, **_metadata(message))
+        self.page_count += len(pages.written) + len(pages.vanished)
         self.written |= pages.written
         self.vanished |= pages.vanished
         self.uncertain |= pages.uncertain
@@ -286,6 +352,11 @@ class _Track:
     last_round: int = 0
     end: int = END_REASON_UNSPECIFIED
     parts: _Parts | None = None
+
+    def page_count(self, message: WriteProtectBatch, pages: RoundPages) -> int:
+        """Say how many pages have come of a batch's round, with its own."""
+        before = self.parts.page_count if self.parts and message.part else 0
+        return before + len(pages.written) + len(pages.vanished)
 
     def take(self, message: WriteProtectBatch, pages: RoundPages) -> RoundsAppended | None:
         if message.part_count == 1:

@@ -37,6 +37,13 @@ for _layer in ("ingest", "store"):
     GAPS.labels(_layer)  # there from the start: of a series that begins with its first gap no increase is seen
 STREAMS: Final = Gauge("wetink_streams", "Agents' streams that are open.")
 STREAMS_REFUSED: Final = Counter("wetink_streams_refused", "Agents' streams that were ended with an error.", ["reason"])
+LIMITED: Final = Counter(
+    "wetink_agents_limited",
+    "Times an agent met a limit: messages after which it waited, and targets refused.",
+    ["limit"],
+)
+for _limit in ("bytes", "targets", "pages", "round"):
+    LIMITED.labels(_limit)  # as above
 REFUSED: Final = Counter("wetink_calls_refused", "Calls that the caller may not make, by reason.", ["reason"])
 for _reason in ("HANDSHAKE_FAILED", "IDENTITY_UNKNOWN", "ROLE_LACKING", "TOKEN_IN_CLEAR"):
     REFUSED.labels(_reason)  # as above

@@ -41,6 +41,7 @@ from wetink_collector.ingest import IngestService
 from wetink_collector.insight.histories import Histories
 from wetink_collector.insight.inquiry import Inquiry
 from wetink_collector.insight.service import InsightService
+from wetink_collector.limits import DEFAULTS, Limits
 from wetink_collector.retention import KEPT_WITHOUT_END, Retention
 from wetink_collector.sessions import SessionService
 from wetink_collector.store.interface import (
@@ -131,6 +132,7 @@ class Settings:
     unix_allow: Sequence[Allowed] = ()
     trust_domains: Collection[str] = ()
     retention: Retention = KEPT_WITHOUT_END
+    limits: Limits = DEFAULTS
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -163,7 +165,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         catalog = Catalog(store.store_id, contents)
         bookmarks = Bookmarks()
         committer = Committer(store, catalog, bookmarks)
-        collector = _Collector(catalog, committer)
+        collector = _Collector(catalog, committer, settings.limits)
         async with committer.running(collector):
             answerer = Answerer(store, catalog, threads, collector.drop, bookmarks)
             dirty = DirtyService(catalog, collector.agents, committer, answerer)
@@ -199,8 +201,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 class _Collector:
     """Acts on the state of the store: listens to the committer, and speaks to agents and to health probes."""
 
-    def __init__(self, catalog: Catalog, committer: Committer) -> None:
-        self.agents = Agents(catalog)
+    def __init__(self, catalog: Catalog, committer: Committer, limits: Limits) -> None:
+        self.agents = Agents(catalog, limits)
         self.committer = committer
         self.health = health.aio.HealthServicer()
         self._catalog = catalog

@@ -24,6 +24,7 @@ from wetink.v1.ingest_pb2 import (
     Hello,
     TargetEnded,
     TargetMappings,
+    TargetRefused,
     TargetStarted,
     Thaw,
     Thawed,
@@ -35,6 +36,7 @@ from wetink.v1.ingest_pb2 import (
 from wetink.v1.types_pb2 import (
     END_REASON_EXEC,
     END_REASON_EXITED,
+    END_REASON_REFUSED,
     END_REASON_UNTRACKED,
     Freeze,
     TargetPosition,
@@ -42,13 +44,35 @@ from wetink.v1.types_pb2 import (
 from wetink_collector import metrics
 from wetink_collector.catalog import Catalog
 from wetink_collector.committer import Committer
-from wetink_collector.errors import AgentDisconnected, BatchCorrupt, MessageMalformed, Refusal, RoundGap
+from wetink_collector.errors import (
+    RETRY_SECONDS_OF,
+    STATUS_OF,
+    AgentDisconnected,
+    BatchCorrupt,
+    MessageMalformed,
+    PagesTooMany,
+    Refusal,
+    RoundGap,
+    RoundTooLarge,
+    TargetRefusal,
+    TargetsTooMany,
+)
 from wetink_collector.identity import IncarnationKey, TargetKey
-from wetink_collector.intake import AlreadyHere, Intake, Superseded
-from wetink_collector.store.interface import Change, IncarnationEnded, RoundsAppended, TargetUnwanted
+from wetink_collector.intake import COMMAND_CHARACTERS_MAX, AlreadyHere, Intake, Superseded
+from wetink_collector.limits import Limits, Meter
+from wetink_collector.store.interface import (
+    Change,
+    IncarnationEnded,
+    IncarnationStarted,
+    RoundsAppended,
+    TargetUnwanted,
+)
 
 ACK_POSITIONS_MAX: Final = 2048
 """Bound on the positions of one Ack: at most 350 bytes each, so that it stays below the bound on a message."""
+
+PATIENCE_SECONDS: Final = 5.0
+"""How often an agent whose rate is spent hears that it is read all the same: a third of what it waits for an Ack."""
 
 REQUESTS_OPEN_MAX: Final = 1024
 """Bound on what one agent is asked and has not answered. Each is some orchestrator's open call."""
@@ -60,16 +84,25 @@ class Session:
     """A stream whose Hello was accepted. Its ``run`` ends when the stream is to end."""
 
     def __init__(
-        self, hello: Hello, context: ServicerContext[Any, Any], committer: Committer, catalog: Catalog
+        self,
+        hello: Hello,
+        context: ServicerContext[Any, Any],
+        committer: Committer,
+        catalog: Catalog,
+        limits: Limits,
     ) -> None:
         """Begin a session that nobody hears of before it runs."""
         self.hello = hello
         self.welcomed = False
-        self.last_heard = time.monotonic()
+        self._limits = limits
+        self._meter = Meter(limits.bytes_per_second, time.monotonic())
+        self._was_slowed = False
+        self._refused: set[IncarnationKey] = set()
+        self._listens_since: float | None = None
         self._context = context
         self._committer = committer
         self._catalog = catalog
-        self._intake = Intake(hello, ())
+        self._intake = Intake(hello, (), limits)
         self._loop = asyncio.get_running_loop()
         self._ending: asyncio.Future[None] = self._loop.create_future()
         self._closed = asyncio.Event()
@@ -89,9 +122,14 @@ class Session:
         """The host."""
         return self.hello.host_id
 
+    @property
+    def listens_since(self) -> float:
+        """Since when the agent could have said something, by ``time.monotonic``: now, while it is not listened to."""
+        return time.monotonic() if self._listens_since is None else self._listens_since
+
     async def welcome(self, welcome: Welcome) -> None:
         """Tell the agent where it goes on. From now on it can be asked for things."""
-        self._intake = Intake(self.hello, self._catalog.on_host(self.host_id))
+        self._intake = Intake(self.hello, self._catalog.on_host(self.host_id), self._limits)
         # First: who hears of the agent from the agent itself may ask for it at once. What is asked waits for ``run``.
         self.welcomed = True
         await self._context.write(CollectorMessage(welcome=welcome))
@@ -213,12 +251,40 @@ class Session:
         self._wake.set()
 
     async def _receive(self) -> None:
-        while (message := await self._context.read()) is not EOF:
-            self.last_heard = time.monotonic()
+        while (message := await self._read()) is not EOF:
             self._catalog.hosts[self.host_id].last_seen_time_ns = time.time_ns()
+            size_bytes = message.ByteSize()
             await self._take(message)
+            await self._slow_down(self._meter.take(size_bytes, time.monotonic()))
         self._half_closed = True
         self._wake.set()
+
+    async def _read(self) -> Any:  # noqa: ANN401 (a message, or what grpc.aio has for the end)
+        self._listens_since = time.monotonic()
+        try:
+            return await self._context.read()
+        finally:
+            self._listens_since = None
+
+    async def _slow_down(self, seconds: float) -> None:
+        """Read no further for a while, because of the agent's rate. Acknowledgements and commands go out meanwhile."""
+        if not seconds:
+            return
+        metrics.LIMITED.labels("bytes").inc()
+        if not self._was_slowed:
+            self._was_slowed = True
+            log.warning(
+                "agent_slowed",
+                host=self.host_id,
+                bytes_per_second=self._limits.bytes_per_second,
+                why="it sends more than the collector's --agent-rate",
+                consequence="its stream is read more slowly, and it keeps and unites rounds; none is lost",
+            )
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, PATIENCE_SECONDS))
+            if left > PATIENCE_SECONDS:
+                self._say(CollectorMessage(ack=Ack()))
 
     async def _take(self, message: AgentMessage) -> None:
         kind = message.WhichOneof("message")
@@ -273,6 +339,10 @@ class Session:
     async def _take_batch(self, message: WriteProtectBatch) -> None:
         try:
             taken = self._intake.batch(message)
+        except TargetRefusal as refusal:
+            metrics.BATCHES.labels("refused").inc()
+            await self._refuse(_incarnation_of(message), refusal)
+            return
         except Refusal as refusal:
             metrics.BATCHES.labels(_RESULT_OF.get(type(refusal), "refused")).inc()
             raise
@@ -292,12 +362,60 @@ class Session:
             case Superseded():
                 metrics.BATCHES.labels("superseded").inc()
                 self._acknowledge(taken.incarnation, taken.last_round)
+                if self._intake.is_refused(taken.incarnation) and taken.incarnation not in self._refused:
+                    await self._refuse_again(taken.incarnation)
             case None:
                 metrics.BATCHES.labels("part").inc()
 
     async def _take_start(self, message: TargetStarted) -> None:
-        if started := self._intake.started(message):
+        try:
+            started = self._intake.started(message)
+        except TargetsTooMany as refusal:
+            incarnation = _incarnation_of(message)
+            await self._refuse(incarnation, refusal, IncarnationStarted(incarnation, message))
+            return
+        if started:
             await self._submit(started, size_bytes=message.ByteSize())
+
+    async def _refuse(self, incarnation: IncarnationKey, refusal: TargetRefusal, *before: Change) -> None:
+        """Take no more of an incarnation, durably, and tell the agent.
+
+        Raises:
+            RoundTooLarge: The agent understands nothing else.
+        """
+        metrics.LIMITED.labels(_LIMIT_OF[type(refusal)]).inc()
+        known = self._catalog.get(incarnation.target)
+        if known is None or not known.is_refused:
+            # Not each time its agent tries again.
+            log.warning("target_refused", target=str(incarnation.target), why=str(refusal))
+        message = str(refusal)[:COMMAND_CHARACTERS_MAX]
+        await self._submit(*before, IncarnationEnded(incarnation, END_REASON_REFUSED, time.time_ns(), message))
+        await self._tell_refused(incarnation, STATUS_OF[type(refusal)][1], refusal, RETRY_SECONDS_OF[type(refusal)])
+
+    async def _refuse_again(self, incarnation: IncarnationKey) -> None:
+        """Tell an agent that did not hear of it, or not before its last stream ended. Raises as ``_refuse``."""
+        known = self._catalog.get(incarnation.target)
+        why = known.ended.message if known and known.ended else f"{incarnation.target} was refused"
+        metadata = {"target": str(incarnation.target), "incarnation": str(incarnation.incarnation), "round": "0"}
+        await self._tell_refused(incarnation, "", TargetRefusal(why, **metadata), 0)
+
+    async def _tell_refused(
+        self, incarnation: IncarnationKey, reason: str, refusal: TargetRefusal, retry_seconds: float
+    ) -> None:
+        self._refused.add(incarnation)
+        if not self.hello.can_be_refused:
+            # What an older agent gives one target up for. First it must be known here: it comes back at once.
+            if self._submitted:
+                await self._submitted
+            raise RoundTooLarge(str(refusal), **refusal.metadata)
+        told = TargetRefused(
+            target=incarnation.target.message(),
+            incarnation=incarnation.incarnation,
+            reason=reason,
+            message=str(refusal),
+            retry_after_ms=round(retry_seconds * 1000),
+        )
+        self._when_durable(lambda: self._say(CollectorMessage(target_refused=told)))
 
     async def _take_end(self, message: TargetEnded) -> None:
         if ended := self._intake.ended(message, time.time_ns()):
@@ -389,5 +507,10 @@ def disconnected(host_id: str) -> AgentDisconnected:
     return AgentDisconnected(f"the agent of host {host_id} is not connected; try again when it is")
 
 
+def _incarnation_of(message: TargetStarted | WriteProtectBatch) -> IncarnationKey:
+    return IncarnationKey(TargetKey.of(message.target), message.incarnation)
+
+
+_LIMIT_OF: Final = {TargetsTooMany: "targets", PagesTooMany: "pages", RoundTooLarge: "round"}
 _RESULT_OF: Final[dict[type[Refusal], str]] = {BatchCorrupt: "corrupt", RoundGap: "gap"}
 _ENDS_WITHOUT_GAP: Final = (END_REASON_EXITED, END_REASON_EXEC, END_REASON_UNTRACKED)

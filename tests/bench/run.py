@@ -249,7 +249,7 @@ class NoCommands:
         message = f"the collector lost {broken}"
         raise AssertionError(message)
 
-    def give_up(self, key: Key, why: str) -> None:
+    def give_up(self, key: Key, why: str, retry_seconds: float = 0.0) -> None:  # noqa: ARG002 (as the uplink calls it)
         """Say that the benchmark is broken."""
         message = f"the collector cannot take {key}: {why}"
         raise AssertionError(message)

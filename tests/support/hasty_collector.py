@@ -7,10 +7,11 @@ import json
 import os
 from typing import Any, Final
 
-from wetink_collector import command, lasting, server
+from wetink_collector import command, errors, lasting, server
 
 CHECK_SECONDS: Final = 0.2
 TIDY_SECONDS: Final = 0.1
+REFUSED_RETRY_SECONDS: Final = 1.0
 OPTIONS: Final = "HASTY_OPTIONS"
 """Name of the variable."""
 
@@ -19,6 +20,8 @@ def main() -> None:
     """Run it."""
     bounds: Any = lasting
     bounds.CHECK_SECONDS = CHECK_SECONDS
+    retries: Any = errors.RETRY_SECONDS_OF
+    retries[errors.TargetsTooMany] = REFUSED_RETRY_SECONDS
     options: Any = server
     changed = json.loads(os.environ.get(OPTIONS, "{}"))
     options.TIDY_SECONDS = TIDY_SECONDS

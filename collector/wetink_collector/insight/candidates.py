@@ -87,7 +87,8 @@ async def plan_drain_of(inquiry: Inquiry, accuracy: Accuracy, request: pb.PlanDr
     learned = accuracy.costs(host_id)
     plan = asked.plan(request.plan, learned)
     records = sorted(
-        (record for record in inquiry.catalog.on_host(host_id) if not record.ended), key=lambda record: record.order
+        (record for record in inquiry.catalog.on_host(host_id) if not record.ended or record.is_refused),
+        key=lambda record: record.order,
     )
     if len(records) > TARGETS_MAX:
         message = f"host {host_id} has {len(records)} targets, at most {TARGETS_MAX} go in one plan"

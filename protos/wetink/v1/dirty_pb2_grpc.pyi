@@ -58,7 +58,8 @@ class DirtyServiceStub:
     """Begins to track a process, and goes on doing so when the agent or the collector restarts.
     Tracking a tracked process changes nothing and succeeds.
     Errors: NOT_FOUND HOST_UNKNOWN or PROCESS_UNKNOWN; UNAVAILABLE AGENT_DISCONNECTED; INVALID_ARGUMENT;
-    PERMISSION_DENIED or FAILED_PRECONDITION TRACK_REFUSED with the agent's sentence; DEADLINE_EXCEEDED AGENT_SILENT.
+    PERMISSION_DENIED or FAILED_PRECONDITION TRACK_REFUSED with the agent's sentence; DEADLINE_EXCEEDED AGENT_SILENT;
+    RESOURCE_EXHAUSTED TARGET_REFUSED where the agent, or the process, is over a limit of this collector.
     """
     Untrack: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.UntrackRequest, _dirty_pb2.UntrackResponse]
     """Stops tracking.
@@ -125,7 +126,8 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
     """Begins to track a process, and goes on doing so when the agent or the collector restarts.
     Tracking a tracked process changes nothing and succeeds.
     Errors: NOT_FOUND HOST_UNKNOWN or PROCESS_UNKNOWN; UNAVAILABLE AGENT_DISCONNECTED; INVALID_ARGUMENT;
-    PERMISSION_DENIED or FAILED_PRECONDITION TRACK_REFUSED with the agent's sentence; DEADLINE_EXCEEDED AGENT_SILENT.
+    PERMISSION_DENIED or FAILED_PRECONDITION TRACK_REFUSED with the agent's sentence; DEADLINE_EXCEEDED AGENT_SILENT;
+    RESOURCE_EXHAUSTED TARGET_REFUSED where the agent, or the process, is over a limit of this collector.
     """
     Untrack: _aio.UnaryUnaryMultiCallable[_dirty_pb2.UntrackRequest, _dirty_pb2.UntrackResponse]  # type: ignore[assignment]
     """Stops tracking.
@@ -213,7 +215,8 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Begins to track a process, and goes on doing so when the agent or the collector restarts.
         Tracking a tracked process changes nothing and succeeds.
         Errors: NOT_FOUND HOST_UNKNOWN or PROCESS_UNKNOWN; UNAVAILABLE AGENT_DISCONNECTED; INVALID_ARGUMENT;
-        PERMISSION_DENIED or FAILED_PRECONDITION TRACK_REFUSED with the agent's sentence; DEADLINE_EXCEEDED AGENT_SILENT.
+        PERMISSION_DENIED or FAILED_PRECONDITION TRACK_REFUSED with the agent's sentence; DEADLINE_EXCEEDED AGENT_SILENT;
+        RESOURCE_EXHAUSTED TARGET_REFUSED where the agent, or the process, is over a limit of this collector.
         """
 
     @_abc_1.abstractmethod

@@ -106,6 +106,7 @@ class CollectorMessage(_message.Message):
     BARRIER_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     THAW_FIELD_NUMBER: _builtins.int
+    TARGET_REFUSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """The answer to Hello."""
@@ -134,6 +135,10 @@ class CollectorMessage(_message.Message):
     def thaw(self) -> Global___Thaw:
         """End a hold. Only said to an agent whose Hello says `can_freeze`."""
 
+    @_builtins.property
+    def target_refused(self) -> Global___TargetRefused:
+        """Go on without a target. Only said to an agent whose Hello says `can_be_refused`."""
+
     def __init__(
         self,
         *,
@@ -144,12 +149,13 @@ class CollectorMessage(_message.Message):
         barrier: Global___Barrier | None = ...,
         drain: Global___Drain | None = ...,
         thaw: Global___Thaw | None = ...,
+        target_refused: Global___TargetRefused | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "barrier", b"barrier", "drain", b"drain", "message", b"message", "thaw", b"thaw", "track", b"track", "untrack", b"untrack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "barrier", b"barrier", "drain", b"drain", "message", b"message", "target_refused", b"target_refused", "thaw", b"thaw", "track", b"track", "untrack", b"untrack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "barrier", b"barrier", "drain", b"drain", "message", b"message", "thaw", b"thaw", "track", b"track", "untrack", b"untrack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "barrier", b"barrier", "drain", b"drain", "message", b"message", "target_refused", b"target_refused", "thaw", b"thaw", "track", b"track", "untrack", b"untrack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "ack", "track", "untrack", "barrier", "drain", "thaw"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "ack", "track", "untrack", "barrier", "drain", "thaw", "target_refused"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -168,6 +174,7 @@ class Hello(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
     CAN_FREEZE_FIELD_NUMBER: _builtins.int
+    CAN_BE_REFUSED_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this contract that the agent speaks: 1. A collector that speaks another ends the stream."""
     host_id: _builtins.str
@@ -180,6 +187,8 @@ class Hello(_message.Message):
     """The agent's version, for people: a collector more than one minor version from it says so in its log."""
     can_freeze: _builtins.bool
     """Whether the agent understands `Barrier.freeze` and Thaw."""
+    can_be_refused: _builtins.bool
+    """Whether the agent understands TargetRefused. Otherwise the stream ends instead (`Stream`, RESOURCE_EXHAUSTED)."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TargetPosition]:
         """Every incarnation that lives or still has rounds to send. Incarnations of this host that the collector holds as
@@ -196,10 +205,11 @@ class Hello(_message.Message):
         agent_version: _builtins.str = ...,
         positions: _abc.Iterable[_types_pb2.TargetPosition] | None = ...,
         can_freeze: _builtins.bool = ...,
+        can_be_refused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "agent_version", b"agent_version", "boot_id", b"boot_id", "can_freeze", b"can_freeze", "host_id", b"host_id", "positions", b"positions", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "agent_version", b"agent_version", "boot_id", b"boot_id", "can_be_refused", b"can_be_refused", "can_freeze", b"can_freeze", "host_id", b"host_id", "positions", b"positions", "protocol_version", b"protocol_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -219,7 +229,9 @@ class Welcome(_message.Message):
     STORE_ID_FIELD_NUMBER: _builtins.int
     COLLECTOR_VERSION_FIELD_NUMBER: _builtins.int
     in_flight_bytes_max: _builtins.int
-    """Bound on the bytes of batches sent and not acknowledged. A single round may exceed it, alone."""
+    """Bound on the bytes of batches sent and not acknowledged. A single round may exceed it, alone. It is smaller where the
+    collector takes only so many bytes a second, so that a barrier's answer waits behind a second's worth at most.
+    """
     message_bytes_max: _builtins.int
     """Bound on one serialized message in bytes, both ways: 1 MiB."""
     heartbeat_interval_ms: _builtins.int
@@ -684,7 +696,9 @@ class Ack(_message.Message):
     POSITIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TargetPosition]:
-        """The last durable round of each incarnation that advanced."""
+        """The last durable round of each incarnation that advanced. May be empty: nothing did, because the collector reads the
+        stream as slowly as the agent's limit says, and the agent goes on waiting.
+        """
 
     def __init__(
         self,
@@ -698,6 +712,48 @@ class Ack(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ack: _TypeAlias = Ack  # noqa: Y015
+
+@_typing.final
+class TargetRefused(_message.Message):
+    """The collector takes no more of an incarnation: a target went over a limit. What it has of it stays, and ends with
+    END_REASON_REFUSED. Batches of it that are on their way are acknowledged and thrown away. The agent stops tracking it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The incarnation."""
+    reason: _builtins.str
+    """Which limit, as in the errors of `Stream`: TARGETS_TOO_MANY, PAGES_TOO_MANY or ROUND_TOO_LARGE."""
+    message: _builtins.str
+    """One sentence: what happened, to which process, what to do."""
+    retry_after_ms: _builtins.int
+    """After how long it is worth beginning a new incarnation, in milliseconds. 0: the agent decides."""
+    @_builtins.property
+    def target(self) -> _types_pb2.Target:
+        """The process."""
+
+    def __init__(
+        self,
+        *,
+        target: _types_pb2.Target | None = ...,
+        incarnation: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        retry_after_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "message", b"message", "reason", b"reason", "retry_after_ms", b"retry_after_ms", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TargetRefused: _TypeAlias = TargetRefused  # noqa: Y015
 
 @_typing.final
 class Track(_message.Message):

@@ -43,7 +43,9 @@ class IngestServiceStub:
       UNAUTHENTICATED  IDENTITY_UNKNOWN or TOKEN_IN_CLEAR: the collector wants to know who calls, and does not.
       PERMISSION_DENIED  ROLE_LACKING: the caller is no agent. HOST_FORBIDDEN: it is one of another host than Hello's.
       ABORTED  DEPOSED: a newer stream of the same host has taken over. Retry only if no other agent serves the host.
-      RESOURCE_EXHAUSTED  A message over `message_bytes_max`, or a round over the collector's bound.
+      RESOURCE_EXHAUSTED  A message over `message_bytes_max`. ROUND_TOO_LARGE (metadata as above): the collector takes no
+                        more of the target, and the agent does not understand TargetRefused; go on without the target.
+                        TARGETS_TOO_MANY: more targets than even can be refused. Reconnect when RetryInfo says.
       UNAVAILABLE  The collector is going down. Reconnect with back-off.
     buf:lint:ignore RPC_REQUEST_STANDARD_NAME
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
@@ -65,7 +67,9 @@ class IngestServiceAsyncStub(IngestServiceStub):
       UNAUTHENTICATED  IDENTITY_UNKNOWN or TOKEN_IN_CLEAR: the collector wants to know who calls, and does not.
       PERMISSION_DENIED  ROLE_LACKING: the caller is no agent. HOST_FORBIDDEN: it is one of another host than Hello's.
       ABORTED  DEPOSED: a newer stream of the same host has taken over. Retry only if no other agent serves the host.
-      RESOURCE_EXHAUSTED  A message over `message_bytes_max`, or a round over the collector's bound.
+      RESOURCE_EXHAUSTED  A message over `message_bytes_max`. ROUND_TOO_LARGE (metadata as above): the collector takes no
+                        more of the target, and the agent does not understand TargetRefused; go on without the target.
+                        TARGETS_TOO_MANY: more targets than even can be refused. Reconnect when RetryInfo says.
       UNAVAILABLE  The collector is going down. Reconnect with back-off.
     buf:lint:ignore RPC_REQUEST_STANDARD_NAME
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
@@ -90,7 +94,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
           UNAUTHENTICATED  IDENTITY_UNKNOWN or TOKEN_IN_CLEAR: the collector wants to know who calls, and does not.
           PERMISSION_DENIED  ROLE_LACKING: the caller is no agent. HOST_FORBIDDEN: it is one of another host than Hello's.
           ABORTED  DEPOSED: a newer stream of the same host has taken over. Retry only if no other agent serves the host.
-          RESOURCE_EXHAUSTED  A message over `message_bytes_max`, or a round over the collector's bound.
+          RESOURCE_EXHAUSTED  A message over `message_bytes_max`. ROUND_TOO_LARGE (metadata as above): the collector takes no
+                            more of the target, and the agent does not understand TargetRefused; go on without the target.
+                            TARGETS_TOO_MANY: more targets than even can be refused. Reconnect when RetryInfo says.
           UNAVAILABLE  The collector is going down. Reconnect with back-off.
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME

@@ -127,6 +127,11 @@ class _EndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EndReason.V
     """The agent could not go on; the message beside it says why."""
     END_REASON_RESYNCHRONISED: _EndReason.ValueType  # 6
     """The agent began a new incarnation over the same memory, because the collector's record of the old one had a gap."""
+    END_REASON_REFUSED: _EndReason.ValueType  # 7
+    """The collector refused to take more of it: a limit of its operator's; the message beside it says which. The process may
+    well live. It stays in answers about its host, cgroup and labels, as not complete, until its agent is taken again or
+    has not tried for a quarter of an hour.
+    """
 
 class EndReason(_EndReason, metaclass=_EndReasonEnumTypeWrapper):
     """Why an incarnation ended."""
@@ -145,6 +150,11 @@ END_REASON_FAILED: EndReason.ValueType  # 5
 """The agent could not go on; the message beside it says why."""
 END_REASON_RESYNCHRONISED: EndReason.ValueType  # 6
 """The agent began a new incarnation over the same memory, because the collector's record of the old one had a gap."""
+END_REASON_REFUSED: EndReason.ValueType  # 7
+"""The collector refused to take more of it: a limit of its operator's; the message beside it says which. The process may
+well live. It stays in answers about its host, cgroup and labels, as not complete, until its agent is taken again or
+has not tried for a quarter of an hour.
+"""
 Global___EndReason: _TypeAlias = EndReason  # noqa: Y015
 
 class _IncompleteReason:

@@ -51,7 +51,7 @@ class Commands:
             self.spool.drop((pid, 100 + pid, incarnation))
             begin(self.spool, pid, incarnation + 1, [1000 + incarnation])
 
-    def give_up(self, key: Key, why: str) -> None:
+    def give_up(self, key: Key, why: str, retry_seconds: float = 0.0) -> None:  # noqa: ARG002 (as the uplink calls it)
         """End it, as its tracker would."""
         self.given_up.append((key, why))
         self.spool.end(ended_of(key[0], key[2], reason=types_pb2.END_REASON_FAILED))
