@@ -2,7 +2,9 @@
 
 The event loop only hands over what was committed, as the bytes it came in; nothing waits for this thread but a reader
 who asks for a history. It works in pieces of one round and lets go of the interpreter's lock after each, so that an
-acknowledgement never waits for more than one. After a restart, and where too much waits, it reads the store instead.
+acknowledgement never waits for more than one. While nobody waits for it, it rests three times as long as it works:
+what it cannot count in that time it counts when somebody asks. After a restart, and where too much waits, it reads the
+store instead.
 """
 
 import asyncio
@@ -41,6 +43,10 @@ What takes most gives way: old rounds are merged, then windows and pages of long
 BACKLOG_BYTES_MAX: Final = 64 << 20
 """Bound on the rounds that wait to be counted. Beyond it they are dropped here, and read from the store later."""
 
+SHARE_MAX: Final = 0.25
+"""Bound on the share of a processor that counting takes while nobody waits for it: it holds the interpreter's lock,
+which acknowledgements need. Some four hundred rounds of 4 Ki random pages are counted in a second of it."""
+
 WAIT_SECONDS_MAX: Final = 20.0
 """How long a reader waits for a history: after a restart a target's whole log is read first, which takes seconds."""
 
@@ -72,9 +78,14 @@ class Histories:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
+        # Tells the thread that it is to rest no longer.
+        self._hurry = threading.Condition(self._lock)
+        self._reader_count = 0
         self._kept: dict[TargetKey, _Work] = {}
         # Targets with something to do, in the order of their turn.
         self._turns: OrderedDict[TargetKey, None] = OrderedDict()
+        # Those that are to be read from the store when nothing else is to be done, or somebody asks.
+        self._rereads: OrderedDict[TargetKey, None] = OrderedDict()
         self._backlog_bytes = 0
         self._stopped = False
         # Held while a history is changed or read. Nothing of the event loop waits for it.
@@ -95,6 +106,7 @@ class Histories:
             with self._lock:
                 self._stopped = True
                 self._news.notify()
+                self._hurry.notify()
             await asyncio.to_thread(thread.join)
 
     def loaded(self) -> None:
@@ -146,9 +158,9 @@ class Histories:
             if work is None or work.incarnation != record.incarnation:
                 return
             work.readers.append(caught_up)
-            self._turns[record.target] = None
-            self._turns.move_to_end(record.target, last=False)
-            self._news.notify()
+            self._reader_count += 1
+            self._queue(work)
+            self._hurry.notify()
         try:
             async with asyncio.timeout(WAIT_SECONDS_MAX):
                 await caught_up
@@ -167,10 +179,21 @@ class Histories:
             return function(work.history) if work and work.incarnation == incarnation else None
 
     def _begin(self, incarnation: IncarnationKey, *, reload: bool) -> None:
-        self._kept[incarnation.target] = _Work(incarnation, History(incarnation), reload=reload)
+        work = self._kept[incarnation.target] = _Work(incarnation, History(incarnation), reload=reload)
         if reload:
-            self._turns[incarnation.target] = None
-            self._news.notify()
+            self._queue(work)
+
+    def _queue(self, work: _Work) -> None:
+        """Let the thread come to a target: at once where somebody waits for it, else in its turn."""
+        target = work.incarnation.target
+        turns, others = (
+            (self._rereads, self._turns) if work.reload and not work.readers else (self._turns, self._rereads)
+        )
+        others.pop(target, None)
+        turns.setdefault(target)
+        if work.readers:
+            turns.move_to_end(target, last=False)
+        self._news.notify()
 
     def _append(self, change: RoundsAppended) -> None:
         target = change.incarnation.target
@@ -180,15 +203,15 @@ class Histories:
         work.waiting.append(change)
         work.waiting_bytes += _size(change)
         self._backlog_bytes += _size(change)
+        self._queue(work)
         while self._backlog_bytes > BACKLOG_BYTES_MAX:
             self._give_up()
-        self._turns.setdefault(target)
-        self._news.notify()
 
     def _give_up(self) -> None:
         """Drop what waits of the target that has most of it: its rounds are read from the store, merged by then."""
         work = max(self._kept.values(), key=lambda work: work.waiting_bytes)
         self._reread(work)
+        self._queue(work)
         log.info("history_reread", target=str(work.incarnation.target), why="too many rounds wait to be counted")
 
     def _reread(self, work: _Work) -> None:
@@ -203,6 +226,7 @@ class Histories:
             work.waiting_bytes = 0
             work.waiting.clear()
             self._turns.pop(target, None)
+            self._rereads.pop(target, None)
             self._size_bytes -= self._sizes.pop(target, 0)
             self._release(work)
 
@@ -210,17 +234,23 @@ class Histories:
         """Let readers go on. Under the lock, from any thread."""
         for reader in work.readers:
             self._loop.call_soon_threadsafe(_settle, reader, error)
+        self._reader_count -= len(work.readers)
         work.readers.clear()
 
     def _run(self) -> None:
         """Count what waits: the thread."""
+        since = time.thread_time()
         while (work := self._next()) is not None:
             try:
-                for _ in self._pieces(work):
+                for may_rest in self._pieces(work):
                     # Whoever waits for the interpreter's lock gets it now.
                     time.sleep(0)
+                    since = self._rest(since) if may_rest else since
                     if self._stopped:
                         return
+                    if may_rest and self._reader_count and not work.readers:
+                        # What is left of it has another turn.
+                        break
             except RecordDamaged as damage:
                 # Who asks for its pages finds out as well, and has it dropped.
                 log.warning("history_damaged", target=str(work.incarnation.target), error=str(damage))
@@ -229,20 +259,32 @@ class Histories:
                 self._fail(work, StoreUnavailable(str(error)))
             else:
                 self._finish(work)
+            since = self._rest(since)
+
+    def _rest(self, since: float) -> float:
+        """Rest from what was done since some time of this thread, unless somebody waits; give its time now."""
+        seconds = (time.thread_time() - since) * (1 / SHARE_MAX - 1)
+        with self._lock:
+            self._hurry.wait_for(lambda: self._reader_count or self._stopped, seconds)
+        return time.thread_time()
 
     def _next(self) -> _Work | None:
         with self._lock:
             while True:
-                while not self._turns and not self._stopped:
+                while not self._turns and not self._rereads and not self._stopped:
                     self._news.wait()
                 if self._stopped:
                     return None
-                target, _ = self._turns.popitem(last=False)
+                target, _ = (self._turns or self._rereads).popitem(last=False)
                 if work := self._kept.get(target):
                     return work
 
-    def _pieces(self, work: _Work) -> Iterator[None]:
-        """Do what is to be done for one target, piece by piece: what was there when its turn came."""
+    def _pieces(self, work: _Work) -> Iterator[bool]:
+        """Do what is to be done for one target, piece by piece: what was there when its turn came.
+
+        Yields:
+            Whether one may rest after the piece. While the store is read, its log cannot be cut.
+        """
         with self._lock:
             reload, work.reload = work.reload, False
             count = len(work.waiting)
@@ -251,7 +293,7 @@ class Histories:
                 work.history = History(work.incarnation)
             for stored in self._store.read(work.incarnation, after_round=0):
                 self._count(work, _appended(work.incarnation, stored))
-                yield
+                yield False
         for _ in range(count):
             with self._lock:
                 if not work.waiting:
@@ -260,7 +302,7 @@ class Histories:
                 work.waiting_bytes -= _size(change)
                 self._backlog_bytes -= _size(change)
             self._count(work, change)
-            yield
+            yield True
 
     def _count(self, work: _Work, change: RoundsAppended) -> None:
         block = change.block
@@ -311,9 +353,8 @@ class Histories:
             if self._kept.get(work.incarnation.target) is not work:
                 return
             if work.waiting or work.reload:
-                self._turns.setdefault(work.incarnation.target)
                 # Whoever waits for it still waits.
-                self._turns.move_to_end(work.incarnation.target, last=not work.readers)
+                self._queue(work)
                 return
             self._release(work)
 

@@ -1,9 +1,12 @@
 """Histories keep up with what is committed, also where too much waits, after a restart, and where memory is short."""
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from random import Random
+from typing import Any, Final
 
 import pytest
 from pyroaring import BitMap64
@@ -29,6 +32,9 @@ from wetink_collector.store.memory import MemoryStore
 
 ONE = incarnation(1)
 PATIENCE_SECONDS = 20
+
+A_PIECE_SECONDS_MAX: Final = 0.05
+"""How long a round takes at most to be counted, on a machine that is busy: hundreds of times as long as it should."""
 
 
 class Kept:
@@ -129,6 +135,59 @@ def test_too_much_that_waits_is_read_from_the_store(monkeypatch: pytest.MonkeyPa
                 one.commit(round_(number, own(number)))
             assert one.histories._backlog_bytes <= 2000
             assert (await one.look()) == (2, 399, True, (2 + 3 * 398,) * 2)
+
+    asyncio.run(run())
+
+
+def test_counting_rests_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes its share of a processor and no more, whatever comes; who asks then waits for no rest."""
+    monkeypatch.setattr(module, "SHARE_MAX", 0.005)
+
+    async def run() -> None:
+        async with kept() as one:
+            one.commit(started(ONE), round_(1, range(50)))
+            await one.look()
+            thread = next(thread for thread in threading.enumerate() if thread.name == "insight")
+            assert thread.ident
+            clock = time.pthread_getcpuclockid(thread.ident)
+            used, began = -time.clock_gettime(clock), time.monotonic()
+            for number in range(2, 2000):
+                one.commit(round_(number, own(number)))
+            await asyncio.sleep(0.5)
+            used, took = used + time.clock_gettime(clock), time.monotonic() - began
+            assert used <= 0.005 * took + A_PIECE_SECONDS_MAX
+            assert one.histories._kept[ONE.target].history.round < 1999
+            monkeypatch.setattr(module, "SHARE_MAX", 1e-9)  # it would rest for months after a piece
+            one.commit(round_(2000, own(2000)))
+            await asyncio.sleep(0.1)
+            assert (await one.look()) == (2, 2000, True, (2 + 3 * 1999,) * 2)
+
+    asyncio.run(run())
+
+
+def test_targets_that_are_too_many_are_counted_when_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What did not wait long enough is read from the store; each history is of the same pages as what was committed."""
+    monkeypatch.setattr(module, "BACKLOG_BYTES_MAX", 2000)
+    monkeypatch.setattr(module, "SHARE_MAX", 1e-9)
+    keys = [incarnation(pid) for pid in range(1, 9)]
+    written = {key: set[int]() for key in keys}
+    random = Random(1)  # noqa: S311 (to be the same each time)
+
+    async def run() -> None:
+        async with kept() as one:
+            for key in keys:
+                one.commit(started(key), round_(1, range(50), key))
+            for number in range(2, 100):
+                for key in keys:
+                    pages = random.sample(range(3000), 5)
+                    written[key].update(pages)
+                    one.commit(round_(number, pages, key))
+                if number % 20 == 0:
+                    key = random.choice(keys)
+                    assert (await one.look(key)) == (2, number, True, (len(written[key]),) * 2)
+            for key in keys:
+                assert (await one.look(key)) == (2, 99, True, (len(written[key]),) * 2)
+            assert one.histories._reader_count == 0
 
     asyncio.run(run())
 
