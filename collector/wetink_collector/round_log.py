@@ -25,6 +25,9 @@ BLOCKS_MERGED: Final = 8
 """How many blocks become one. Merging the oldest 8 of 16 leaves 8 single, so a reader that asks at least every eighth
 round always gets an exact answer."""
 
+_FEW_PAGES: Final = 1 << 16
+"""Up to so many, a union that makes a new set takes half of the time of one in place."""
+
 BASE_LEVEL: Final = 255
 """The level of a log's *base*: what its oldest rounds came to, which retention has let go of. No merge gets there."""
 
@@ -85,7 +88,10 @@ def fold(stretches: Iterable[RoundPages]) -> RoundPages:
             written = written - newer.vanished
         if newer.written:
             vanished = vanished - newer.written
-        written |= newer.written
+        if len(written) <= _FEW_PAGES:
+            written = written | newer.written
+        else:
+            written |= newer.written
         vanished |= newer.vanished
     written.run_optimize()
     vanished.run_optimize()

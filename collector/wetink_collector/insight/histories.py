@@ -232,9 +232,9 @@ class Histories:
 
     def _release(self, work: _Work, error: Exception | None = None) -> None:
         """Let readers go on. Under the lock, from any thread."""
+        self._reader_count -= len(work.readers)
         for reader in work.readers:
             self._loop.call_soon_threadsafe(_settle, reader, error)
-        self._reader_count -= len(work.readers)
         work.readers.clear()
 
     def _run(self) -> None:

@@ -10,7 +10,7 @@ with ``NORMAL`` it does not.
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
@@ -80,11 +80,25 @@ FILE_NAME: Final = "wetink.sqlite3"
 ROWS_FREED_MAX: Final = 64
 """Bound on the blocks freed in one piece of maintenance: a commit waits for one piece at most."""
 
+MERGED_BYTES_MAX: Final = 1 << 20
+"""Bound on the page sets that are merged in one transaction: some ten milliseconds. One log alone may have more. A
+transaction costs hardly more for ten logs than for one, and those of a fleet are due together."""
+
 log = structlog.get_logger()
 
 _TARGET: Final = "host_id = ? AND boot_id = ? AND pid = ? AND start_time_ticks = ?"
 _host_values: Final = attrgetter(*(column.name for column in fields(HostSeen)))
 _target_values: Final = attrgetter(*(column.name for column in fields(TargetKey)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """A block of a log that is to take the place of several."""
+
+    log: Log
+    blocks: Sequence[Block]
+    block: Block
+    sets: tuple[bytes, ...]
 
 
 class SqliteStore:
@@ -134,18 +148,13 @@ class SqliteStore:
                 self._apply(cursor, change)
 
     def maintain(self, ends: Ends = nowhere) -> bool:
-        """Tell of a log that was found with a gap, free some of what was dropped, or merge old blocks of one log."""
-        if self._gaps:
-            raise self._gaps.popleft()
+        """Tell of a log that was found damaged, free some of what was dropped, or merge old blocks of some logs."""
+        if self._damaged:
+            raise self._damaged.popleft()
         if self._dropped:
             self._free(self._dropped[0])
             return True
-        while self._grown:
-            incarnation = next(iter(self._grown))
-            if (log := self._kept(incarnation)) and self._merge(log, ends(incarnation)):
-                return True
-            del self._grown[incarnation]
-        return False
+        return self._merge_some(ends)
 
     def usage(self) -> Usage:
         """Say how much of the file is in use."""
@@ -206,7 +215,7 @@ class SqliteStore:
             self.store_id = prepare(self._connection, self._path)
             if read_through:
                 check_pages(self._connection, self._path)
-            self._logs, self._dropped, self._gaps = load(self._connection)
+            self._logs, self._dropped, self._damaged = load(self._connection)
             damaged = [session.name for session in sessions(self._connection) if isinstance(session, SessionForgotten)]
         if damaged:
             # They stay where they are until one of that name is opened: who starts on a full disk can write nothing.
@@ -315,28 +324,57 @@ class SqliteStore:
         if done:
             self._dropped.popleft()
 
-    def _merge(self, log: Log, ends: Collection[int]) -> bool:
-        """Make one block of several where some are due; say whether there were any."""
+    def _merge_some(self, ends: Ends) -> bool:
+        """Make one block of several in some logs where that is due; say whether there were any."""
+        merged: list[_Merged] = []
+        size_bytes = 0
+        for incarnation in list(self._grown):
+            del self._grown[incarnation]
+            if not (log := self._kept(incarnation)):
+                continue
+            try:
+                one = self._merged(log, ends(incarnation))
+            except RecordDamaged as damage:
+                # Whoever hears of it drops the log; until then it is not tried again.
+                self._damaged.append(damage)
+                continue
+            if one is None:
+                continue
+            # More of it may be due when its turn comes again.
+            self._grown[incarnation] = None
+            merged.append(one)
+            size_bytes += sum(log.size_bytes[block.last_round] for block in one.blocks)
+            if size_bytes >= MERGED_BYTES_MAX:
+                break
+        if merged:
+            self._replace(merged)
+        elif self._damaged:
+            raise self._damaged.popleft()
+        return bool(merged)
+
+    def _merged(self, log: Log, ends: Collection[int]) -> _Merged | None:
+        """Make one block of several of a log, if that is due. Nothing is written."""
         oldest = plan_base(log.blocks, log.expired_round)
         blocks = oldest or plan_merge(log.blocks, ends)
         if not blocks:
-            return False
-        try:
-            pages = fold(self._pages(log, blocks))
-        except RecordDamaged:
-            # Whoever hears of it drops the log; until then it is not tried again.
-            del self._grown[log.incarnation]
-            raise
+            return None
+        pages = fold(self._pages(log, blocks))
         block, pages = based(blocks, pages) if oldest else (united(blocks, pages), pages)
-        sets = tuple(encode_stored(some) for some in (pages.written, pages.vanished, pages.uncertain))
+        return _Merged(
+            log, blocks, block, tuple(encode_stored(some) for some in (pages.written, pages.vanished, pages.uncertain))
+        )
+
+    def _replace(self, merged: Sequence[_Merged]) -> None:
+        """Write blocks in the place of those they are made of, in one transaction."""
         with self._transaction() as cursor:
-            cursor.execute(
-                "DELETE FROM block WHERE incarnation_id = ? AND last_round BETWEEN ? AND ?",
-                (log.row, block.first_round, block.last_round),
-            )
-            insert(cursor, log.row, block, sets)
-        log.replace(blocks, block, sum(map(len, sets)))
-        return True
+            for one in merged:
+                cursor.execute(
+                    "DELETE FROM block WHERE incarnation_id = ? AND last_round BETWEEN ? AND ?",
+                    (one.log.row, one.block.first_round, one.block.last_round),
+                )
+                insert(cursor, one.log.row, one.block, one.sets)
+        for one in merged:
+            one.log.replace(one.blocks, one.block, sum(map(len, one.sets)))
 
     def _pages(self, log: Log, blocks: Sequence[Block]) -> Iterator[RoundPages]:
         with failing_as_store(log.incarnation), closing(self._connection.cursor()) as cursor:

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,9 @@ from wetink_collector.round_log import (
     is_expired,
     is_whole,
 )
+from wetink_collector.store import sqlite
 from wetink_collector.store.interface import (
+    Change,
     HostSeen,
     RecordDamaged,
     RoundsAppended,
@@ -495,6 +498,32 @@ def test_record_that_is_not_there_is_found_out_by_a_merge(file: SqliteStore, tmp
 
     with pytest.raises(RecordDamaged):
         settle(file)
+
+
+def test_logs_that_are_due_together_are_merged_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one transaction as many as the bound lets, each in its turn; and each becomes what it becomes alone."""
+    keys = [incarnation(pid) for pid in range(1, 8)]
+    changes: list[Change] = [*map(started, keys)]
+    changes += [change for key in keys for change in rounds(key, 40)]
+    found: list[tuple[int, Any, list[RoundPages]]] = []
+    for together in (1, 1 << 20):
+        monkeypatch.setattr(sqlite, "MERGED_BYTES_MAX", together)
+        directory = tmp_path / str(together)
+        directory.mkdir()
+        with closing(SqliteStore(directory)) as store:
+            store.commit(changes)
+            times = 0
+            while store.maintain():
+                times += 1
+            blocks = {known.incarnation: known.blocks for known in store.contents().incarnations}
+        with closing(SqliteStore(directory)) as store:
+            assert {known.incarnation: known.blocks for known in store.contents().incarnations} == blocks
+            found.append((times, blocks, [pages_since(store, key, 17) for key in keys]))
+
+    (alone, *expected), (joined, *got) = found
+    assert got == expected
+    assert len(found[0][1][ONE]) < 40
+    assert alone == joined * len(keys)
 
 
 def test_damage_of_one_target_does_not_touch_others(file: SqliteStore, tmp_path: Path) -> None:
