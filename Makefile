@@ -12,6 +12,8 @@ ARGS ?=
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
+# The tests start some thousand processes of ours. Each would compile all that it imports, and take twice the time to start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo compose-demo test soak test-kernels test-deploy fuzz check kernel-matrix bench proto format

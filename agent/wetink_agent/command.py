@@ -5,7 +5,9 @@ import re
 import resource
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +44,9 @@ REPLAY: Final = "replay:"
 
 INTERVAL_SECONDS_MIN: Final = 0.01
 INTERVAL_SECONDS_MAX: Final = 3600.0
+
+STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+"""The signals that end a recording in good order."""
 
 SHARE_MAX: Final = 1.0
 
@@ -404,20 +409,25 @@ def record(
     exists = f"{file} is there already: --force overwrites it"
     if not force and file.exists():
         raise Failure(exists)
-    # Waited for and not handled: no round is interrupted.
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    stop = threading.Event()
+    for number in STOPPING:
+        signal.signal(number, lambda *_: stop.set())
+    # They come to this thread, which does nothing else, and interrupt no round. To block them here would leave them to
+    # whatever thread a library began before, and to wait for them would miss those.
+    recording = ThreadPoolExecutor(1, "recorder", signal.pthread_sigmask, (signal.SIG_BLOCK, STOPPING))
     try:
-        ended = recorder.record(
-            file,
-            host_id=_host_id(None),
-            pid=pid,
-            choice=choice,
-            interval_seconds=interval_seconds,
-            round_count=rounds,
-            overwrite=force,
-            wait=lambda seconds: signal.sigtimedwait(signals, max(0.0, seconds)) is not None,
-        )
+        with recording:
+            ended = recording.submit(
+                recorder.record,
+                file,
+                host_id=_host_id(None),
+                pid=pid,
+                choice=choice,
+                interval_seconds=interval_seconds,
+                round_count=rounds,
+                overwrite=force,
+                wait=stop.wait,
+            ).result()
     except NoSuchProcess as error:
         raise Failure(str(error), ExitCode.NOT_FOUND) from error
     except TrackingError as error:

@@ -1,6 +1,7 @@
 """``record`` over a real process, ``--backend replay`` into a real collector, and what a person can do wrong."""
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from tests.support import programs
 from tests.support.agent import HOST, start_agent
+from tests.support.amounts import amount
 from tests.support.collector import running_collector
 from tests.support.harvests import Sets, ended_of, make_round, plain_sets_of, started_of
 from tests.support.service import PATIENCE_SECONDS, start
@@ -323,6 +325,29 @@ def test_recording_ends_well_when_it_is_stopped_or_its_process_ends(tmp_path: Pa
             assert recording.damage is None
             assert recording.ended is not None
             assert recording.ended.reason == reason
+
+
+@pytest.mark.soak
+@pytest.mark.needs("kernel", "root", "cc")
+def test_recording_ends_well_at_whatever_moment_it_is_stopped(tmp_path: Path) -> None:
+    """Half of the time in the middle of a round. A thread that a library has begun must not take the signal."""
+    moments = random.Random(9)  # noqa: S311 - repeatable, not secret
+    with programs.running("writer", "random", 128) as writer:
+        for turn in range(amount(gate=3, soak=200)):
+            path = tmp_path / f"a{turn}"
+            options = ["record", str(path), "--pid", str(writer.pid), "--interval", "10ms"]
+            with start("wetink_agent.command", options) as recorder:
+                wait_for_rounds(path, 1)
+                time.sleep(moments.uniform(0, 0.1))
+                recorder.send_signal((signal.SIGTERM, signal.SIGINT)[turn % 2])
+                _, said = recorder.communicate(timeout=PATIENCE_SECONDS)
+
+            assert (recorder.returncode, said) == (0, ""), turn
+            with Recording(path) as recording:
+                assert recording.damage is None
+                assert recording.ended is not None
+                assert recording.ended.reason == types_pb2.END_REASON_UNTRACKED
+            path.unlink()
 
 
 @pytest.mark.needs("kernel", "root")
