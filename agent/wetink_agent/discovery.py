@@ -56,14 +56,24 @@ class Selection:
         )
 
 
-def processes() -> dict[int, Process]:
-    """Look at every process of this pid namespace that has memory of its own."""
+def processes(selection: Selection | None = None) -> dict[int, Process]:
+    """Look at every process of this pid namespace that has memory of its own.
+
+    Args:
+        selection: What is asked of them: command lines and cgroups are left empty where it has no rule for them.
+    """
+    has_commands = selection is None or bool(selection.commands)
+    has_cgroups = selection is None or bool(selection.cgroups)
     found = {}
     for pid in procfs.pids():
         try:
             stat = procfs.stat(pid)
             if not stat.is_kernel_thread and not stat.is_gone:
-                found[pid] = Process(stat.parent_pid, procfs.command(pid, whole=True), procfs.cgroup(pid))
+                found[pid] = Process(
+                    stat.parent_pid,
+                    procfs.command(pid, whole=True) if has_commands else "",
+                    procfs.cgroup(pid) if has_cgroups else "",
+                )
         except (NoSuchProcess, PermissionError):
             continue  # gone, or hidden from this user (hidepid)
     return found

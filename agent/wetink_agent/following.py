@@ -158,7 +158,7 @@ class Follower:
         identities = self.named | self.wanted
         if not self._selection.is_empty:
             # A look at every process takes milliseconds on a large host: not on the event loop.
-            found = await asyncio.get_running_loop().run_in_executor(self._pool, discovery.processes)
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, discovery.processes, self._selection)
             # Also of those whose own parent has gone: they are no descendants of anybody's any more.
             roots = frozenset(pid for pid, _ in (*identities, *self._tracked))
             for pid in self._selection.select(found, roots) - self._ourselves:

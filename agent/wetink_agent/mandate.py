@@ -87,7 +87,7 @@ def selected(rules: Rules, selection: discovery.Selection, before: Mandate, name
     identities.update((pid, named[pid]) for pid in rules.pids if pid in named)
     pids = {pid for pid in rules.pids if pid not in named}
     if not selection.is_empty:
-        pids |= selection.select(discovery.processes(), frozenset(pids | {pid for pid, _ in identities}))
+        pids |= selection.select(discovery.processes(selection), frozenset(pids | {pid for pid, _ in identities}))
     for pid in pids:
         try:
             identities.add((pid, procfs.stat(pid).start_time_ticks))

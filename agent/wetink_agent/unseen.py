@@ -41,6 +41,7 @@ class Unseen:
         self._pid = pid
         self._maps: bytes | None = None
         self._is_ring_mapped = False
+        self._is_aio_mapped = False
         self._found = Descriptors()
         self._silent: tuple[int, ...] = ()
         self._look_at = 0.0
@@ -59,6 +60,7 @@ class Unseen:
         if has_changed:
             self._maps = maps
             self._is_ring_mapped = _RING_MAPPED in maps
+            self._is_aio_mapped = _AIO_MAPPED in maps
         began = time.monotonic()
         try:
             if frozen or began >= self._look_at or (has_changed and self._is_ring_mapped):
@@ -108,7 +110,7 @@ class Unseen:
 
     def _writers(self) -> tuple[Writer, ...]:
         writers = []
-        if self._maps is not None and _AIO_MAPPED in self._maps:
+        if self._is_aio_mapped:
             writers.append(Writer(types_pb2.UNCERTAINTY_DIRECT_IO, "an AIO context: reads may be in flight"))
         if self._is_ring_mapped and not self._found.rings:
             what = "an io_uring whose descriptor is closed: which buffers are registered with it is not known"

@@ -1,8 +1,10 @@
+import os
 import re
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wetink_agent import discovery
 from wetink_agent.discovery import Process, Selection
 
 PIDS = st.integers(1, 12)
@@ -66,3 +68,24 @@ def test_a_selection_without_rules_is_empty() -> None:
     assert Selection().is_empty
     assert not Selection(tree=True).is_empty
     assert Selection(tree=True).select({5: Process(4, "x", ""), 6: Process(5, "x", "")}, frozenset({4})) == {5, 6}
+
+
+def test_a_look_has_what_its_rules_ask_of_processes() -> None:
+    """And each process in any case: what is selected is the same as by a look that has everything."""
+    pid, whole = os.getpid(), discovery.processes()
+    selections = (
+        Selection(commands=(re.compile(re.escape(whole[pid].command)),)),
+        Selection(cgroups=(whole[pid].cgroup,)),
+        Selection(tree=True),
+    )
+
+    for selection in selections:
+        found = discovery.processes(selection)
+        assert found[pid].parent_pid == os.getppid()
+        assert pid in selection.select(found, frozenset({os.getppid()}))
+    assert [bool(each.command) for each in (discovery.processes(one)[pid] for one in selections)] == [
+        True,
+        False,
+        False,
+    ]
+    assert [bool(each.cgroup) for each in (discovery.processes(one)[pid] for one in selections)] == [False, True, False]
