@@ -24,7 +24,7 @@ from wetink.v1.ingest_pb2_grpc import add_IngestServiceServicer_to_server
 from wetink.v1.insight_pb2_grpc import add_InsightServiceServicer_to_server
 from wetink.v1.session_pb2_grpc import add_SessionServiceServicer_to_server
 from wetink.v1.types_pb2 import END_REASON_LOST
-from wetink_collector import handshakes, metrics, metrics_page
+from wetink_collector import descriptors, handshakes, metrics, metrics_page
 from wetink_collector.access import Gate
 from wetink_collector.address import Address, AddressUnusable, TcpAddress, UnixAddress
 from wetink_collector.agents import Agents
@@ -68,7 +68,7 @@ CALLS_MAX: Final = 4096
 """Bound on open calls and streams together: each may hold the page sets of one target."""
 
 CONNECTIONS_MAX: Final = 4096
-"""Bound on open connections: each of 4096 hosts has one, and more than that wait until another goes."""
+"""Bound on open connections, where descriptors allow: each of 4096 hosts has one, and more wait until another goes."""
 
 IDLE_SECONDS_MAX: Final = 30
 """How long a connection may stay open without a call; clients come back by themselves with the next one."""
@@ -81,7 +81,7 @@ CALLS_OF_CONNECTION_MAX: Final = 1024
 """Bound on the calls that one connection has open; its peer waits with more."""
 
 PROBES_MAX: Final = 256
-"""Bound on connections to the port for health, and on calls there."""
+"""Bound on connections to the port for health, where descriptors allow, and on calls there."""
 
 PROBE_SECONDS_MAX: Final = 5
 """How long such a connection lives, with a second more for what it has just asked."""
@@ -165,6 +165,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         catalog = Catalog(store.store_id, contents)
         bookmarks = Bookmarks()
         committer = Committer(store, catalog, bookmarks)
+        shares = _shares(settings)
         collector = _Collector(catalog, committer, settings.limits)
         async with committer.running(collector):
             answerer = Answerer(store, catalog, threads, collector.drop, bookmarks)
@@ -177,8 +178,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             async with (
                 histories.running(),
                 sessions.running(),
-                _health_served(settings.health, collector) as health_address,
-                _listening(where, collector, (dirty, insight, sessions), gate, tls, housekeeping) as address,
+                _health_served(settings.health, collector, shares) as health_address,
+                _listening(where, collector, (dirty, insight, sessions), gate, tls, housekeeping, shares) as address,
                 peers.serving() if peers else nullcontext(),
             ):
                 log.info(
@@ -255,10 +256,11 @@ class _Collector:
         for service in ("", *SERVICES):
             await self.health.set(service, state)
 
-    async def tidy(self, housekeeping: Housekeeping) -> None:
+    async def tidy(self, housekeeping: Housekeeping, watch: descriptors.Watch) -> None:
         """End silent streams, let go of what is kept no longer, and count what there is; for ever."""
         while True:
             self._count()
+            watch.look()
             await asyncio.sleep(TIDY_SECONDS)
             self.agents.end_silent(time.monotonic())
             with suppress(StoreUnavailable):
@@ -289,8 +291,10 @@ async def _listening(
     gate: Gate,
     tls: ServerTls | None,
     housekeeping: Housekeeping,
+    shares: descriptors.Shares,
 ) -> AsyncIterator[Address]:
-    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CALLS_MAX, interceptors=[gate])
+    options = {**dict(OPTIONS), "grpc.max_allowed_incoming_connections": shares.connections}
+    server = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=CALLS_MAX, interceptors=[gate])
     add_IngestServiceServicer_to_server(IngestService(collector.agents, collector.committer), server)
     add_DirtyServiceServicer_to_server(services[0], server)
     add_InsightServiceServicer_to_server(services[1], server)
@@ -300,7 +304,8 @@ async def _listening(
     address = _bind(server, where, tls)
     await server.start()
     await collector.set_serving(serving=True)
-    tidying = asyncio.create_task(collector.tidy(housekeeping))
+    watch = descriptors.Watch(shares.connections, shares.each)
+    tidying = asyncio.create_task(collector.tidy(housekeeping, watch))
     try:
         yield address
     finally:
@@ -309,7 +314,9 @@ async def _listening(
 
 
 @asynccontextmanager
-async def _health_served(address: Address | None, collector: _Collector) -> AsyncIterator[Address | None]:
+async def _health_served(
+    address: Address | None, collector: _Collector, shares: descriptors.Shares
+) -> AsyncIterator[Address | None]:
     """Serve health alone, in the clear: who probes has no certificate, and learns only whether the collector serves."""
     if address is None:
         yield None
@@ -317,7 +324,7 @@ async def _health_served(address: Address | None, collector: _Collector) -> Asyn
     # By name: of two values for one option gRPC takes the first.
     options = {
         **dict(OPTIONS),
-        "grpc.max_allowed_incoming_connections": PROBES_MAX,
+        "grpc.max_allowed_incoming_connections": shares.probes,
         # Anybody can connect here, so nobody stays: a probe asks once.
         "grpc.max_connection_age_ms": PROBE_SECONDS_MAX * 1000,
         "grpc.max_connection_age_grace_ms": 1000,
@@ -330,6 +337,23 @@ async def _health_served(address: Address | None, collector: _Collector) -> Asyn
         yield bound
     finally:
         await server.stop(None)
+
+
+def _shares(settings: Settings) -> descriptors.Shares:
+    # At a Unix socket whose peers are told apart: the peer's connection, and both ends of that to gRPC.
+    each = 3 if settings.unix_allow else 1
+    shares = descriptors.Shares.of(
+        descriptors.limit(),
+        connections_max=dict(OPTIONS)["grpc.max_allowed_incoming_connections"],
+        probes_max=PROBES_MAX if settings.health else 0,
+        pages_max=metrics_page.CONNECTIONS_MAX if settings.metrics else 0,
+        each=each,
+    )
+    if shares.connections < CONNECTIONS_MAX:
+        log.info(
+            "connections_bounded", connections_max=shares.connections, why="there are no more descriptors to be had"
+        )
+    return shares
 
 
 def _unix_peers(settings: Settings) -> UnixPeers | None:
