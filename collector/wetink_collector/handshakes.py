@@ -5,6 +5,7 @@ log, the failed handshakes as audit lines; everything else passes unchanged. Of 
 """
 
 import asyncio
+import faulthandler
 import os
 import re
 import sys
@@ -108,6 +109,9 @@ def heard(on_failure: Callable[[HandshakeFailed], None], on_line: Callable[[str]
     reading, writing = os.pipe()
     os.dup2(writing, 2)
     os.close(writing)
+    # Who reads the pipe dies with the process, and what is said then would be lost.
+    if is_telling := faulthandler.is_enabled():
+        faulthandler.enable(outside)
     thread = threading.Thread(
         target=_pass_on, args=(reading, outside, on_failure, on_line), name="standard error", daemon=True
     )
@@ -118,6 +122,8 @@ def heard(on_failure: Callable[[HandshakeFailed], None], on_line: Callable[[str]
         sys.stderr.flush()
         # The last way into the pipe: its reader comes to the end.
         os.dup2(outside, 2)
+        if is_telling:
+            faulthandler.enable(2)
         thread.join(JOIN_SECONDS)
         os.close(outside)
 

@@ -1,5 +1,6 @@
 """Logs of the two services: readable on a terminal, one JSON object a line elsewhere; always on standard error."""
 
+import faulthandler
 import logging
 import sys
 
@@ -7,7 +8,9 @@ import structlog
 
 
 def configure() -> None:
-    """Set up structlog for this process."""
+    """Set up structlog for this process, and what it writes where native code fails: the functions of each thread."""
+    if not faulthandler.is_enabled():
+        faulthandler.enable()
     terminal = sys.stderr.isatty()
     structlog.configure(
         processors=[

@@ -108,7 +108,12 @@ class _Parts:
         if self._agent is None:
             named = [word for pid in self._pids for word in ("--pid", str(pid))]
             self._agent = start_agent(self._listen, *named)
-            self._agent.wait_for_log("connected")
+            try:
+                self._agent.wait_for_log("connected")
+            except AssertionError:
+                # It is looked at only here: that the agent says nothing of it would be the lesser news.
+                assert self._collector.process.poll() is None, self._collector.log
+                raise
         if caller and self._caller is None:
             names = [f"here/{pid}" for pid in self._pids]
             self._caller = subprocess.Popen(

@@ -10,8 +10,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-PATIENCE_SECONDS: Final = 20.0
-"""How long it may take to start or to end."""
+PATIENCE_SECONDS: Final = 60.0
+"""How long it may take to start or to end; on a busy machine that is most of all its imports. One that has ended is
+noticed at once."""
 
 
 class Service:

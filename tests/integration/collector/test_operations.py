@@ -17,7 +17,9 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.integration.collector.wire import Agent, Reader, batch, refused, start, target
+from tests.support.certificates import Authority
 from tests.support.collector import CollectorProcess, running_collector, start_collector
+from tests.support.service import PATIENCE_SECONDS
 from wetink_collector import metrics_page
 from wetink_collector.server import SERVICES
 
@@ -341,6 +343,21 @@ def test_drain(tmp_path: Path, number: signal.Signals) -> None:
         assert [collector.wait_for_log(event)["event"] for event in ("draining", "stopped")] == ["draining", "stopped"]
     with running_collector(tmp_path) as collector:
         assert Reader(collector.address).dirty(NAME).written == {NAME: {1, 2}}
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_crash_in_native_code_leaves_what_every_thread_did(tmp_path: Path, *, tls: bool) -> None:
+    """On standard error, which is read on its way out where there is TLS."""
+    options: list[str] = []
+    if tls:
+        proof = Authority(tmp_path).collector()
+        options = ["--tls-cert", str(proof.cert), "--tls-key", str(proof.key), "--health", "127.0.0.1:0"]
+    with running_collector(options=options) as collector:
+        collector.process.send_signal(signal.SIGSEGV)
+        assert collector.process.wait(PATIENCE_SECONDS) == -signal.SIGSEGV
+
+    assert "Fatal Python error: Segmentation fault" in collector.log
+    assert "most recent call first" in collector.log
 
 
 def test_drain_does_not_wait_for_ever(tmp_path: Path) -> None:
