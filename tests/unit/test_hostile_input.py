@@ -19,6 +19,7 @@ from wetink.v1.types_pb2 import PageSet
 from wetink_collector import intake as taking
 from wetink_collector.errors import BatchCorrupt, RoundTooLarge
 from wetink_collector.intake import PAGE_NUMBER_MAX, Intake
+from wetink_collector.limits import Limits
 
 
 def _sealed(data: bytes, count: int) -> PageSet:
@@ -101,7 +102,7 @@ def test_page_without_an_address_is_refused(kind: str) -> None:
 def test_parts_that_take_much_memory_and_few_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A round of pages that lie far from each other is cut off where no address space would have them."""
     monkeypatch.setattr(taking, "CONTAINERS_MAX", 1 << 17)
-    intake = Intake(Hello(protocol_version=1, host_id="host-1", boot_id="boot-1"), ())
+    intake = Intake(Hello(protocol_version=1, host_id="host-1", boot_id="boot-1"), (), Limits(pages=PAGES_MAX))
     intake.started(STARTED)
     parts = 4
     data_of = [roaring_of_runs([part], 65_535) for part in range(parts)]
