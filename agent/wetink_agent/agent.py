@@ -20,10 +20,11 @@ from wetink.names import name_of
 from wetink.pages import PAGE_SIZE
 from wetink.tls import Security
 from wetink.v1 import ingest_pb2, types_pb2
-from wetink_agent import barriers, discovery, freezers, procfs
+from wetink_agent import barriers, discovery, freezers, headroom, procfs
 from wetink_agent.backend import Backend, Harvest
 from wetink_agent.backends import Choice, open_backend, open_forked
 from wetink_agent.errors import (
+    DescriptorsFew,
     KernelLacks,
     NoSuchProcess,
     NotPermitted,
@@ -71,6 +72,7 @@ CODE_OF: Final[Mapping[type[Exception], grpc.StatusCode]] = {
     NoSuchProcess: grpc.StatusCode.NOT_FOUND,
     NotPermitted: grpc.StatusCode.PERMISSION_DENIED,
     Untrackable: grpc.StatusCode.FAILED_PRECONDITION,
+    DescriptorsFew: grpc.StatusCode.RESOURCE_EXHAUSTED,
     KernelLacks: grpc.StatusCode.FAILED_PRECONDITION,
 }
 """What a CommandResult says for each way tracking can fail; anything else is FAILED_PRECONDITION."""
@@ -325,6 +327,7 @@ class Agent:
         if identity in self._tracked:
             return self._tracked[identity].tracker
         if identity not in self._attaching:
+            headroom.check(pid)
             uffd = os.dup(offer.uffd) if offer else None
             scope = offer.scope if offer else ()
             opener = partial(open_backend, self._settings.backend, pid, uffd, scope, self._forks)
@@ -382,6 +385,12 @@ class Agent:
             with contextlib.suppress(NoSuchProcess):
                 identity = pid, procfs.stat(pid).start_time_ticks
         if identity is None or identity in self._tracked or identity in self._attaching:
+            self._let_child_go(uffd)
+            return
+        try:
+            headroom.check(identity[0])
+        except DescriptorsFew:
+            # It is found like other processes, and refused then.
             self._let_child_go(uffd)
             return
         opener = partial(open_forked, self._settings.backend, identity[0], uffd, (), self._forks)

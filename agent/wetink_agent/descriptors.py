@@ -118,6 +118,8 @@ def _buffers_of(where: str, fd: int) -> list[Range] | None:
             ranges = parse_buffers(_info(where, fd))
         except (FileNotFoundError, ProcessLookupError):
             return []  # closed meanwhile
+        except OSError:
+            return None  # we have no descriptor left to ask it with
         if ranges is not None:
             return ranges
     return None

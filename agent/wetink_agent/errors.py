@@ -17,6 +17,10 @@ class Untrackable(TrackingError):
     """The process is of a kind that cannot be tracked, or something else holds what tracking needs."""
 
 
+class DescriptorsFew(TrackingError):
+    """The agent itself has no descriptors left for one more target."""
+
+
 class KernelLacks(TrackingError):
     """The kernel of this machine lacks a feature that the backend needs."""
 

@@ -74,6 +74,7 @@ class Follower:
         self._ourselves = frozenset(ourselves)
         self._pool = pool
         self._look = asyncio.Event()
+        self._is_blind = False
         self._retry_at: dict[Identity, float] = {}
         self._pauses: dict[Identity, float] = {}
         self._tasks: dict[Identity, asyncio.Task[None]] = {}
@@ -86,13 +87,14 @@ class Follower:
             on_looked: Called when what the first look found is tracked, or cannot be.
         """
         try:
-            await self._look_around()
+            while not await self._try_to_look():  # noqa: ASYNC110 (there is nobody who could say when it is worth it)
+                await asyncio.sleep(LOOK_SECONDS)
             if self._tasks:
                 await asyncio.wait(self._tasks.values())
             on_looked()
             while True:
                 began = time.monotonic()
-                await self._look_around()
+                await self._try_to_look()
                 now = time.monotonic()
                 self._look.clear()
                 with contextlib.suppress(TimeoutError):
@@ -129,6 +131,18 @@ class Follower:
         self._pauses[identity] = min(2 * pause, RETRY_SECONDS_MAX)
         self._retry_at[identity] = time.monotonic() + max(pause, seconds_min)
         return is_first
+
+    async def _try_to_look(self) -> bool:
+        """Look for processes; whether that was possible. What is tracked goes on where it was not."""
+        try:
+            await self._look_around()
+        except OSError as error:
+            if not self._is_blind:
+                log.warning("processes_not_looked_at", why=str(error), consequence="what starts now is found later")
+            self._is_blind = True
+        else:
+            self._is_blind = False
+        return not self._is_blind
 
     async def _look_around(self) -> None:
         now = time.monotonic()

@@ -18,11 +18,16 @@ _Context: TypeAlias = grpc.aio.ServicerContext[HealthCheckRequest, HealthCheckRe
 CALLS_MAX: Final = 16
 """Bound on open calls: a kubelet has one."""
 
+CONNECTIONS_MAX: Final = 32
+"""Bound on connections: whoever can reach the port must not take the descriptors that rounds need."""
+
 CONNECTION_SECONDS_MAX: Final = 5
 """How long a connection lives, with a second more for what it has just asked."""
 
 OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # a second agent on the port is told so
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_receive_message_length", 4096),
     ("grpc.max_connection_age_ms", CONNECTION_SECONDS_MAX * 1000),
     ("grpc.max_connection_age_grace_ms", 1000),

@@ -78,10 +78,14 @@ class Store:
         self._add(f"FDSTOREREMOVE=1\nFDNAME={name}", -1)
 
     def _add(self, message: str, fd: int) -> None:
-        if self._address:
+        if not self._address:
+            return
+        try:
             # A copy of its own: it may have been dropped before systemd takes it.
             self._waiting.append((message, os.dup(fd) if fd >= 0 else -1))
-            self.send()
+        except OSError as error:
+            tell("descriptor_store_unreachable", why=str(error))
+        self.send()
 
     def send(self) -> bool:
         """Send what waits, in its order, as far as it goes without waiting; whether all has gone."""
@@ -239,20 +243,29 @@ class Keeper:
                     os.set_inheritable(fd, False)  # noqa: FBT003 - the library's signature
                 if not message:
                     return False
-                what, _, name = message.decode().partition(" ")
-                if what == "hold" and len(fds) == 1 and not flags & socket.MSG_CTRUNC:
-                    self._hold(name, fds[0])
-                elif what == "drop":
-                    self._drop(name)
-                else:
-                    for fd in fds:
-                        os.close(fd)
-                    self._said = what
-                    self._has_been_ready |= what == "ready"
+                self._hear(message.decode(), [] if flags & socket.MSG_CTRUNC else fds, fds)
         except BlockingIOError:
             return True
         except OSError:
             return False
+
+    def _hear(self, message: str, whole: list[int], fds: list[int]) -> None:
+        """Do what one message says, with the descriptors that came with it: ``whole`` where none was left out."""
+        what, _, name = message.partition(" ")
+        if what == "hold" and len(whole) == 1:
+            self._hold(name, whole[0])
+            return
+        for fd in fds:
+            os.close(fd)
+        if what == "hold":
+            # There was no descriptor left here to receive it with. The next worker begins that target anew.
+            self._drop(name)
+            tell("descriptor_not_held", name=name, what_to_do="raise RLIMIT_NOFILE of the agent")
+        elif what == "drop":
+            self._drop(name)
+        else:
+            self._said = what
+            self._has_been_ready |= what == "ready"
 
     def _hold(self, name: str, fd: int) -> None:
         self._drop(name)

@@ -68,8 +68,15 @@ class Unseen:
                 done = time.monotonic()
                 self._look_at = done + max(LOOK_SECONDS, (done - began) * LOOK_COST_MAX)
             self._ask_rings()
-        except (OSError, NoSuchProcess):
+        except (FileNotFoundError, ProcessLookupError, NoSuchProcess):
             return  # gone: whoever harvests finds out
+        except OSError as error:
+            # We have no descriptor left, say. What was found stands, what may have come is not known, and the next look
+            # is at the next round.
+            what = f"its descriptors could not be looked at: {error.strerror}"
+            unknown = Writer(types_pb2.UNCERTAINTY_REGISTERED_BUFFER, what)
+            self._found = Descriptors(self._found.where, self._found.rings, (unknown,))
+            self._look_at = 0.0
 
     def buffer_pages(self) -> BitMap64:
         """Give the pages that are or were registered since the last look, and look at what is."""

@@ -458,4 +458,5 @@ _REFUSAL_OF: Final[Mapping[int, type[Refusal]]] = {
     code_pb2.NOT_FOUND: ProcessUnknown,
     code_pb2.PERMISSION_DENIED: TrackForbidden,
     code_pb2.INVALID_ARGUMENT: RequestMalformed,
+    code_pb2.RESOURCE_EXHAUSTED: TargetRefused,
 }

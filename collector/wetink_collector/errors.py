@@ -115,7 +115,7 @@ class RefusedTooMany(Refusal):
 
 
 class TargetRefused(Refusal):
-    """The agent tracks the process, and the collector does not take it."""
+    """A limit of the collector or of the agent keeps a process from being tracked."""
 
 
 class MessageTooLarge(Refusal):

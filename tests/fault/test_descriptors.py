@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import socket
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,8 +16,9 @@ import grpc
 import pytest
 
 from tests.integration.collector.wire import Agent, Reader, batch, target
-from tests.support.collector import CollectorProcess
-from tests.support.service import PATIENCE_SECONDS
+from tests.support.agent import HOST, worker_pid
+from tests.support.collector import CollectorProcess, running_collector
+from tests.support.service import PATIENCE_SECONDS, Service
 from tests.support.service import start as start_service
 
 pytestmark = pytest.mark.timeout(300)
@@ -25,6 +28,12 @@ DESCRIPTORS: Final = 160
 
 HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 """What a client of HTTP/2 says first, with its empty settings: a connection that says it stays, without a call."""
+
+PROCESSES: Final = 24
+"""More than an agent with so few can track."""
+
+AGAIN_SECONDS: Final = 1.5
+"""By then those that were refused have been tried once more."""
 
 
 def open_count(pid: int) -> int:
@@ -38,6 +47,31 @@ def until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@contextmanager
+def sleeping(count: int, name: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run processes that sleep, under a name of their own."""
+    processes = [subprocess.Popen([name, "1000"], executable="/usr/bin/sleep") for _ in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def agent_with_few(address: str, command: str) -> Iterator[Service]:
+    """Run an agent that may have few descriptors, and tracks what is called so."""
+    arguments = ["--collector", address, "--host-id", HOST, "--interval", "50ms", "--command", f"^{command} "]
+    before = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
+    agent = Service(start_service("wetink_agent.entry", arguments, before=before), "agent")
+    try:
+        agent.wait_for_log("connected")
+        yield agent
+    finally:
+        agent.close()
 
 
 @contextmanager
@@ -99,3 +133,48 @@ def test_connections_take_no_descriptor_that_the_collector_needs(tmp_path: Path)
         asking.channel.close()
         assert len(collector.events("connections_full")) == 1
         assert "descriptor limit" not in collector.log
+
+
+@pytest.mark.needs("kernel", "root")
+def test_targets_take_no_descriptor_that_the_others_need(tmp_path: Path) -> None:
+    """
+    An agent with more processes than it has descriptors for tracks as many as it can, with some left for their rounds,
+    and says of each of the others why it is not tracked, once. Barriers reach those that are; a worker that is killed
+    is followed by one that goes on with all of them; and when some have ended, others take their places.
+    """
+    command = f"few-{os.getpid()}"
+    with (
+        running_collector(tmp_path / "data") as collector,
+        sleeping(PROCESSES, command) as processes,
+        agent_with_few(collector.address, command) as agent,
+    ):
+        reader = Reader(collector.address)
+        until(lambda: bool(agent.events("target_refused")))
+        until(lambda: len(agent.events("target_attached")) + len(agent.events("target_refused")) >= PROCESSES)
+        until(lambda: sum(info.live for info in reader.targets()) == len(agent.events("target_attached")))
+        tracked = {info.name: info for info in reader.targets() if info.live}
+        assert 4 < len(tracked) < PROCESSES
+        assert all("RLIMIT_NOFILE" in event["why"] for event in agent.events("target_refused"))
+        assert open_count(worker_pid(agent)) <= DESCRIPTORS - 32
+
+        answer = reader.dirty(hosts=[HOST], barrier=True)
+        assert answer.summary.complete
+        assert {part.name for part in answer.summary.targets} == tracked.keys()
+
+        time.sleep(AGAIN_SECONDS)
+        assert len(agent.events("target_refused")) == PROCESSES - len(tracked)
+        os.kill(worker_pid(agent), signal.SIGKILL)
+        agent.wait_for_log("connected", 2)
+        until(lambda: reader.dirty(hosts=[HOST], barrier=True).summary.complete)
+        after = {info.name: info for info in reader.targets() if info.live}
+        assert {name: info.incarnation for name, info in after.items() if name in tracked} == {
+            name: info.incarnation for name, info in tracked.items()
+        }
+
+        ending = [process for process in processes if any(f"/{process.pid}@" in name for name in tracked)][:4]
+        for process in ending:
+            process.kill()
+            process.wait()
+        gone = {process.pid for process in ending}
+        until(lambda: len({info.target.pid for info in reader.targets() if info.live} - gone) >= len(tracked))
+        reader.channel.close()

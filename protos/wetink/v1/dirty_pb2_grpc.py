@@ -134,7 +134,7 @@ class DirtyServiceServicer:
         Tracking a tracked process changes nothing and succeeds.
         Errors: NOT_FOUND HOST_UNKNOWN or PROCESS_UNKNOWN; UNAVAILABLE AGENT_DISCONNECTED; INVALID_ARGUMENT;
         PERMISSION_DENIED or FAILED_PRECONDITION TRACK_REFUSED with the agent's sentence; DEADLINE_EXCEEDED AGENT_SILENT;
-        RESOURCE_EXHAUSTED TARGET_REFUSED where the agent, or the process, is over a limit of this collector.
+        RESOURCE_EXHAUSTED TARGET_REFUSED where the agent or the process is over a limit, of this collector or of the agent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

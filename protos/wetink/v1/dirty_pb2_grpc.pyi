@@ -59,7 +59,7 @@ class DirtyServiceStub:
     Tracking a tracked process changes nothing and succeeds.
     Errors: NOT_FOUND HOST_UNKNOWN or PROCESS_UNKNOWN; UNAVAILABLE AGENT_DISCONNECTED; INVALID_ARGUMENT;
     PERMISSION_DENIED or FAILED_PRECONDITION TRACK_REFUSED with the agent's sentence; DEADLINE_EXCEEDED AGENT_SILENT;
-    RESOURCE_EXHAUSTED TARGET_REFUSED where the agent, or the process, is over a limit of this collector.
+    RESOURCE_EXHAUSTED TARGET_REFUSED where the agent or the process is over a limit, of this collector or of the agent.
     """
     Untrack: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.UntrackRequest, _dirty_pb2.UntrackResponse]
     """Stops tracking.
@@ -127,7 +127,7 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
     Tracking a tracked process changes nothing and succeeds.
     Errors: NOT_FOUND HOST_UNKNOWN or PROCESS_UNKNOWN; UNAVAILABLE AGENT_DISCONNECTED; INVALID_ARGUMENT;
     PERMISSION_DENIED or FAILED_PRECONDITION TRACK_REFUSED with the agent's sentence; DEADLINE_EXCEEDED AGENT_SILENT;
-    RESOURCE_EXHAUSTED TARGET_REFUSED where the agent, or the process, is over a limit of this collector.
+    RESOURCE_EXHAUSTED TARGET_REFUSED where the agent or the process is over a limit, of this collector or of the agent.
     """
     Untrack: _aio.UnaryUnaryMultiCallable[_dirty_pb2.UntrackRequest, _dirty_pb2.UntrackResponse]  # type: ignore[assignment]
     """Stops tracking.
@@ -216,7 +216,7 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         Tracking a tracked process changes nothing and succeeds.
         Errors: NOT_FOUND HOST_UNKNOWN or PROCESS_UNKNOWN; UNAVAILABLE AGENT_DISCONNECTED; INVALID_ARGUMENT;
         PERMISSION_DENIED or FAILED_PRECONDITION TRACK_REFUSED with the agent's sentence; DEADLINE_EXCEEDED AGENT_SILENT;
-        RESOURCE_EXHAUSTED TARGET_REFUSED where the agent, or the process, is over a limit of this collector.
+        RESOURCE_EXHAUSTED TARGET_REFUSED where the agent or the process is over a limit, of this collector or of the agent.
         """
 
     @_abc_1.abstractmethod
