@@ -100,9 +100,9 @@ async def look(inquiry: Inquiry, record: TargetRecord) -> Known:
     """
     old_because = why_old(inquiry, record.target.host_id)
 
-    def known(history: History) -> Known | None:
+    def known(history: History) -> Known | str:
         if history.stretch_count < STRETCHES_MIN:
-            return None
+            return too_few(record)
         writes = replace(writes_of(history, record.started.page_size), old_because=old_because)
         stretches = [
             Stretch(rate.since_ns / 1e9, rate.until_ns / 1e9, rate.written_page_count) for rate in history.rates()
@@ -110,8 +110,8 @@ async def look(inquiry: Inquiry, record: TargetRecord) -> Known:
         return Known(writes, basis_of(record, history), stretches)
 
     found = await inquiry.look_at_one(record, known)
-    if found is None:
-        raise HistoryTooShort(too_few(record))
+    if isinstance(found, str):
+        raise HistoryTooShort(found)
     return found
 
 

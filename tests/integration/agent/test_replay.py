@@ -21,7 +21,7 @@ from wetink.command_line import ExitCode
 from wetink.v1 import types_pb2
 from wetink_agent.recording import Recording, RecordingUnusable, RecordingWriter
 from wetink_agent.replay import PID_FIRST
-from wetink_client import Collector, Selection
+from wetink_client import Collector, MigrationPlan, Selection
 
 TICK_NS = 100_000_000
 ROUNDS: tuple[Sets, ...] = (
@@ -31,15 +31,22 @@ ROUNDS: tuple[Sets, ...] = (
 )
 
 
-def write(path: Path, rounds: Sequence[Sets] = ROUNDS, *, tick_ns: int = TICK_NS, ends: bool = True) -> bytes:
-    """Write a recording with a round each tenth of a second; its bytes."""
+def write(
+    path: Path,
+    rounds: Sequence[Sets] = ROUNDS,
+    *,
+    tick_ns: int = TICK_NS,
+    times_ns: Sequence[int] = (),
+    ends: bool = True,
+) -> bytes:
+    """Write a recording with a round each tenth of a second, or at some times; its bytes."""
     started = started_of()
     started.page_size = 4096
     with RecordingWriter(path, started) as writer:
         for number, sets in enumerate(rounds, start=1):
             made = make_round(number, *sets)
             for part in made.parts:
-                part.first_time_ns = part.last_time_ns = number * tick_ns
+                part.first_time_ns = part.last_time_ns = times_ns[number - 1] if times_ns else number * tick_ns
             writer.add(made)
         if ends:
             writer.end(ended_of())
@@ -163,6 +170,36 @@ def test_targets_are_many_and_each_has_all(tmp_path: Path) -> None:
     assert {target.round for target in targets} == {3}
     assert set(ended) == {"exited: recording a ends here, after 3 rounds"}
     assert "Traceback" not in agent.log
+
+
+def test_fifty_replayed_targets_are_drained_no_worse_than_naively(tmp_path: Path) -> None:
+    """Each is moved once, in an order that takes no longer than the naive ones, and never over more than the link."""
+    pages = 2000
+    rounds = [(frozenset(range(pages)), frozenset[int]())]
+    rounds += [(frozenset(range(at * 40, at * 40 + 40)), frozenset[int]()) for at in range(12)]
+    # The last comes long after the others: until then every target lives.
+    write(tmp_path / "a", [*rounds, ROUNDS[2]], times_ns=[*(number * TICK_NS for number in range(1, 14)), 10**12])
+    link = 400_000_000
+    plan = MigrationPlan(round_seconds=0.05, fixed_seconds=0.1)
+    with running_collector() as service, Collector(service.address) as collector:
+        agent = start_agent(service.address, "--backend", f"replay:{tmp_path / 'a'}", "--targets", "50")
+        try:
+            wait_until(lambda: [target.round for target in collector.targets()] == [13] * 50)
+            found = collector.plan_drain(HOST, link, plan)
+            assert agent.stop() == 0
+        finally:
+            agent.close()
+
+    assert not found.cannot_move
+    assert len({one.name for one in found.moves}) == len(found.moves) == 50
+    assert found.all_at_once_seconds
+    # Waiting for rounds and restores leaves the link to others.
+    assert found.total_seconds < found.one_by_one_seconds
+    assert found.total_seconds <= found.all_at_once_seconds
+    assert found.total_seconds == max(one.end_seconds for one in found.moves)
+    for begun in found.moves:
+        used = [one for one in found.moves if one.start_seconds <= begun.start_seconds < one.end_seconds]
+        assert sum(one.bandwidth_bytes_per_second for one in used) <= link
 
 
 def test_a_loop_begins_new_incarnations(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """InsightService against a real collector: each answer counted afresh, and each mistake one sentence."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
-from tests.integration.collector.wire import T0_NS, Agent, batch, channel, refused, start, target
+from tests.integration.collector.wire import PATIENCE_SECONDS, T0_NS, Agent, batch, channel, refused, start, target
 from tests.support.collector import CollectorProcess, running_collector
 from wetink.pages import decode
 from wetink.v1 import dirty_pb2, ingest_pb2, types_pb2
@@ -282,6 +283,38 @@ def test_group_says_which_mappings_are_not_known(here: Here) -> None:
     third = answer.targets[2]
     assert third.history.last_round == 0
     assert "only the first round" in third.history.incomplete_message
+
+
+def test_answer_about_several_hosts_says_which_are_missing(
+    here: Here, shared_collector: CollectorProcess, host: str
+) -> None:
+    """One is here, one is away, one has no target: each has what is known of it, and the rest is named."""
+    away, empty = f"{host[:50]}.away", f"{host[:50]}.empty"
+    with here as (agent, stub), Agent(shared_collector.address, empty) as third:
+        third.hello()
+        agent.deliver(here.one, range(10), [1], [2, 3])
+        with Agent(shared_collector.address, away) as other:
+            other.hello()
+            other.deliver(target(1, host_id=away), range(20), [1], [5, 6, 7])
+            both = working_set(stub, hosts=[here.host, away])
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (answer := working_set(stub, hosts=[here.host, away, empty])).missing[0].partition(":")[0] != away:
+            assert time.monotonic() < deadline
+
+    assert both.complete
+    assert not both.missing
+    assert not answer.complete
+    assert list(answer.missing) == [
+        f"{away}: its agent is not connected, so nothing newer is known",
+        f"{empty}: no target is tracked there",
+    ]
+    by_name = {one.history.name: one for one in answer.targets}
+    near, far = by_name[here.name], by_name[f"{away}/1@100"]
+    assert near.history.complete
+    assert far.history.incomplete_reason == types_pb2.INCOMPLETE_REASON_AGENT_DISCONNECTED
+    assert "not connected" in far.history.incomplete_message
+    assert [one.working_set.writable_page_count for one in (near, far)] == [3, 4]
+    assert answer.group.working_set.writable_page_count == 7
 
 
 def test_writers_are_counted(here: Here) -> None:

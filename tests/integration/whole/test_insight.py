@@ -213,13 +213,23 @@ def sharing(path: Path) -> Iterator[tuple[Victim, Victim, list[int]]]:
         yield one, two, firsts
 
 
+CHILD: Final = (
+    "os.close(go[1]), os.read(go[0], 1), fill({address}, 6, 3), os.write(done[1], b'.'), os.read(go[0], 1), os._exit(0)"
+)
+"""A forked child waits to be told, writes six pages, says so, and stays until its parent has gone."""
+
+
 def test_shared_pages_count_once_and_copies_of_a_fork_for_each(tmp_path: Path) -> None:
-    """Two processes write one memfd and one file of tmpfs: one page each. A forked child's copies are its own."""
+    """
+    Two processes write one memfd and one file of tmpfs: each page counts once. What a parent and its child write to
+    memory that they shared since the fork are copies, which count for each.
+    """
     shared = Path("/dev/shm") / f"wetink-{os.getpid()}-{tmp_path.name}"  # noqa: S108 (memory that others map too)
     try:
         with sharing(shared) as (one, two, firsts), victim() as parent:
             private = parent.map(8)
-            child = parent.number(f"os.fork() or [fill({private * PAGE}, 8, 3), __import__('signal').pause()]")
+            parent.do("global go, done; go, done = os.pipe(), os.pipe()")
+            child = parent.number(f"os.fork() or ({CHILD.format(address=private * PAGE)})")
             pids = [one.pid, two.pid, parent.pid, child]
             with (
                 running_collector() as collector,
@@ -230,9 +240,15 @@ def test_shared_pages_count_once_and_copies_of_a_fork_for_each(tmp_path: Path) -
             ):
                 names = [f"{HOST}/{pid}" for pid in pids]
                 client.barrier(names)
+                cursors = [client.dirty(name).cursor for name in names[2:]]
                 one.do(f"fill({firsts[0] * PAGE}, 5); fill({firsts[1] * PAGE}, 3)")
                 two.do(f"fill({firsts[2] * PAGE + 3 * PAGE}, 5); fill({firsts[3] * PAGE}, 2)")
-                parent.do(f"fill({private * PAGE}, 4, 9)")
+                # Both write to the same addresses, and to pages that they share no more from the first write on.
+                parent.do(f"fill({private * PAGE}, 4, 9); os.write(go[1], b'.'); os.read(done[0], 1)")
+                written = [
+                    {page - private for page in client.dirty(name, since=cursor, barrier=True).written} & set(range(8))
+                    for name, cursor in zip(names[2:], cursors, strict=True)
+                ]
                 client.barrier(names)
                 both = client.working_set(names[:2])
                 alone = sum(target.working_set.writable_page_count for target in both.targets if target.working_set)
@@ -244,6 +260,7 @@ def test_shared_pages_count_once_and_copies_of_a_fork_for_each(tmp_path: Path) -
                 assert both.group.shared_page_count == 16
                 tree = Place(collector.address, names[2], 0).ask("working-set", "--tree", names[2])
                 assert {line["history"]["name"].partition("@")[0] for line in tree[:-1]} == set(names[2:])
+                assert written == [set(range(4)), set(range(6))]
                 assert forked.group
                 assert forked.group.working_set.writable_page_count == sum(
                     target.working_set.writable_page_count for target in forked.targets if target.working_set
