@@ -147,15 +147,24 @@ class _Parts:
 
 
 def guard_of(agent_pid: int) -> int:
-    """Give the process that freezes for an agent: its worker's child."""
+    """Give the process that freezes for an agent: its worker's child, once there is one.
+
+    A worker starts it when it is first asked to freeze, and a target may be seen stopped before that: to be attached.
+    """
+    until = time.monotonic() + PATIENCE_SECONDS
+    while (guard := next(_guards_of(agent_pid), None)) is None:
+        assert time.monotonic() < until, f"agent {agent_pid} has no guard"
+        time.sleep(0.01)
+    return guard
+
+
+def _guards_of(agent_pid: int) -> Iterator[int]:
     for pid in procfs.pids():
         with suppress(OSError, NoSuchProcess):
             is_guard = b"wetink_agent.guard" in Path(f"/proc/{pid}/cmdline").read_bytes()
             worker = procfs.stat(pid).parent_pid
             if is_guard and agent_pid in {worker, procfs.stat(worker).parent_pid}:
-                return pid
-    message = f"agent {agent_pid} has no guard"
-    raise AssertionError(message)
+                yield pid
 
 
 def eventually(holds: Callable[[], bool], otherwise: str) -> None:
