@@ -1,16 +1,18 @@
 """Everything that happens between an agent's rounds and a reader's copy, in any order, against plain sets.
 
-An agent makes rounds and says them: united, in parts, twice, late, out of order. The collector takes, commits, dies
-before or after it has acknowledged, starts again, merges and lets go. Readers come when they like, each with a cursor
-of its own, and copy. After every answer a reader's copy must be what the target holds at that round, page by page.
+An agent makes rounds and says them: united, in parts, twice, late, out of order, half of one and half of another. The
+collector takes, commits, dies before or after it has acknowledged, starts again, is put back to an older copy of its
+store, merges and lets go. Readers come when they like, each with a cursor of its own, and copy; so does a mover, by the
+rounds of its session. After every answer a copy must be what the target holds at that round, page by page.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final, cast
 
 import pytest
 from hypothesis import settings
@@ -26,29 +28,42 @@ from hypothesis.stateful import (
 from pyroaring import BitMap64
 
 from tests.support.amounts import amount
-from wetink.pages import encode
+from tests.unit.collector.changes import pages_of_fates
+from wetink.pages import decode, encode
 from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetStarted, WriteProtectBatch
-from wetink.v1.types_pb2 import END_REASON_EXITED, Target, TargetPosition
+from wetink.v1.session_pb2 import OpenSessionRequest, SessionRound
+from wetink.v1.types_pb2 import END_REASON_EXITED, STRICTNESS_STRICT, Target, TargetPosition
 from wetink_collector import cursor
-from wetink_collector.answer import check_cursor
-from wetink_collector.catalog import Catalog
-from wetink_collector.errors import CursorIncarnationEnded, MessageMalformed, RoundGap
+from wetink_collector.answer import Answerer, Part, check_cursor
+from wetink_collector.catalog import Catalog, TargetRecord
+from wetink_collector.errors import CursorExpired, CursorIncarnationEnded, MessageMalformed, RoundGap
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.intake import Intake, open_stream
+from wetink_collector.retention import NEEDED_SIZE, Ages, beyond_size
 from wetink_collector.round_log import RoundPages, fold, is_exact, is_expired, is_whole
-from wetink_collector.store.interface import Change, RoundsAppended, RoundsExpired, Store
+from wetink_collector.session_state import SessionState, restored, stored
+from wetink_collector.store.interface import (
+    Change,
+    RoundsAppended,
+    RoundsExpired,
+    SessionForgotten,
+    SessionKept,
+    Store,
+    Usage,
+)
 from wetink_collector.store.memory import MemoryStore
-from wetink_collector.store.sqlite import SqliteStore
+from wetink_collector.store.sqlite import FILE_NAME, SqliteStore
 
 HOST, BOOT = "host-1", "boot-1"
 PIDS: Final = (1, 2)
 PAGES: Final = 8
 READERS: Final = 3
 LIVES: Final = 4
+AGE: Final = 100.0
 
 _pids = st.sampled_from(PIDS)
 # Most pages are left alone in most rounds: what was said of one long ago must still hold.
-_fates = st.lists(st.sampled_from("wv--------"), min_size=PAGES, max_size=PAGES)
+_fates = st.lists(st.sampled_from("wuv---------"), min_size=PAGES, max_size=PAGES)
 
 
 @dataclass
@@ -62,11 +77,11 @@ class Process:
     has_ended: bool = False
 
     def write(self, fates: Sequence[str]) -> None:
-        """Do one round: page n is written, vanishes, or neither."""
-        written, vanished = (BitMap64(page for page, fate in enumerate(fates) if fate == which) for which in "wv")
-        self.rounds.append(RoundPages(written, vanished))
-        now = {page: round_ for page, round_ in self.holds[-1].items() if page not in vanished}
-        self.holds.append(now | dict.fromkeys(written, len(self.rounds)))
+        """Do one round: page n is written, perhaps written (u), vanishes, or neither."""
+        pages = pages_of_fates(fates)
+        self.rounds.append(pages)
+        now = {page: round_ for page, round_ in self.holds[-1].items() if page not in pages.vanished}
+        self.holds.append(now | dict.fromkeys(pages.written, len(self.rounds)))
 
 
 @dataclass
@@ -75,6 +90,10 @@ class Reader:
 
     cursor: str = ""
     copies: dict[int, dict[int, int]] = field(default_factory=dict)
+
+    def copy(self) -> "Reader":
+        """Give one that stands where this does, and goes its own way."""
+        return Reader(self.cursor, {pid: dict(copy) for pid, copy in self.copies.items()})
 
 
 class Machine(RuleBasedStateMachine):
@@ -87,6 +106,13 @@ class Machine(RuleBasedStateMachine):
         self.said: list[WriteProtectBatch] = []
         self.readers = [Reader() for _ in range(READERS)]
         self.pending: list[Change] = []
+        self.is_put_back = False
+        self.session: SessionState | None = None
+        # What the mover holds that has copied what a round of its session carries.
+        self.moved: dict[str, Reader] = {}
+        self.lost: set[str] = set()
+        self.round_count = 0
+        self.now = 0.0
 
     def opened(self) -> Store:
         """Open the store."""
@@ -96,18 +122,29 @@ class Machine(RuleBasedStateMachine):
     def begin(self) -> None:
         """Start the collector, and both processes."""
         self.store = self.opened()
-        self.catalog = Catalog(self.store.store_id, self.store.contents())
+        self.begin_collector()
         self.connect()
         for pid in PIDS:
             self.start(pid)
 
+    def begin_collector(self) -> None:
+        """Start on what the store has."""
+        contents = self.store.contents()
+        self.catalog = Catalog(self.store.store_id, contents)
+        # Its threads and what it does about damage are not needed for what one answer is made of.
+        self.answerer = Answerer(self.store, self.catalog, cast("Any", None), cast("Any", None))
+        self.ages = Ages(AGE)
+        self.session = restored(contents.sessions[0].data) if contents.sessions else None
+
     @rule(pid=_pids)
     def start(self, pid: int) -> None:
         """Begin a new incarnation: exec, or a gap."""
-        number = self.processes[pid].incarnation + 1
-        if number > LIVES:
-            return
-        self.processes[pid] = Process(number, [], [{}])
+        if self.processes[pid].incarnation < LIVES:
+            self.begin_incarnation(pid)
+
+    def begin_incarnation(self, pid: int) -> None:
+        """Track a process anew: nothing that was said of it before counts any more."""
+        self.processes[pid] = Process(self.processes[pid].incarnation + 1, [], [{}])
         if started := self.intake.started(self.started(pid)):
             self.pending.append(started)
 
@@ -129,6 +166,48 @@ class Machine(RuleBasedStateMachine):
             self.deliver(
                 *(said if data.draw(st.booleans(), label="whole") else said[data.draw(st.integers(0, parts - 1)) :][:1])
             )
+
+    @rule(pid=_pids, data=st.data())
+    def say_half_and_another(self, pid: int, data: st.DataObject) -> None:
+        """Say the first parts of some rounds that are due, and then the last ones of others, or of as many parts."""
+        process = self.processes[pid]
+        due = min(process.acknowledged + 1, len(process.rounds))
+        if process.rounds:
+            parts = data.draw(st.integers(2, 3), label="parts")
+            some, others = (
+                self.messages(
+                    pid,
+                    data.draw(st.integers(1, due), label="first round"),
+                    data.draw(st.integers(due, len(process.rounds)), label="last round"),
+                    parts,
+                )
+                for _ in range(2)
+            )
+            cut = data.draw(st.integers(1, parts - 1), label="cut")
+            self.deliver(*some[:cut], *others[data.draw(st.sampled_from((0, cut)), label="from") :])
+
+    @rule(pid=_pids, fates=_fates, data=st.data())
+    def say_otherwise(self, pid: int, fates: list[str], data: st.DataObject) -> None:
+        """Say other content of rounds that were acknowledged: what is durable stands."""
+        acknowledged = self.processes[pid].acknowledged
+        if acknowledged:
+            last = data.draw(st.integers(1, acknowledged), label="last round")
+            first = data.draw(st.integers(1, last), label="first round")
+            self.deliver(self.message(pid, first, last, pages_of_fates(fates)))
+
+    @rule(reader=st.integers(0, READERS - 1), pid=_pids, fates=_fates, data=st.data())
+    def overlap(self, reader: int, pid: int, fates: list[str], data: st.DataObject) -> None:
+        """Say a new round united with some that are durable, to a reader who has those, or only some of them."""
+        process = self.processes[pid]
+        if process.has_ended:
+            return
+        self.commit()
+        self.ask(self.readers[reader])
+        process.write(fates)
+        first = data.draw(st.integers(max(1, process.acknowledged - 2), process.acknowledged + 1), label="first round")
+        self.deliver(*self.messages(pid, first, len(process.rounds), 1))
+        self.commit()
+        self.ask(self.readers[reader])
 
     @rule(pid=_pids, fates=st.lists(_fates, min_size=1, max_size=24))
     def go_on(self, pid: int, fates: list[list[str]]) -> None:
@@ -184,8 +263,30 @@ class Machine(RuleBasedStateMachine):
             self.store.commit(self.pending)
         self.pending = []
         self.reopen(closes=closes)
-        self.catalog = Catalog(self.store.store_id, self.store.contents())
+        self.begin_collector()
         self.connect()
+
+    @rule()
+    def back_up(self) -> None:
+        """Make a copy of the store, as it is now."""
+        self.save()
+
+    @rule()
+    def put_back(self) -> None:
+        """Start the collector on the copy: it has none of the rounds that were acknowledged since."""
+        if self.load():
+            self.pending = []
+            self.is_put_back = True
+            self.begin_collector()
+            self.connect()
+
+    def save(self) -> None:
+        """Keep a copy of the store."""
+        raise NotImplementedError
+
+    def load(self) -> bool:
+        """Put it in the place of the store; say whether there is one."""
+        raise NotImplementedError
 
     def reopen(self, *, closes: bool) -> None:
         """Open the store again, after it was closed or was not."""
@@ -211,9 +312,13 @@ class Machine(RuleBasedStateMachine):
         self.intake = Intake(hello, self.catalog.on_host(HOST))
         for pid, process in self.processes.items():
             if process.incarnation:
-                assert durable.get(pid, 0) >= process.acknowledged
-                if started := self.intake.started(self.started(pid)):
+                if durable.get(pid, 0) < process.acknowledged:
+                    # The agent has let go of what was acknowledged.
+                    assert self.is_put_back, "an acknowledged round is gone"
+                    self.begin_incarnation(pid)
+                elif started := self.intake.started(self.started(pid)):
                     self.pending.append(started)
+        self.is_put_back = False
 
     @rule(times=st.integers(1, 5))
     def maintain(self, times: int) -> None:
@@ -223,10 +328,130 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pid=_pids, share=st.floats(0, 1))
     def expire(self, pid: int, share: float) -> None:
-        """Let go of some of the rounds that are durable."""
+        """Let go of some of the rounds that are durable, and that the mover does not need."""
         if record := self.catalog.get(TargetKey.of(target(pid))):
-            self.store.commit([RoundsExpired(record.incarnation, int(share * record.round))])
+            after = self.needed().get(record.incarnation) or record.round
+            self.store.commit([RoundsExpired(record.incarnation, min(after, int(share * record.round)))])
             self.maintain(20)
+
+    @rule(seconds=st.floats(0, 2 * AGE))
+    def pass_time(self, seconds: float) -> None:
+        """Let go of what is old by now."""
+        self.now += seconds
+        self.store.commit([*self.ages.look(self.catalog.all(), self.now, self.needed())])
+        self.maintain(20)
+
+    @rule(size_bytes=st.integers(1, 2000))
+    def shrink(self, size_bytes: int) -> None:
+        """Let go of what takes too much room; of what the mover needs, beyond the bound."""
+        usage, needed = self.store.usage(), self.needed()
+        taken = sum(size for blocks in usage.block_bytes.values() for _, size in blocks)
+        # A file has overhead; what counts is what could go.
+        usage = Usage(taken, usage.block_bytes, usage.shrinking)
+        for change in beyond_size(usage, size_bytes, [], needed):
+            assert isinstance(change, RoundsExpired)
+            if 0 < needed.get(change.incarnation, 0) < change.last_round:
+                assert taken > NEEDED_SIZE * size_bytes
+                assert self.session
+                assert self.session.expire(change.incarnation, change.last_round)
+                self.lost |= {*self.session.rounds}
+            self.store.commit([change])
+        self.maintain(20)
+
+    def needed(self) -> Mapping[IncarnationKey, int]:
+        """Give what the mover needs."""
+        return self.session.needed() if self.session else {}
+
+    @rule(begins_anew=st.booleans())
+    def close_round(self, *, begins_anew: bool) -> None:
+        """Let the mover close a round of its session, which goes on from the last one it has copied, or from none."""
+        rounds = dict(self.session.rounds) if self.session else {}
+        copied = [name for name in rounds if name in self.moved]
+        parent = copied[-1] if copied and not begins_anew else ""
+        records = sorted(self.catalog.all(), key=lambda record: record.order)
+        try:
+            check_cursor(cursor.decode(rounds[parent].cursor) if parent else None, records, self.store.store_id)
+        except CursorIncarnationEnded:
+            parent = ""
+        self.round_count += 1
+        name = f"round-{self.round_count}"
+        ends = {one.target: cursor.Position(one.incarnation.incarnation, one.round) for one in records}
+        text = cursor.encode(cursor.Cursor(self.store.store_id, ends))
+        rounds[name] = SessionRound(round=name, parent=parent, closed=True, cursor=text)
+        opened = OpenSessionRequest(session="move-7")
+        self.store.commit([SessionKept("mover", "move-7", stored(opened, rounds))])
+        if self.session is None:
+            self.session = SessionState(opened, {})
+        self.session.take(rounds)
+
+    @rule()
+    def end_session(self) -> None:
+        """Let the mover's lease be over."""
+        self.store.commit([SessionForgotten("mover", "move-7")])
+        self.session = None
+
+    @precondition(lambda self: self.session)
+    @rule()
+    def get_rounds(self) -> None:
+        """Let the mover copy what each round carries that it may ask for; again, where it has."""
+        assert self.session
+        acknowledged = {one.parent for one in self.session.rounds.values() if one.closed}
+        for one in self.session.rounds.values():
+            if one.round not in acknowledged:
+                self.get(one)
+
+    def get(self, one: SessionRound) -> None:
+        """Copy what a round carries, on what its parent left, and compare that with the truth."""
+        assert self.session
+        held = Reader(one.cursor)
+        parent = self.session.rounds.get(one.parent)
+        if one.parent and (parent is None or one.parent not in self.moved):
+            return
+        before = cursor.decode(parent.cursor).positions if parent else {}
+        for key, end in cursor.decode(one.cursor).positions.items():
+            record = self.catalog.get(key)
+            if record is None or record.incarnation.incarnation != end.incarnation or record.round < end.round:
+                return
+            copy = dict(self.moved[one.parent].copies.get(key.pid, {})) if parent else {}
+            if not end.round:
+                continue
+            try:
+                part = self.answerer._read(record, before.get(key), end.round, STRICTNESS_STRICT)
+            except CursorExpired:
+                assert one.round in self.lost, "a round that the mover needs was let go of"
+                return
+            held.copies[key.pid] = self.copied(record, before.get(key), end.round, part, copy)
+        self.moved[one.round] = held
+
+    def copied(
+        self, record: TargetRecord, before: cursor.Position | None, end_round: int, part: Part, copy: dict[int, int]
+    ) -> dict[int, int]:
+        """Give a copy after a part of an answer, which is as it should be."""
+        process = self.processes[record.target.pid]
+        messages = [*part.first_messages, *part.more_messages]
+        written = BitMap64().union(*(decode(message.written) for message in messages))
+        vanished = BitMap64().union(*(decode(message.vanished) for message in messages))
+        if process.incarnation != record.incarnation.incarnation:
+            return copy
+        after = before.round if before else 0
+        raw = fold(process.rounds[after:end_round])
+        assert part.last
+        assert part.last.last_round >= end_round
+        if after:
+            assert raw.written | raw.vanished <= written | vanished
+        else:
+            # What is merged with later rounds need not tell of what vanished in those.
+            assert raw.written <= written | fold(process.rounds[end_round : part.last.last_round]).vanished
+        if part.exact:
+            assert written == raw.written
+            assert vanished == (raw.vanished if after else BitMap64())
+        now = process.holds[record.round]
+        copy = {page: round_ for page, round_ in copy.items() if page not in vanished} if after else {}
+        # Read now: a page that is not there any more is told of by the next round.
+        copy |= {page: now.get(page, 0) for page in written}
+        if end_round == record.round:
+            assert copy == now, (record.incarnation, after, end_round)
+        return copy
 
     @rule(reader=st.integers(0, READERS - 1))
     def read(self, reader: int) -> None:
@@ -244,9 +469,7 @@ class Machine(RuleBasedStateMachine):
     @rule(reader=st.integers(0, READERS - 1), other=st.integers(0, READERS - 1))
     def go_back(self, reader: int, other: int) -> None:
         """Let a reader take the place of another: its cursor and copy, of whatever time."""
-        self.readers[reader] = Reader(
-            self.readers[other].cursor, {pid: dict(copy) for pid, copy in self.readers[other].copies.items()}
-        )
+        self.readers[reader] = self.readers[other].copy()
 
     @invariant()
     def a_new_reader_gets_everything(self) -> None:
@@ -298,8 +521,10 @@ class Machine(RuleBasedStateMachine):
             return None
         answer = fold(one.pages for one in stored)
         process = self.processes[key.target.pid]
-        if process.incarnation == key.incarnation and after and is_exact(blocks, after):
-            assert answer == fold(process.rounds[after : blocks[-1].last_round if blocks else after])
+        if process.incarnation == key.incarnation and after:
+            raw = fold(process.rounds[after : blocks[-1].last_round if blocks else after])
+            assert answer == raw or not is_exact(blocks, after)
+            assert answer.uncertain.isdisjoint(raw.written - raw.uncertain)
         return answer if after else RoundPages(answer.written, BitMap64())
 
     def deliver(self, *messages: WriteProtectBatch) -> None:
@@ -319,19 +544,27 @@ class Machine(RuleBasedStateMachine):
         """Give the message of some rounds, or its parts."""
         process = self.processes[pid]
         pages = fold(process.rounds[first - 1 : last])
-        return [
-            WriteProtectBatch(
-                target=target(pid),
-                incarnation=process.incarnation,
-                first_round=first,
-                last_round=last,
-                part=part,
-                part_count=parts,
-                written=encode(BitMap64(page for page in pages.written if page % parts == part)),
-                vanished=encode(BitMap64(page for page in pages.vanished if page % parts == part)),
-            )
-            for part in range(parts)
-        ]
+        return [self.message(pid, first, last, pages, part, parts) for part in range(parts)]
+
+    def message(
+        self, pid: int, first: int, last: int, pages: RoundPages, part: int = 0, part_count: int = 1
+    ) -> WriteProtectBatch:
+        """Give one part of a message about some rounds: every so many pages are in it."""
+        written, vanished, uncertain = (
+            encode(BitMap64(page for page in some if page % part_count == part))
+            for some in (pages.written, pages.vanished, pages.uncertain)
+        )
+        return WriteProtectBatch(
+            target=target(pid),
+            incarnation=self.processes[pid].incarnation,
+            first_round=first,
+            last_round=last,
+            part=part,
+            part_count=part_count,
+            written=written,
+            vanished=vanished,
+            uncertain=uncertain,
+        )
 
     def started(self, pid: int) -> TargetStarted:
         """Give the start of the incarnation that a process is in."""
@@ -353,6 +586,18 @@ class InMemory(Machine):
     def reopen(self, *, closes: bool) -> None:
         """Leave it as it is."""
 
+    def save(self) -> None:
+        """Copy what it has."""
+        self.saved = deepcopy({name: value for name, value in vars(self.store).items() if name != "_lock"})
+
+    def load(self) -> bool:
+        """Make another one that has that."""
+        if not hasattr(self, "saved"):
+            return False
+        self.store = MemoryStore()
+        vars(self.store).update(deepcopy(self.saved))
+        return True
+
 
 class InFile(Machine):
     """With the store in a file."""
@@ -371,6 +616,27 @@ class InFile(Machine):
         else:
             self.left.append(self.store)
         self.store = SqliteStore(Path(self.directory.name))
+
+    def save(self) -> None:
+        """Copy the file, once all is in it."""
+        self.reopen(closes=True)
+        self.store.close()
+        self.saved = (Path(self.directory.name) / FILE_NAME).read_bytes()
+        self.store = SqliteStore(Path(self.directory.name))
+
+    def load(self) -> bool:
+        """Put the copy there."""
+        if not hasattr(self, "saved"):
+            return False
+        self.store.close()
+        for left in self.left:
+            # Else it would write back what it has, into a file that is another.
+            left.close()
+        for path in Path(self.directory.name).glob(f"{FILE_NAME}*"):
+            path.unlink()
+        (Path(self.directory.name) / FILE_NAME).write_bytes(self.saved)
+        self.store = SqliteStore(Path(self.directory.name))
+        return True
 
     def teardown(self) -> None:
         """Remove the file."""
