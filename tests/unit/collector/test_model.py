@@ -167,24 +167,24 @@ class Machine(RuleBasedStateMachine):
                 *(said if data.draw(st.booleans(), label="whole") else said[data.draw(st.integers(0, parts - 1)) :][:1])
             )
 
-    @rule(pid=_pids, data=st.data())
-    def say_half_and_another(self, pid: int, data: st.DataObject) -> None:
-        """Say the first parts of some rounds that are due, and then the last ones of others, or of as many parts."""
+    @rule(pid=_pids, fates=st.lists(_fates, min_size=1, max_size=3), data=st.data())
+    def say_half_and_another(self, pid: int, fates: list[list[str]], data: st.DataObject) -> None:
+        """Say the first parts of some rounds that are due, and then others, or the last of as many parts of others."""
         process = self.processes[pid]
-        due = min(process.acknowledged + 1, len(process.rounds))
-        if process.rounds:
-            parts = data.draw(st.integers(2, 3), label="parts")
-            some, others = (
-                self.messages(
-                    pid,
-                    data.draw(st.integers(1, due), label="first round"),
-                    data.draw(st.integers(due, len(process.rounds)), label="last round"),
-                    parts,
-                )
-                for _ in range(2)
-            )
-            cut = data.draw(st.integers(1, parts - 1), label="cut")
-            self.deliver(*some[:cut], *others[data.draw(st.sampled_from((0, cut)), label="from") :])
+        if process.has_ended:
+            return
+        self.commit()
+        for one in fates:
+            process.write(one)
+        due, last = process.acknowledged + 1, st.integers(process.acknowledged + 1, len(process.rounds))
+        parts = data.draw(st.integers(2, 3), label="parts")
+        some, others = (
+            self.messages(pid, data.draw(st.integers(max(1, due - 1), due), label="first"), data.draw(last), parts)
+            for _ in range(2)
+        )
+        cut = data.draw(st.integers(1, parts - 1), label="cut")
+        self.deliver(*some[:cut], *others[data.draw(st.sampled_from((0, cut)), label="from") :])
+        self.commit()
 
     @rule(pid=_pids, fates=_fates, data=st.data())
     def say_otherwise(self, pid: int, fates: list[str], data: st.DataObject) -> None:
