@@ -2,6 +2,7 @@
 
 import random
 import resource
+import shutil
 import sqlite3
 import threading
 import time
@@ -12,6 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from tests.integration.collector.mover import Mover, close
 from tests.integration.collector.wire import Agent, Reader, batch, position, refused, start, target
 from tests.support.collector import CollectorProcess, running_collector
 from wetink.v1.types_pb2 import END_REASON_LOST, INCOMPLETE_REASON_AGENT_DISCONNECTED, INCOMPLETE_REASON_TARGET_ENDED
@@ -92,6 +94,56 @@ def test_all_that_is_known_survives_a_restart(tmp_path: Path) -> None:
     assert (host_after.host_id, host_after.boot_id, host_after.agent_version) == ("host-1", "boot-1", "1.2.3")
     assert not host_after.connected
     assert host_after.last_seen_time_ns >= host.last_seen_time_ns
+
+
+def test_older_copy_of_the_store_knows_no_cursor_of_the_newer(tmp_path: Path) -> None:
+    """
+    What was answered, and what a session came to, after the copy was made is refused, before the agent is back and
+    after it. Welcome says how far the copy is, so that an agent that has let go of more begins anew.
+    """
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    with running_collector(data) as collector, Agent(collector.address) as agent:
+        agent.hello()
+        agent.deliver(ONE, [1], [2])
+        old = Reader(collector.address).dirty(NAME).summary.cursor
+        mover = Mover(collector.address, NAME)
+        mover.open()
+        mover.begin("first")
+        close(mover, agent, "first", 3, [3])
+        agent.end()
+    shutil.copytree(data, copy)
+    with running_collector(data) as collector, Agent(collector.address) as agent:
+        agent.hello(position(ONE, 3))
+        agent.say(start(ONE), batch(ONE, 4, written=[4]))
+        agent.acknowledged(ONE, 4)
+        mover = Mover(collector.address, NAME)
+        mover.begin("second", "first")
+        close(mover, agent, "second", 5, [5])
+        newer = Reader(collector.address).dirty(NAME).summary.cursor
+        collector.kill()
+    shutil.rmtree(data)
+    shutil.copytree(copy, data)
+
+    with running_collector(data) as collector, Agent(collector.address) as agent:
+        reader, mover = Reader(collector.address), Mover(collector.address, NAME)
+        with refused(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED"):
+            reader.dirty(NAME, cursor=newer)
+        assert reader.dirty(NAME, cursor=old).written == {NAME: {3}}
+        assert mover.get("first").written == {NAME: {1, 2, 3}}
+        with refused(grpc.StatusCode.NOT_FOUND, "ROUND_UNKNOWN"):
+            mover.get("second")
+        assert [one.round for one in agent.hello(position(ONE, 5)).positions] == [3]
+        agent.say(start(ONE, incarnation=2))
+        agent.say(*(batch(ONE, n, written=[n, 7], incarnation=2) for n in range(1, 7)))
+        agent.acknowledged(ONE, 6, incarnation=2)
+        for cursor in (old, newer):
+            with refused(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED"):
+                reader.dirty(NAME, cursor=cursor)
+        with refused(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED"):
+            mover.get("first")
+        mover.begin("second", "first")
+        with refused(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED"):
+            mover.close("second")
 
 
 FLIP = "UPDATE block SET written = substr(written, 1, length(written) - 1) || x'77' WHERE last_round = 2"
