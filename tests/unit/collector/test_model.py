@@ -35,6 +35,7 @@ from wetink.v1.session_pb2 import OpenSessionRequest, SessionRound
 from wetink.v1.types_pb2 import END_REASON_EXITED, STRICTNESS_STRICT, Target, TargetPosition
 from wetink_collector import cursor
 from wetink_collector.answer import Answerer, Part, check_cursor
+from wetink_collector.bookmarks import Bookmarks
 from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.errors import CursorExpired, CursorIncarnationEnded, MessageMalformed, RoundGap
 from wetink_collector.identity import IncarnationKey, TargetKey
@@ -50,6 +51,7 @@ from wetink_collector.store.interface import (
     SessionKept,
     Store,
     Usage,
+    nowhere,
 )
 from wetink_collector.store.memory import MemoryStore
 from wetink_collector.store.sqlite import FILE_NAME, SqliteStore
@@ -131,8 +133,6 @@ class Machine(RuleBasedStateMachine):
         """Start on what the store has."""
         contents = self.store.contents()
         self.catalog = Catalog(self.store.store_id, contents)
-        # Its threads and what it does about damage are not needed for what one answer is made of.
-        self.answerer = Answerer(self.store, self.catalog, cast("Any", None), cast("Any", None))
         self.ages = Ages(AGE)
         self.session = restored(contents.sessions[0].data) if contents.sessions else None
 
@@ -320,11 +320,17 @@ class Machine(RuleBasedStateMachine):
                     self.pending.append(started)
         self.is_put_back = False
 
-    @rule(times=st.integers(1, 5))
-    def maintain(self, times: int) -> None:
-        """Merge with age."""
+    @rule(times=st.integers(1, 5), leaves_ends=st.booleans())
+    def maintain(self, times: int, *, leaves_ends: bool = False) -> None:
+        """Merge with age, and with or without regard to where readers stand."""
         for _ in range(times):
-            self.store.maintain()
+            self.store.maintain(self.ends if leaves_ends else nowhere)
+
+    def ends(self, key: IncarnationKey) -> set[int]:
+        """Give where readers stand."""
+        cursors = [cursor.decode(reader.cursor) for reader in self.readers if reader.cursor]
+        positions = [one.positions[key.target] for one in cursors if key.target in one.positions]
+        return {position.round for position in positions if position.incarnation == key.incarnation}
 
     @rule(pid=_pids, share=st.floats(0, 1))
     def expire(self, pid: int, share: float) -> None:
@@ -403,6 +409,8 @@ class Machine(RuleBasedStateMachine):
     def get(self, one: SessionRound) -> None:
         """Copy what a round carries, on what its parent left, and compare that with the truth."""
         assert self.session
+        # Its threads and what it does about damage are not needed for what one answer is made of.
+        answerer = Answerer(self.store, self.catalog, cast("Any", None), cast("Any", None), Bookmarks())
         held = Reader(one.cursor)
         parent = self.session.rounds.get(one.parent)
         if one.parent and (parent is None or one.parent not in self.moved):
@@ -416,7 +424,7 @@ class Machine(RuleBasedStateMachine):
             if not end.round:
                 continue
             try:
-                part = self.answerer._read(record, before.get(key), end.round, STRICTNESS_STRICT)
+                part = answerer._read(record, before.get(key), end.round, STRICTNESS_STRICT)
             except CursorExpired:
                 assert one.round in self.lost, "a round that the mover needs was let go of"
                 return
@@ -618,11 +626,12 @@ class InFile(Machine):
         self.store = SqliteStore(Path(self.directory.name))
 
     def save(self) -> None:
-        """Copy the file, once all is in it."""
-        self.reopen(closes=True)
-        self.store.close()
-        self.saved = (Path(self.directory.name) / FILE_NAME).read_bytes()
-        self.store = SqliteStore(Path(self.directory.name))
+        """Copy the file, with the write-ahead log where it has one."""
+        self.saved = {
+            path.name: path.read_bytes()
+            for path in Path(self.directory.name).glob(f"{FILE_NAME}*")
+            if not path.name.endswith("-shm")
+        }
 
     def load(self) -> bool:
         """Put the copy there."""
@@ -634,7 +643,8 @@ class InFile(Machine):
             left.close()
         for path in Path(self.directory.name).glob(f"{FILE_NAME}*"):
             path.unlink()
-        (Path(self.directory.name) / FILE_NAME).write_bytes(self.saved)
+        for name, content in self.saved.items():
+            (Path(self.directory.name) / name).write_bytes(content)
         self.store = SqliteStore(Path(self.directory.name))
         return True
 
