@@ -109,7 +109,7 @@ class Agents:
             now: As ``time.monotonic`` gives it.
         """
         for session in self._sessions.values():
-            if now - session.listens_since > SILENCE_SECONDS_MAX:
+            if session.silent_seconds(now) > SILENCE_SECONDS_MAX:
                 message = f"the agent of host {session.host_id} said nothing for {SILENCE_SECONDS_MAX:.0f} s"
                 session.end(AgentSilent(message))
 

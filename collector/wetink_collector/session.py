@@ -72,7 +72,8 @@ ACK_POSITIONS_MAX: Final = 2048
 """Bound on the positions of one Ack: at most 350 bytes each, so that it stays below the bound on a message."""
 
 PATIENCE_SECONDS: Final = 5.0
-"""How often an agent whose rate is spent hears that it is read all the same: a third of what it waits for an Ack."""
+"""How long an agent hears no Ack because it is read slowly, before it gets one that says no more than that: a third of
+what it waits for one."""
 
 REQUESTS_OPEN_MAX: Final = 1024
 """Bound on what one agent is asked and has not answered. Each is some orchestrator's open call."""
@@ -97,6 +98,7 @@ class Session:
         self._limits = limits
         self._meter = Meter(limits.bytes_per_second, time.monotonic())
         self._was_slowed = False
+        self._acknowledged_at = time.monotonic()
         self._refused: set[IncarnationKey] = set()
         self._listens_since: float | None = None
         self._context = context
@@ -122,10 +124,13 @@ class Session:
         """The host."""
         return self.hello.host_id
 
-    @property
-    def listens_since(self) -> float:
-        """Since when the agent could have said something, by ``time.monotonic``: now, while it is not listened to."""
-        return time.monotonic() if self._listens_since is None else self._listens_since
+    def silent_seconds(self, now: float) -> float:
+        """Say for how long the agent could have said something and has not: while it is not listened to, it could not.
+
+        Args:
+            now: As ``time.monotonic`` gives it.
+        """
+        return 0.0 if self._listens_since is None else now - self._listens_since
 
     async def welcome(self, welcome: Welcome) -> None:
         """Tell the agent where it goes on. From now on it can be asked for things."""
@@ -280,11 +285,11 @@ class Session:
                 why="it sends more than the collector's --agent-rate",
                 consequence="its stream is read more slowly, and it keeps and unites rounds; none is lost",
             )
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, PATIENCE_SECONDS))
-            if left > PATIENCE_SECONDS:
-                self._say(CollectorMessage(ack=Ack()))
+        await asyncio.sleep(seconds)
+        # A large round in many parts, and nothing can be acknowledged before its last.
+        if time.monotonic() - self._acknowledged_at > PATIENCE_SECONDS:
+            self._acknowledged_at = time.monotonic()
+            self._say(CollectorMessage(ack=Ack()))
 
     async def _take(self, message: AgentMessage) -> None:
         kind = message.WhichOneof("message")
@@ -486,6 +491,7 @@ class Session:
                 await self._context.write(self._commands.popleft())
             while self._acks:
                 await self._context.write(CollectorMessage(ack=self._take_acks()))
+                self._acknowledged_at = time.monotonic()
             if self._half_closed and not self._unsettled_count:
                 return
 

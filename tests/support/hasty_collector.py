@@ -7,10 +7,11 @@ import json
 import os
 from typing import Any, Final
 
-from wetink_collector import command, errors, lasting, server
+from wetink_collector import command, errors, lasting, server, session
 
 CHECK_SECONDS: Final = 0.2
 TIDY_SECONDS: Final = 0.1
+PATIENCE_SECONDS: Final = 0.2
 REFUSED_RETRY_SECONDS: Final = 1.0
 OPTIONS: Final = "HASTY_OPTIONS"
 """Name of the variable."""
@@ -20,6 +21,8 @@ def main() -> None:
     """Run it."""
     bounds: Any = lasting
     bounds.CHECK_SECONDS = CHECK_SECONDS
+    patience: Any = session
+    patience.PATIENCE_SECONDS = PATIENCE_SECONDS
     retries: Any = errors.RETRY_SECONDS_OF
     retries[errors.TargetsTooMany] = REFUSED_RETRY_SECONDS
     options: Any = server

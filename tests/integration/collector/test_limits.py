@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from tests.integration.collector.wire import Agent, Reader, batch, meanwhile, position, refused, start, target
-from tests.support.collector import CollectorProcess, running_collector
+from tests.support.collector import HASTY, CollectorProcess, running_collector
 from wetink.v1 import types_pb2
 from wetink.v1.dirty_pb2 import TrackRequest
 from wetink.v1.ingest_pb2 import CommandResult, TargetEnded
@@ -179,25 +179,29 @@ def test_track_of_one_target_too_many_fails_in_words(limited: CollectorProcess, 
 
 def test_agent_over_its_rate_is_read_more_slowly_and_loses_nothing(tmp_path: Path) -> None:
     """
-    Its rounds take as long as they must at the rate and are all there; another agent's do not wait for that; and its
-    credit is small, so that a barrier's answer does not wait behind much.
+    Its rounds take as long as they must at the rate and are all there. While one comes in many parts, an Ack without
+    positions says that the collector lives. Another agent's rounds do not wait; and the credit is small, so that a
+    barrier's answer does not wait behind much.
     """
     one, other = target(host_id="busy"), target(host_id="other")
     options = ["--agent-rate", "1", "--metrics", "127.0.0.1:0"]
-    rounds = 6
-    with running_collector(tmp_path / "data", options=options) as collector:
+    parts = [range(start, start + len(MIB_ROUND) * 17, 17) for start in (1, 2, 3)]
+    with running_collector(tmp_path / "data", options=options, module=HASTY) as collector:
         with Agent(collector.address, "busy") as agent, Agent(collector.address, "other") as quiet:
             assert agent.hello().in_flight_bytes_max == 1 << 20
             quiet.hello()
             quiet.deliver(other, [1])
             agent.say(start(one))
             began = time.monotonic()
-            for number in range(1, rounds + 1):
+            for number in (1, 2, 3):
                 agent.say(batch(one, number, written=MIB_ROUND))
-            quick = threading.Thread(target=lambda: agent.acknowledged(one, rounds))
-            quick.start()
+            for number, written in enumerate(parts):
+                agent.say(batch(one, 4, written=written, part=number, part_count=len(parts)))
+            heard: list[list[int]] = []
+            listening = threading.Thread(target=lambda: listen(agent, heard, until_round=4))
+            listening.start()
             number = 1
-            while quick.is_alive():
+            while listening.is_alive():
                 number += 1
                 quiet.say(batch(other, number, written=[number]))
                 quiet.acknowledged(other, number)
@@ -205,10 +209,17 @@ def test_agent_over_its_rate_is_read_more_slowly_and_loses_nothing(tmp_path: Pat
             seconds = time.monotonic() - began
             reader = Reader(collector.address)
             with reader.channel:
-                assert reader.dirty("busy/1").written == {"busy/1@100": set(MIB_ROUND)}
-                assert reader.target("busy/1").round == rounds
-        # The burst of two seconds is free, and nobody waits after the last one.
-        assert seconds > rounds - 1 - 2 - 0.5
-        assert refusals(collector, "bytes") >= rounds - 3
+                pages = reader.dirty("busy/1").written["busy/1@100"]
+                assert pages == set(MIB_ROUND).union(*parts)
+        # The burst of two seconds is free, and nobody waits after the last message.
+        assert seconds > len(MIB_ROUND) * 2 * 5 / 2**20 - 2 - 0.5
+        assert [] in heard
+        assert refusals(collector, "bytes") >= 3
         assert len(collector.events("agent_slowed")) == 1
         assert number > 5
+
+
+def listen(agent: Agent, heard: list[list[int]], *, until_round: int) -> None:
+    """Note the rounds in each acknowledgement, until one of them is acknowledged."""
+    while [until_round] not in heard:
+        heard.append([one.round for one in agent.hear("ack").ack.positions])

@@ -122,6 +122,28 @@ async def test_welcome_counts_what_the_older_stream_got_in_at_the_last_moment(on
 
 
 @runs
+async def test_agent_that_is_not_listened_to_is_not_silent(one: Bench) -> None:
+    """While its round waits for room before the writer, or for its rate, it cannot be heard."""
+    agents = Agents(one.catalog)
+    wire = Wire(agents, one)
+    wire.say(target_started=started(ONE).started)
+    await a_while()
+    full = Place("another", IN_ALL_BYTES_MAX)
+    await one.committer._room.enter(full)
+    wire.batch(1)
+    await a_while()
+    agents.end_silent(time.monotonic() + SILENCE_SECONDS_MAX + 1)
+    await a_while()
+    assert one.catalog.connected("host-1")
+
+    one.committer._room.leave([full])
+    await a_while()
+    assert "ack" in wire.kinds()
+    wire.half_close()
+    await wire.serving
+
+
+@runs
 async def test_agent_that_is_silent_for_too_long_is_cut_off(one: Bench) -> None:
     """Whatever its transport says: it does not harvest."""
     agents = Agents(one.catalog)
