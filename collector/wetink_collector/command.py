@@ -64,8 +64,8 @@ def collector(
         typer.Option(
             envvar="WETINK_COLLECTOR_RETENTION_AGE",
             metavar="TIME",
-            help="Answer no cursor that is older (30m, 12h, 7d), and keep less. Without it: as long as its incarnation "
-            "goes on.",
+            help="Answer no cursor that is older (30m, 12h, 7d) and that no session needs, and keep less. Without it: "
+            "as long as its incarnation goes on.",
             show_default=False,
         ),
     ] = None,

@@ -107,10 +107,10 @@ def test_what_living_targets_need_is_kept_over_the_size(tmp_path: Path) -> None:
     options = ["--retention-size", "1MiB"]
     with running_collector(tmp_path, options=options, module=HASTY) as collector, Agent(collector.address) as agent:
         agent.hello()
-        agent.deliver(ONE, *(range(number, 1 << 22, 11) for number in range(11)))
+        agent.deliver(ONE, *(range(number, 1 << 21, 17) for number in range(17)))
         collector.wait_for_log("store_too_large")
 
-        assert Reader(collector.address).dirty(NAME).written == {NAME: set(range(1 << 22))}
+        assert Reader(collector.address).dirty(NAME).written == {NAME: set(range(1 << 21))}
     assert len(collector.events("store_too_large")) == 1
 
 
