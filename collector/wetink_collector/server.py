@@ -1,6 +1,7 @@
 """The collector as a whole: its parts put together, started, kept in order and drained."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +89,11 @@ PROBE_SECONDS_MAX: Final = 5
 
 READERS: Final = 2
 """Threads that read and merge pages for answers. Merging holds the interpreter's lock, so more would gain nothing."""
+
+SWITCH_SECONDS: Final = 0.0005
+"""How long the event loop waits for the interpreter's lock where a thread has it. With Python's own 5 ms each of its
+system calls, in which it lets go of the lock, may cost as much. Threads that let go of it of themselves gave their
+processor away as well, on a machine that is busy."""
 
 DRAIN_SECONDS: Final = 5.0
 """How long agents have to half-close; below the 10 s after which container runtimes kill."""
@@ -421,5 +427,6 @@ def _metrics_served(address: TcpAddress | None) -> Iterator[TcpAddress | None]:
 
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
+    sys.setswitchinterval(SWITCH_SECONDS)
     with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as threads:
         yield threads

@@ -1,7 +1,6 @@
 """RankCandidates and PlanDrain: which of many targets to move, and in which order."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -14,7 +13,7 @@ from wetink_collector.insight import asked
 from wetink_collector.insight.accuracy import Accuracy
 from wetink_collector.insight.drain import Job, Schedule, all_at_once, lane_counts, one_by_one, plan_drain
 from wetink_collector.insight.history import History
-from wetink_collector.insight.inquiry import AT_A_TIME, Inquiry, too_short
+from wetink_collector.insight.inquiry import Inquiry, too_short
 from wetink_collector.insight.migrations import CAUSE_OF, END_OF, bytes_of, too_few, why_old
 from wetink_collector.insight.prediction import Plan, Prediction, Writes, predict
 from wetink_collector.insight.writes import STRETCHES_MIN, mean_writes_of, writes_of
@@ -22,8 +21,6 @@ from wetink_collector.selection import TARGETS_MAX
 
 AT_ONCE: Final = 256
 """Histories that are looked at together: other calls have their turn on the threads after so many."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +52,12 @@ async def rank_candidates(
 
     def ranked() -> pb.RankCandidatesResponse:
         each = [
-            (known, predict(known.writes, plans[known.record.target.host_id], over, in_full=False))
-            for known in _yielding(found)
+            (known, predict(known.writes, plans[known.record.target.host_id], over, in_full=False)) for known in found
         ]
         each.sort(key=lambda pair: (not pair[1].converges, bytes_of(pair[1].outcome), pair[0].record.order))
         first = each[: request.limit or None]
         # A thousand messages take as long to make as to fill: nobody who is to be acknowledged waits for that.
-        candidates = [_candidate(known, prediction) for known, prediction in _yielding(first)]
+        candidates = [_candidate(known, prediction) for known, prediction in first]
         response = pb.RankCandidatesResponse(candidates=candidates, left_out=left_out, costs=costs)
         return _fitting(response, len(records))
 
@@ -189,11 +185,11 @@ def _candidate(known: Known, prediction: Prediction) -> pb.Candidate:
 
 def _drain(found: Sequence[Known], plan: Plan, over: int, parallel_max: int) -> _Drained:
     """Predict every target in lanes of every width, and plan. Runs on a thread."""
-    alone = {known.record.name: predict(known.writes, plan, over, in_full=False) for known in _yielding(found)}
+    alone = {known.record.name: predict(known.writes, plan, over, in_full=False) for known in found}
     movable = [known for known in found if alone[known.record.name].converges]
     counts = lane_counts(len(movable), parallel_max)
     predictions = {(name, 1): prediction for name, prediction in alone.items()}
-    for known in _yielding(movable):
+    for known in movable:
         for lanes in counts:
             if lanes > 1:
                 share = max(1, over // lanes)
@@ -246,14 +242,6 @@ def _why_not(prediction: Prediction, plan: Plan, over: int) -> str:
         f"over {over} bytes a second its downtime would be {outcome.downtime_seconds:.3g} s, "
         f"and {plan.downtime_seconds:.3g} s are aimed at: {outcome.cause.value}"
     )
-
-
-def _yielding(items: Sequence[T]) -> Iterator[T]:
-    """Give items, and let go of the interpreter's lock after some: an acknowledgement waits for no more than these."""
-    for number, item in enumerate(items):
-        yield item
-        if number % AT_A_TIME == 0:
-            time.sleep(0)
 
 
 _Answer = TypeVar("_Answer", pb.RankCandidatesResponse, pb.PlanDrainResponse)

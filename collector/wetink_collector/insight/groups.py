@@ -4,7 +4,6 @@ A page of private memory is keyed by its target, also where a fork shares it unt
 differ by then. A page of shared memory is keyed by the object behind it, on its host.
 """
 
-import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -135,8 +134,6 @@ class _Reader:
             self._place += 1
             pages = one.pages(self._member.incarnation)
             written = page_numbers(pages.written)
-            # Whoever waits for the interpreter's lock gets it between two rounds.
-            time.sleep(0)
             yield _Part(
                 keys=self._spaces.keys(self._member.incarnation, self._member.ranges, written),
                 doubtful_count=len(written) if one.repeats else 0,

@@ -1,10 +1,9 @@
 """Keeps the history of every target up with what is committed, on a thread of its own.
 
 The event loop only hands over what was committed, as the bytes it came in; nothing waits for this thread but a reader
-who asks for a history. It works in pieces of one round and lets go of the interpreter's lock after each, so that an
-acknowledgement never waits for more than one. While nobody waits for it, it rests three times as long as it works:
-what it cannot count in that time it counts when somebody asks. After a restart, and where too much waits, it reads the
-store instead.
+who asks for a history. It works in pieces of one round, and whoever waits for the interpreter's lock gets it soon
+(``server.SWITCH_SECONDS``). While nobody waits for it, it takes a quarter of a processor: what it cannot count in that
+time it counts when somebody asks. After a restart, and where too much waits, it reads the store instead.
 """
 
 import asyncio
@@ -47,6 +46,9 @@ SHARE_MAX: Final = 0.25
 """Bound on the share of a processor that counting takes while nobody waits for it: it holds the interpreter's lock,
 which acknowledgements need. Some four hundred rounds of 4 Ki random pages are counted in a second of it."""
 
+SPARED_SECONDS_MAX: Final = 0.005
+"""How much of its share may be used late, or in advance: to fall asleep and wake up takes as long as some rounds."""
+
 WAIT_SECONDS_MAX: Final = 20.0
 """How long a reader waits for a history: after a restart a target's whole log is read first, which takes seconds."""
 
@@ -65,6 +67,30 @@ class _Work:
     waiting_bytes: int = 0
     reload: bool = False
     readers: list[asyncio.Future[None]] = field(default_factory=list)
+
+
+class Share:
+    """What a thread may use of a processor. Pure: the clocks are the caller's."""
+
+    def __init__(self, share: float, now: float, used: float) -> None:
+        """Begin with nothing used.
+
+        Args:
+            share: Of one processor, above 0.
+            now: A time in seconds.
+            used: The thread's processor time then, in seconds.
+        """
+        self._share = share
+        self._now = now
+        self._used = used
+        self._seconds = 0.0
+
+    def excess_seconds(self, now: float, used: float) -> float:
+        """Say how long the thread is to rest from now on; 0 where it need not."""
+        earned, spent = (now - self._now) * self._share, used - self._used
+        self._now, self._used = now, used
+        self._seconds = min(SPARED_SECONDS_MAX, self._seconds + earned - spent)
+        return -self._seconds / self._share if self._seconds < -SPARED_SECONDS_MAX else 0.0
 
 
 class Histories:
@@ -239,13 +265,12 @@ class Histories:
 
     def _run(self) -> None:
         """Count what waits: the thread."""
-        since = time.thread_time()
+        self._share = Share(SHARE_MAX, time.monotonic(), time.thread_time())
         while (work := self._next()) is not None:
             try:
                 for may_rest in self._pieces(work):
-                    # Whoever waits for the interpreter's lock gets it now.
-                    time.sleep(0)
-                    since = self._rest(since) if may_rest else since
+                    if may_rest:
+                        self._rest()
                     if self._stopped:
                         return
                     if may_rest and self._reader_count and not work.readers:
@@ -259,14 +284,14 @@ class Histories:
                 self._fail(work, StoreUnavailable(str(error)))
             else:
                 self._finish(work)
-            since = self._rest(since)
+            self._rest()
 
-    def _rest(self, since: float) -> float:
-        """Rest from what was done since some time of this thread, unless somebody waits; give its time now."""
-        seconds = (time.thread_time() - since) * (1 / SHARE_MAX - 1)
+    def _rest(self) -> None:
+        """Rest from what was done beyond the thread's share, unless somebody waits."""
+        if not (seconds := self._share.excess_seconds(time.monotonic(), time.thread_time())):
+            return
         with self._lock:
             self._hurry.wait_for(lambda: self._reader_count or self._stopped, seconds)
-        return time.thread_time()
 
     def _next(self) -> _Work | None:
         with self._lock:

@@ -4,7 +4,6 @@ The store merges rounds from the ninth on. Here they stay single for as long as 
 about the last hour is about its rounds. What is merged all the same (a store gave it so, memory was short) is told.
 """
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -289,7 +288,7 @@ class History:
 
 
 def written_in(some: Iterable[KeptRounds], incarnation: IncarnationKey) -> BitMap64:
-    """Give the pages that were written in rounds. Takes time: whoever waits for the interpreter's lock gets it between.
+    """Give the pages that were written in rounds. Takes time.
 
     Raises:
         RecordDamaged: Sets are none.
@@ -297,7 +296,6 @@ def written_in(some: Iterable[KeptRounds], incarnation: IncarnationKey) -> BitMa
     found = BitMap64()
     for one in some:
         found |= decode_stored(one.written, incarnation)
-        time.sleep(0)
     return found
 
 

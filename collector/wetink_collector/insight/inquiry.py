@@ -1,10 +1,9 @@
 """What every answer of insight begins with: which targets are meant, their histories, and what is populated."""
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from pyroaring import BitMap64
 
@@ -21,10 +20,6 @@ from wetink_collector.selection import Chosen, parse_non_empty, resolve
 from wetink_collector.store.interface import RecordDamaged, Store, StoreFailed
 
 T = TypeVar("T")
-
-AT_A_TIME: Final = 4
-"""Of many targets, so many are looked at before others may go on: a third of a millisecond. More often, on a machine
-that is busy, each gives its processor away."""
 
 
 class Inquiry:
@@ -110,12 +105,9 @@ class Inquiry:
 
         def look() -> list[T | StoreUnavailable | None]:
             found: list[T | StoreUnavailable | None] = []
-            for number, record in enumerate(records):
+            for record in records:
                 failed = failures.get(record.target)
                 found.append(failed if isinstance(failed, StoreUnavailable) else self._look_now(record, function))
-                if number % AT_A_TIME == 0:
-                    # Whoever waits for the interpreter's lock gets it now.
-                    time.sleep(0)
             return found
 
         return await self.on_thread(look)
@@ -180,8 +172,6 @@ class Inquiry:
                     return
                 reached = stored.block.last_round
                 yield stored.pages
-                # Whoever waits for the interpreter's lock gets it between two of them.
-                time.sleep(0)
 
         written = fold(pages()).written
         if reached != last_round:
