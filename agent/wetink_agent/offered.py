@@ -18,7 +18,7 @@ import numpy as np
 from wetink import syscalls
 from wetink.pages import PAGE_SIZE
 from wetink_agent import procfs
-from wetink_agent.errors import NoSuchProcess, Untrackable
+from wetink_agent.errors import Untrackable
 from wetink_agent.shared_memory import Range, within
 from wetink_agent.uapi import fs
 from wetink_agent.uapi import userfaultfd as uf
@@ -109,11 +109,7 @@ def check_is_over(pid: int, uffd: int) -> None:
         NoSuchProcess: It is gone.
         PermissionError: Its page map may not be read.
     """
-    try:
-        pagemap = os.open(f"/proc/{pid}/task/{procfs.living_thread(pid)}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError) as error:
-        message = f"there is no process {pid}: it has exited, or the pid is wrong"
-        raise NoSuchProcess(message) from error
+    pagemap = procfs.open_pagemap(pid)
     try:
         mappings = [
             mapping

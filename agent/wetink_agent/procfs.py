@@ -4,13 +4,14 @@ Source: proc_pid_maps(5), proc_pid_stat(5), proc_pid_status(5), proc_pid_cgroup(
 """
 
 import contextlib
+import errno
 import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from wetink_agent import cgroups
 from wetink_agent.cgroups import Freezer
@@ -22,6 +23,9 @@ COMMAND_CHARACTERS_MAX: Final = 256
 ANCESTORS_MAX: Final = 64
 """Generations that are told: bound of the contract."""
 
+LIVING_LOOKS_MAX: Final = 50
+"""Looks for a thread that lives, where each may end while it is looked at: they all do where the process does."""
+
 _READ_BYTES: Final = 64 << 10
 _ADDR_NO_RANDOMIZE: Final = 0x0040000  # linux/personality.h
 _PF_KTHREAD: Final = 0x00200000
@@ -30,6 +34,8 @@ _STATE_GONE: Final = frozenset("ZX")
 _USERFAULTFD_FLAGS: Final = frozenset({"um", "uw", "ui"})
 _SECCOMP_MODE_DISABLED: Final = "0"
 _SECCOMP_MODE_STRICT: Final = "1"
+
+_Found = TypeVar("_Found")
 
 _MAPPING: Final = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([ps]) ([0-9a-f]+) ([0-9a-f:]+) ([0-9]+)[ ]*(.*)$", re.MULTILINE
@@ -85,7 +91,7 @@ def read_maps(pid: int) -> bytes:
         PermissionError: It belongs to somebody else.
     """
     # Where the first thread has ended and others live, only they still show the memory.
-    return _read(pid, "maps") or _read(pid, f"task/{living_thread(pid)}/maps")
+    return _read(pid, "maps") or _of_living_thread(pid, "maps", bool)
 
 
 def parse_maps(maps: bytes, *, named: bool = False) -> Iterator[Mapping]:
@@ -129,7 +135,7 @@ def registered(pid: int) -> Iterator[tuple[int, int, frozenset[str]]]:
         PermissionError: It belongs to somebody else.
     """
     start = end = 0
-    for line in _read(pid, f"task/{living_thread(pid)}/smaps").split(b"\n"):
+    for line in _of_living_thread(pid, "smaps", bool).split(b"\n"):
         if (match := _MAPPING.match(line)) is not None:
             start, end = int(match[1], 16), int(match[2], 16)
         elif line.startswith(b"VmFlags:"):
@@ -201,11 +207,63 @@ def living_thread(pid: int) -> int:
     """
     if not stat(pid).is_gone:
         return pid
-    for tid in sorted(threads(pid)):
-        if not parse_stat(_read(pid, f"task/{tid}/stat")).is_gone:
-            return tid
+    for _ in range(LIVING_LOOKS_MAX):
+        found = sorted(threads(pid))
+        for tid in found:
+            with contextlib.suppress(NoSuchProcess):
+                if not parse_stat(_read(pid, f"task/{tid}/stat")).is_gone:
+                    return tid
+        if found == [pid]:
+            break
     message = f"process {pid} has exited and waits to be reaped"
     raise NoSuchProcess(message)
+
+
+def open_pagemap(pid: int) -> int:
+    """Open the page map of a process, also of one whose first thread has ended.
+
+    Raises:
+        NoSuchProcess: It is gone.
+        PermissionError: It may not be read.
+    """
+    return _with_living_thread(pid, lambda name: os.open(f"{name}/pagemap", os.O_RDONLY | os.O_CLOEXEC))
+
+
+def _of_living_thread(pid: int, name: str, is_whole: Callable[[bytes], bool]) -> bytes:
+    """Read a file of a thread that lives.
+
+    Args:
+        pid: The process.
+        name: Of the file.
+        is_whole: Whether it shows the process's memory: a thread that is about to end has given it up.
+    """
+
+    def read(directory: str) -> bytes:
+        try:
+            text = _read_file(f"{directory}/{name}")
+        except OSError as error:
+            # The mounts of one that has given up its namespaces.
+            if error.errno == errno.EINVAL:
+                raise ProcessLookupError from error
+            raise
+        # The first thread is the process's own: a thread of the kernel has no memory, and shows none.
+        if not is_whole(text) and not directory.endswith(f"/task/{pid}"):
+            raise ProcessLookupError
+        return text
+
+    return _with_living_thread(pid, read)
+
+
+def _with_living_thread(pid: int, look: Callable[[str], _Found]) -> _Found:
+    """Look at the directory of a thread that lives, and at another's where that has ended meanwhile.
+
+    Threads may come and go all the while, and the end of one says nothing of the process.
+    """
+    for _ in range(LIVING_LOOKS_MAX):
+        tid = living_thread(pid)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return look(f"/proc/{pid}/task/{tid}")
+    raise _gone(pid)
 
 
 def command(pid: int, *, whole: bool = False) -> str:
@@ -296,7 +354,7 @@ def memory_devices(pid: int, *types: str) -> frozenset[str]:
 def mounts(pid: int) -> dict[str, str]:
     """Give the file system of each mount a process sees, by its device number as ``maps`` writes it."""
     found = {}
-    for line in _lines(pid, f"task/{living_thread(pid)}/mountinfo"):
+    for line in lines_of(_of_living_thread(pid, "mountinfo", bool)):
         fields, _, rest = line.partition(" - ")
         major, minor = fields.split()[2].split(":")
         found[f"{int(major):02x}:{int(minor):02x}"] = rest.split(" ", 1)[0]
@@ -306,8 +364,10 @@ def mounts(pid: int) -> dict[str, str]:
 def layout(pid: int) -> tuple[int, int, int]:
     """Give where program text and stack of a process begin: execve(2) sets them anew."""
     leader = stat(pid)
+    if not leader.is_gone:
+        return leader.layout
     # The first thread has none of them when it has ended and others live.
-    return (parse_stat(_read(pid, f"task/{living_thread(pid)}/stat")) if leader.is_gone else leader).layout
+    return parse_stat(_of_living_thread(pid, "stat", lambda text: any(parse_stat(text).layout))).layout
 
 
 def has_random_layout(pid: int) -> bool:
@@ -403,15 +463,19 @@ def lines_of(text: bytes) -> list[str]:
 
 
 def _read(pid: int, name: str) -> bytes:
-    # Several reads a round of each target: a third of the time that a file object takes.
     try:
-        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return b"".join(iter(lambda: os.read(fd, _READ_BYTES), b""))
-        finally:
-            os.close(fd)
+        return _read_file(f"/proc/{pid}/{name}")
     except (FileNotFoundError, ProcessLookupError) as error:
         raise _gone(pid) from error
+
+
+def _read_file(path: str) -> bytes:
+    # Several reads a round of each target: a third of the time that a file object takes.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(fd, _READ_BYTES), b""))
+    finally:
+        os.close(fd)
 
 
 def _gone(pid: int) -> NoSuchProcess:

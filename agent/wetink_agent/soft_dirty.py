@@ -380,8 +380,7 @@ class SoftDirty:
 
     def _open_pagemap(self) -> int:
         # Anew in each round: after execve(2) it would still be that of the old memory, and clear_refs of the new one.
-        path = f"/proc/{self._pid}/task/{procfs.living_thread(self._pid)}/pagemap"
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return procfs.open_pagemap(self._pid)
 
 
 def _page_of_our_own() -> mmap.mmap:

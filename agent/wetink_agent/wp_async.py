@@ -658,8 +658,7 @@ class WpAsync:
             os.close(pagemap)
 
     def _open_pagemap(self) -> int:
-        path = f"/proc/{self._pid}/task/{procfs.living_thread(self._pid)}/pagemap"
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return procfs.open_pagemap(self._pid)
 
 
 _PAGE_SHIFT: Final = np.uint64(PAGE_SIZE.bit_length() - 1)

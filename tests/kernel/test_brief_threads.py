@@ -19,13 +19,14 @@ from tests.support.watched import wait_until
 from wetink_agent import procfs
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.backend import Harvest
-from wetink_agent.errors import NoSuchProcess
+from wetink_agent.errors import NoSuchProcess, TargetReplaced
 from wetink_agent.wp_async import WpAsync
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
 
 TIMES = amount(gate=20, soak=500)
 ROUNDS = amount(gate=10, soak=300)
+RELAY_TIMES = amount(gate=30, soak=1000)
 THREADS_MIN = 300
 
 
@@ -77,6 +78,30 @@ def test_it_is_attached_and_let_go_again_and_again(busy: Program) -> None:
     assert procfs.tracer_of(busy.pid) == 0
     assert descriptor_count(busy.pid) == descriptors
     assert list(procfs.registered(busy.pid)) == []
+
+
+def test_a_process_of_which_no_thread_stays_is_not_said_to_have_exited() -> None:
+    """Its first thread has ended, and each other one ends while it is looked at: the next one shows the same memory.
+
+    It may be impossible to hold one for long enough to borrow it; that is told as it is, and tried again.
+    """
+    tracked = 0
+    with programs.running("odd", "relay") as program:
+        for _ in range(RELAY_TIMES):
+            with contextlib.suppress(TargetReplaced):
+                tracker = WpAsync(program.pid, take_userfaultfd(program.pid))
+                try:
+                    for _ in range(5):
+                        assert tracker.harvest().populated_page_count > 5
+                finally:
+                    tracker.close()
+                tracked += 1
+        assert program.ask("") == "here"
+        program.process.kill()
+        program.process.wait()
+        with pytest.raises(NoSuchProcess):
+            procfs.read_maps(program.pid)
+    assert tracked > RELAY_TIMES // 10
 
 
 def test_no_thread_of_it_runs_or_begins_while_it_is_frozen(busy: Program) -> None:

@@ -19,6 +19,7 @@ from typing import Final
 
 import pytest
 
+from tests.integration.agent.test_selection import tracked
 from tests.support import programs
 from tests.support.agent import HOST
 from tests.support.collector import running_collector
@@ -248,7 +249,7 @@ def test_children_are_found_as_with_tree_where_the_kernel_gives_no_fork_events()
                 target.stdin.write("\n")
                 target.stdin.flush()
                 child = int(target.stdout.readline())
-                agent.wait_for_log("target_attached", 3)
+                assert child in tracked(client, {child})
                 programs.stop(child)
                 answer = client.dirty(f"{HOST}/{child}", barrier=True)
 

@@ -5,9 +5,11 @@
  *     odd undumpable    PR_SET_DUMPABLE 0
  *     odd execs N MS    calls execve(2) on itself N times, each after so many milliseconds, before it says ready
  *     odd threads N MS  the same, called by another thread than the first
+ *     odd relay         its first thread has ended; each other one starts the next, and ends after a fraction of a millisecond
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,6 +61,26 @@ static void *exec_again(void *nothing)
 	return nothing;
 }
 
+static void *run_a_stage(void *nothing)
+{
+	static char memory[64 * 4096];
+	static unsigned turn;
+	struct pollfd input = {.fd = 0, .events = POLLIN};
+	char byte;
+	pthread_t next;
+	pthread_attr_t detached;
+
+	memory[turn++ % 64 * 4096]++;
+	if (poll(&input, 1, 0) == 1 && read(0, &byte, 1) == 1 && byte == '\n' && write(1, "here\n", 5) < 0)
+		_exit(1);
+	usleep(200);
+	pthread_attr_init(&detached);
+	pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+	if (pthread_create(&next, &detached, run_a_stage, NULL))
+		die("pthread_create");
+	return nothing;
+}
+
 int main(int count, char **words)
 {
 	const char *mode = count > 1 ? words[1] : "";
@@ -71,6 +93,11 @@ int main(int count, char **words)
 			die("pthread_create");
 		for (;;)
 			pause();
+	}
+	if (!strcmp(mode, "relay")) {
+		if (write(1, "ready\n", 6) < 0 || pthread_create(&thread, NULL, run_a_stage, NULL))
+			die("pthread_create");
+		pthread_exit(NULL);
 	}
 	if (!strcmp(mode, "novdso"))
 		unmap_vdso();
