@@ -25,7 +25,7 @@ from wetink_agent.errors import NoSuchProcess
 if TYPE_CHECKING:
     from tests.support.service import Service
 
-pytestmark = [pytest.mark.needs("kernel", "root", "cc"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("kernel", "root", "cc"), pytest.mark.timeout(amount(gate=300, soak=3600))]
 
 PATIENCE_SECONDS = 60.0
 """How long anything may take on a machine that is busy with others; most of it is the start of a process."""
@@ -74,8 +74,8 @@ def test_whatever_is_killed_at_whatever_moment_the_targets_go_on(tmp_path: Path)
                     # The cgroup stays frozen until there is an agent again; what ptrace holds goes on by itself.
                     eventually(lambda: not procfs.is_frozen(traced.pid), "ptrace held on")
                     parts.bring_up(caller=False)
-                eventually(lambda: not any(procfs.is_frozen(pid) for pid in pids), f"frozen after the {what}")
-                assert not any(procfs.tracer_of(pid) for pid in pids)
+                # Threads are let go one after the other, and the first that runs is not yet the last that was held.
+                eventually(lambda: not any(is_held(pid) for pid in pids), f"frozen or traced after the {what}")
         for program, path in ((traced, "traced"), (grouped, "grouped")):
             programs.Progress(program, tmp_path / path).wait(more=2)
             assert program.terminate() == 0, program.errors
@@ -144,6 +144,11 @@ class _Parts:
             self._caller.wait()
             self._caller.stdout.close()
             self._caller = None
+
+
+def is_held(pid: int) -> bool:
+    """Whether anything keeps a process from running, or could at once."""
+    return procfs.is_frozen(pid) or bool(procfs.tracer_of(pid))
 
 
 def guard_of(agent_pid: int) -> int:

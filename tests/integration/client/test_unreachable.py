@@ -49,7 +49,7 @@ def test_unreachable_collector_is_told_within_seconds(where: str, request: pytes
 
     assert code == 3
     assert sentence.startswith(f"collector {address} cannot be reached (")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize("address", ["collector.invalid:7419", "unix:/nosuch/socket"])

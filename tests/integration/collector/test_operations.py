@@ -372,7 +372,7 @@ def test_drain_does_not_wait_for_ever(tmp_path: Path) -> None:
 
         assert agent.error()[:2] == (grpc.StatusCode.UNAVAILABLE, "COLLECTOR_DRAINING")
         assert collector.process.wait(20) == 0
-        assert 4 < time.monotonic() - began < 9
+        assert 4 < time.monotonic() - began < 15
 
 
 def test_peer_that_only_connects_costs_nothing(collector: CollectorProcess) -> None:

@@ -137,7 +137,7 @@ def test_receiver_that_hangs_or_is_gone_holds_nothing_up() -> None:
                 assert time.monotonic() - began < 5
                 began = time.monotonic()
                 assert collector.stop() == 0
-                assert time.monotonic() - began < 6
+                assert time.monotonic() - began < 15
                 assert "Traceback" not in collector.log
 
 
