@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.support.amounts import amount
 from tests.support.harvests import ended_of, make_round, started_of, target_of, tiny_parts
 from wetink.v1.ingest_pb2 import AgentMessage, Hello
-from wetink.v1.types_pb2 import END_REASON_EXEC, TargetPosition
+from wetink.v1.types_pb2 import END_REASON_EXEC, END_REASON_LOST, TargetPosition
 from wetink_agent.spool import Spool, key_of
 from wetink_collector.answer import check_cursor
 from wetink_collector.catalog import Catalog
@@ -154,6 +154,17 @@ class Delivery(RuleBasedStateMachine):
             self.store = MemoryStore()
             vars(self.store).update(deepcopy(self.saved))
             self.begin_collector()
+
+    @rule(pid=_pids)
+    def damage(self, pid: int) -> None:
+        """Find that a record is damaged: nothing of it is kept, and its agent comes back to begin again."""
+        self.commit()
+        record = self.catalog.get(TargetKey.of(target_of(pid)))
+        if record and record.ended is None:
+            dropped = IncarnationEnded(record.incarnation, END_REASON_LOST, 0, "damaged", rounds_dropped=True)
+            self.store.commit([dropped])
+            self.catalog.apply([dropped])
+            self.connect()
 
     @rule()
     def maintain(self) -> None:
