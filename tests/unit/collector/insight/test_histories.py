@@ -31,7 +31,7 @@ from wetink_collector.store.interface import (
 from wetink_collector.store.memory import MemoryStore
 
 ONE = incarnation(1)
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 
 
 class Kept:
@@ -152,6 +152,7 @@ def test_share_is_kept(share: float, pieces: list[tuple[float, float]]) -> None:
 def test_counting_rests_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """When its share of a processor is used, whatever waits; who asks then waits for no rest."""
     monkeypatch.setattr(module, "SHARE_MAX", 1e-9)  # it rests for months
+    monkeypatch.setattr(module, "WAIT_SECONDS_MAX", 60.0)
 
     async def run() -> None:
         async with kept() as one:
@@ -170,6 +171,7 @@ def test_targets_that_are_too_many_are_counted_when_somebody_asks(monkeypatch: p
     """What did not wait long enough is read from the store; each history is of the same pages as what was committed."""
     monkeypatch.setattr(module, "BACKLOG_BYTES_MAX", 2000)
     monkeypatch.setattr(module, "SHARE_MAX", 1e-9)
+    monkeypatch.setattr(module, "WAIT_SECONDS_MAX", 60.0)
     keys = [incarnation(pid) for pid in range(1, 9)]
     written = {key: set[int]() for key in keys}
     random = Random(1)  # noqa: S311 (to be the same each time)
