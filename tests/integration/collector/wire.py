@@ -302,6 +302,15 @@ class Reader:
         (answer,) = answers(self.stub.GetDirty(request, timeout=PATIENCE_SECONDS))
         return answer
 
+    def pages(self, target: str) -> BitMap64:
+        """Give all pages of a target: of very many, a set of Python's takes longer than to ask for them."""
+        pages = BitMap64()
+        request = pb.GetDirtyRequest(selection=pb.Selection(targets=[target]))
+        for part in self.stub.GetDirty(request, timeout=PATIENCE_SECONDS):
+            if part.WhichOneof("part") == "pages":
+                pages |= decode(part.pages.written)
+        return pages
+
     def barrier(self, *targets: str, timeout_ms: int = 0, freeze: types_pb2.Freeze | None = None) -> pb.BarrierResponse:
         """Ask for a barrier."""
         request = pb.BarrierRequest(selection=pb.Selection(targets=targets), timeout_ms=timeout_ms, freeze=freeze)
