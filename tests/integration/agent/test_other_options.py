@@ -113,6 +113,7 @@ def test_the_next_worker_tracks_what_it_is_told(options: Options, tmp_path: Path
         client.track(HOST, wanted)
         say(parent)
         grandchild = line_of(parent)
+        stack.callback(os.kill, grandchild, signal.SIGKILL)
         known = {stays, goes, matched, wanted, unwanted, parent.pid, child, grandchild, offering.pid}
         assert tracked(client, known) == known
         # What nobody selects but that it once was in the tree.
@@ -151,4 +152,3 @@ def test_the_next_worker_tracks_what_it_is_told(options: Options, tmp_path: Path
             check_left_out(client, pid)
         left = {stays, wanted, parent.pid, unwanted}
         assert tracked(client, left) == left
-        os.kill(grandchild, signal.SIGKILL)
