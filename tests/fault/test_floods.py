@@ -82,7 +82,7 @@ def test_flood_of_one_agent_does_not_delay_the_others(tmp_path: Path) -> None:
         f"{1000 * max(flooded):.1f}; of the flood {first / 2**20:.1f} MiB went first, at most {max(went_first) >> 20}"
     )
     assert first <= 2 * GROUP_BYTES_MAX
-    assert beside < 10 * before + 1
+    assert beside < 10 * before + 5
 
 
 def delivered(ordinary: Sequence[Ordinary], reader: Reader | None) -> list[float]:
