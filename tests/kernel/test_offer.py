@@ -354,7 +354,10 @@ def test_what_was_tracked_before_execve_is_tracked_again_by_its_next_offer(tmp_p
         while Path(f"/proc/{program.pid}/cmdline").read_bytes() != b"sleep\x0060\0" or not armed_mappings(program.pid):
             assert time.monotonic() < until
             time.sleep(0.01)
-        assert len(here.logged("target_attached", f"/{program.pid}@")) == 2
+        # It is armed before that is logged.
+        while len(attached := here.logged("target_attached", f"/{program.pid}@")) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(attached) == 2
 
 
 def test_a_discovered_process_that_calls_execve_while_it_is_attached_is_tried_again_at_once(

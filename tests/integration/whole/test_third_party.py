@@ -121,17 +121,24 @@ def lives(client: Collector, target: Target) -> bool:
     try:
         target.take(client, frozen=False)
     except (WetinkError, OSError):
-        if Path(f"/proc/{target.pid}/maps").exists() and Path(f"/proc/{target.pid}/maps").read_bytes():
+        if has_memory(target.pid):
             raise
         return False
     return True
+
+
+def has_memory(pid: int) -> bool:
+    """Whether a process is there and has not exited."""
+    maps = Path(f"/proc/{pid}/maps")
+    return maps.exists() and bool(maps.read_bytes())
 
 
 def freeze_and_compare(client: Collector, root: int, targets: list[Target]) -> Outcome:
     """Freeze a program with all its children, copy the last round of each, and compare."""
     outcome = Outcome()
     with programs.Stopped(root):
-        for target in [target for target in targets if lives(client, target)]:
+        # What had exited before it could be frozen may not be known to have.
+        for target in [target for target in targets if has_memory(target.pid) and lives(client, target)]:
             target.finish(client)
             page_count, differences = truth.differences(target.pid, target.copy.pages)
             outcome.processes += 1
