@@ -28,6 +28,7 @@ from wetink_agent.errors import (
     KernelLacks,
     NoSuchProcess,
     NotPermitted,
+    TargetExited,
     TargetReplaced,
     TrackingError,
     Untrackable,
@@ -70,6 +71,7 @@ FORKS_AT_ONCE: Final = 256
 
 CODE_OF: Final[Mapping[type[Exception], grpc.StatusCode]] = {
     NoSuchProcess: grpc.StatusCode.NOT_FOUND,
+    TargetExited: grpc.StatusCode.NOT_FOUND,
     NotPermitted: grpc.StatusCode.PERMISSION_DENIED,
     Untrackable: grpc.StatusCode.FAILED_PRECONDITION,
     DescriptorsFew: grpc.StatusCode.RESOURCE_EXHAUSTED,
