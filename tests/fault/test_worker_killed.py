@@ -27,7 +27,7 @@ from wetink_client.shadow import ShadowCopy
 from wetink_client.values import EndReason
 from wetink_client.verify import differences
 
-pytestmark = [pytest.mark.needs("kernel", "root", "cc"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("kernel", "root", "cc"), pytest.mark.timeout(amount(gate=300, soak=3600))]
 
 KILLS = amount(gate=5, soak=50)
 

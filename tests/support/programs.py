@@ -27,7 +27,7 @@ COMPILE: Final = ("cc", "-std=gnu11", "-O1", "-g", "-pthread", "-Wall", "-Wextra
 # A program that populates 1 GiB on two busy CPUs takes seconds; one that has said nothing for this long hangs.
 DEADLINE_SECONDS: Final = 60.0
 # A thread that waits for its vfork child stops only when that ends.
-STOP_SECONDS: Final = 10.0
+STOP_SECONDS: Final = 60.0
 
 WRITER_PATTERNS: Final = (
     "sequential",
