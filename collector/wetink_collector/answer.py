@@ -265,8 +265,9 @@ class Answerer:
             outcome = reached.get(target) if reached is not None else None
             pinned = outcome.pinned_round if outcome else None
             record = self._catalog.get(target)
-            if record and record.is_refused and not chosen.names_target(target):
-                # Its cursor cannot be held: it would come whole with each answer, and be of no use without the rest.
+            if record and self._is_uncovered(record) and target not in positions and not chosen.names_target(target):
+                # Its cursor cannot be held: it would come whole with each answer, and be of no
+                # use without the rest.
                 statuses.append(status(without_pages(record), connected=True, reached=None))
                 continue
             part = await self._part(target, positions.get(target), pinned, strictness)
@@ -340,6 +341,9 @@ class Answerer:
         told.written_page_count, told.vanished_page_count = part.written_page_count, part.vanished_page_count
         told.uncertain_page_count = part.uncertain_page_count
         told.populated_page_count = part.last.populated_page_count
+
+    def _is_uncovered(self, record: TargetRecord) -> bool:
+        return record.ended is not None and self._catalog.may_live(record)
 
     async def _part(
         self,

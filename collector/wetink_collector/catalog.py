@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeVar
 
 from wetink.names import TargetName
 from wetink.v1.ingest_pb2 import TargetStarted
-from wetink.v1.types_pb2 import END_REASON_REFUSED, Pace
+from wetink.v1.types_pb2 import END_REASON_FAILED, END_REASON_REFUSED, Pace
 from wetink_collector import metrics
 from wetink_collector.event_history import EventHistory
 from wetink_collector.identity import IncarnationKey, TargetKey
@@ -36,7 +36,7 @@ ENDED_KEPT_SECONDS: Final = 3600
 
 REFUSED_KEPT_SECONDS: Final = 900
 """How long a target that was refused is answered for as not covered, from when its agent last tried: three times what
-agents are told to wait. Then the process has gone, or nobody wants it tracked."""
+agents are told to wait. Then the process has gone, or nobody wants it tracked. As long for one whose agent failed."""
 
 ENDED_KEPT_MAX: Final = 4096
 """Bound on ended targets kept: as many as one selection can name."""
@@ -112,6 +112,8 @@ class Catalog:
         self._arrivals = count()
         self._ended: dict[TargetKey, float | None] = {}
         self._refused: dict[TargetKey, float | None] = {}
+        # Of those that have ended, the ones whose agent could not go on, for as long as they may well live.
+        self._failed: set[TargetKey] = set()
         self._wanted: defaultdict[str, set[TargetKey]] = defaultdict(set)
         self._bells: set[Bell] = set()
         self._followers: list[Follower] = []
@@ -171,6 +173,15 @@ class Catalog:
         """Give every target."""
         return self._targets.values()
 
+    def may_live(self, record: TargetRecord) -> bool:
+        """Whether a process may well live, tracked or not: no answer that leaves it out is complete."""
+        if not record.ended:
+            return True
+        host = self.hosts.get(record.target.host_id)
+        # Nothing of an earlier boot runs any more.
+        same_boot = host is None or host.boot_id == record.target.boot_id
+        return same_boot and (record.is_refused or record.target in self._failed)
+
     def on_host(self, host_id: str) -> list[TargetRecord]:
         """Give the targets of a host."""
         return [self._targets[key] for key in self._by_host.get(host_id, ())]
@@ -203,6 +214,9 @@ class Catalog:
         for target, since in self._ended.items():
             if since is None:
                 self._ended[target] = now
+            elif now - since >= REFUSED_KEPT_SECONDS and target in self._failed:
+                self._failed.discard(target)
+                self.ring(None)
         for target, since in self._refused.items():
             # Who is away cannot try.
             if since is None or not self.connected(target.host_id):
@@ -294,8 +308,11 @@ class Catalog:
             self._refused[target] = None
         elif record.ended:
             self._ended.setdefault(target, None)
+            if record.ended.reason == END_REASON_FAILED:
+                self._failed.add(target)
         else:
             self._ended.pop(target, None)
+            self._failed.discard(target)
         self._by_pid[target.host_id, target.pid].add(target)
         self._by_host[target.host_id].add(target)
 
@@ -303,6 +320,7 @@ class Catalog:
         if self._targets.pop(target, None):
             del self._arrived[target]
             self._ended.pop(target, None)
+            self._failed.discard(target)
             self._refused.pop(target, None)
             _drop(self._by_pid, (target.host_id, target.pid), target)
             _drop(self._by_host, target.host_id, target)

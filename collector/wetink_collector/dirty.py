@@ -285,7 +285,8 @@ class DirtyService(DirtyServiceServicer):
                             positions = part.cursor.positions
                     told = {target: replace(news[target], round=positions[target].round) for target in positions}
                     # Told as not covered, and in no cursor.
-                    told |= {one.target: news[one.target] for one in records if one.is_refused}
+                    others = (one for one in records if one.target not in positions and self._catalog.may_live(one))
+                    told |= {one.target: news[one.target] for one in others}
                     if chosen.only_names and all(record.ended for record in records):
                         return
                     await self._unless_drained(asyncio.sleep(request.interval_min_ms / 1000))

@@ -70,6 +70,9 @@ PATH_CHARACTERS_MAX: Final = 4096
 SHARE_MAX: Final = 1e6
 """Bound on shares of a processor: no host has as many."""
 
+ENDED_KNOWN_MAX: Final = 4096
+"""Bound on ended incarnations that a stream knows of: an agent keeps as many, and sends no more of one that ended."""
+
 BOOT_ID_CHARACTERS_MAX: Final = 64
 """Bound on a boot id, which has 36 characters."""
 
@@ -166,6 +169,8 @@ class Intake:
         }
         self._living = {target for target, track in self._tracks.items() if not track.end}
         self._refused = {target for target, track in self._tracks.items() if track.end == END_REASON_REFUSED}
+        # In the order of their ends.
+        self._ended = dict.fromkeys(self._tracks.keys() - self._living - self._refused)
 
     def started(self, message: TargetStarted) -> IncarnationStarted | None:
         """Take the start of an incarnation; None where it is known.
@@ -188,6 +193,7 @@ class Intake:
         self._tracks[incarnation.target] = _Track(incarnation)
         self._living.add(incarnation.target)
         self._refused.discard(incarnation.target)
+        self._ended.pop(incarnation.target, None)
         return IncarnationStarted(incarnation, message)
 
     def batch(self, message: WriteProtectBatch) -> RoundsAppended | AlreadyHere | Superseded | None:
@@ -263,6 +269,10 @@ class Intake:
             return None
         track.end = message.reason
         self._living.discard(incarnation.target)
+        self._ended[incarnation.target] = None
+        if len(self._ended) > ENDED_KNOWN_MAX:
+            oldest = next(iter(self._ended))
+            del self._ended[oldest], self._tracks[oldest]
         # Our clock, not the agent's: retention counts from it.
         return IncarnationEnded(incarnation, message.reason, now_ns, message.message[:COMMAND_CHARACTERS_MAX])
 
@@ -296,6 +306,7 @@ class Intake:
         last_round = known.last_round if known and known.incarnation == incarnation else 0
         self._tracks[incarnation.target] = _Track(incarnation, last_round, END_REASON_REFUSED)
         self._living.discard(incarnation.target)
+        self._ended.pop(incarnation.target, None)
         self._refused.add(incarnation.target)
 
 

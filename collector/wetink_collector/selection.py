@@ -118,8 +118,7 @@ def _living(chosen: Chosen, catalog: Catalog) -> list[TargetRecord]:
         return []
     anywhere = chosen.cgroups or chosen.labels
     records = catalog.all() if anywhere else (record for host in chosen.hosts for record in catalog.on_host(host))
-    # One that was refused may well live: an answer without it would be smaller than the truth, and say it is complete.
-    return [record for record in records if (not record.ended or record.is_refused) and _matches(record, chosen)]
+    return [record for record in records if catalog.may_live(record) and _matches(record, chosen)]
 
 
 def _matches(record: TargetRecord, chosen: Chosen) -> bool:

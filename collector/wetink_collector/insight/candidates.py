@@ -83,7 +83,7 @@ async def plan_drain_of(inquiry: Inquiry, accuracy: Accuracy, request: pb.PlanDr
     learned = accuracy.costs(host_id)
     plan = asked.plan(request.plan, learned)
     records = sorted(
-        (record for record in inquiry.catalog.on_host(host_id) if not record.ended or record.is_refused),
+        (record for record in inquiry.catalog.on_host(host_id) if inquiry.catalog.may_live(record)),
         key=lambda record: record.order,
     )
     if len(records) > TARGETS_MAX:

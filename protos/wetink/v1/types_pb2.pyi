@@ -124,7 +124,9 @@ class _EndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EndReason.V
     END_REASON_LOST: _EndReason.ValueType  # 4
     """The agent came back without it: what was written meanwhile is not known."""
     END_REASON_FAILED: _EndReason.ValueType  # 5
-    """The agent could not go on; the message beside it says why."""
+    """The agent could not go on; the message beside it says why. The process may well live. It stays in answers about its
+    host, cgroup and labels, as not complete, until it is tracked again, or for a quarter of an hour.
+    """
     END_REASON_RESYNCHRONISED: _EndReason.ValueType  # 6
     """The agent began a new incarnation over the same memory, because the collector's record of the old one had a gap."""
     END_REASON_REFUSED: _EndReason.ValueType  # 7
@@ -147,7 +149,9 @@ END_REASON_UNTRACKED: EndReason.ValueType  # 3
 END_REASON_LOST: EndReason.ValueType  # 4
 """The agent came back without it: what was written meanwhile is not known."""
 END_REASON_FAILED: EndReason.ValueType  # 5
-"""The agent could not go on; the message beside it says why."""
+"""The agent could not go on; the message beside it says why. The process may well live. It stays in answers about its
+host, cgroup and labels, as not complete, until it is tracked again, or for a quarter of an hour.
+"""
 END_REASON_RESYNCHRONISED: EndReason.ValueType  # 6
 """The agent began a new incarnation over the same memory, because the collector's record of the old one had a gap."""
 END_REASON_REFUSED: EndReason.ValueType  # 7

@@ -472,6 +472,35 @@ def test_end_of_a_target_chosen_by_its_host_is_told_once(
     assert after.summary.complete
 
 
+def test_target_whose_agent_failed_stays_in_answers_about_its_host(
+    live: Agent, reader: Reader, one: types_pb2.Target, name: str, host: str
+) -> None:
+    """
+    The process may well live: no answer about its host says that it is complete without it, until it is tracked again.
+    It is only named there: whoever holds a copy must drop it.
+    """
+    other, other_name = target(2, host_id=host), f"{host}/2@100"
+    live.deliver(one, [1])
+    live.deliver(other, [10])
+    live.say(end(one, END_REASON_FAILED, "the kernel said no"))
+    live.acknowledged(one, 1)
+
+    first = reader.dirty(hosts=[host])
+    later = reader.dirty(hosts=[host], cursor=first.summary.cursor)
+
+    assert (first.written, later.written) == ({other_name: {10}}, {})
+    for answer in (first, later):
+        assert [status.name for status in answer.summary.targets] == [name, other_name]
+        assert not answer.summary.complete
+        assert answer.summary.targets[0].end_reason == END_REASON_FAILED
+        assert "the kernel said no" in answer.summary.targets[0].incomplete_message
+
+    live.say(start(one, incarnation=2), batch(one, 1, written=[1, 2, 3], incarnation=2))
+    live.acknowledged(one, 1, incarnation=2)
+    again = reader.dirty(hosts=[host], cursor=later.summary.cursor)
+    assert (again.written, again.summary.complete) == ({name: {1, 2, 3}}, True)
+
+
 def test_target_without_a_round_is_not_an_empty_set(
     live: Agent, reader: Reader, one: types_pb2.Target, name: str
 ) -> None:

@@ -16,6 +16,7 @@ from wetink.v1 import ingest_pb2, types_pb2
 from wetink.v1.types_pb2 import (
     END_REASON_EXEC,
     END_REASON_EXITED,
+    END_REASON_FAILED,
     INCOMPLETE_REASON_AGENT_DISCONNECTED,
     INCOMPLETE_REASON_NO_ROUND,
     INCOMPLETE_REASON_TARGET_ENDED,
@@ -259,6 +260,30 @@ def test_target_that_exits_on_a_watched_host_is_told_once(live: Agent, reader: R
     assert told.summary.targets[0].incomplete_reason == INCOMPLETE_REASON_TARGET_ENDED
     assert [status.name for status in after.summary.targets] == [other_name]
     assert (after.written, after.summary.complete) == ({other_name: {2}}, True)
+
+
+def test_target_whose_agent_failed_is_told_with_each_answer(
+    shared_collector: CollectorProcess, live: Agent, reader: Reader, host: str
+) -> None:
+    """The watch goes on with the others, and says each time that it is not complete; not when nothing is new."""
+    one, other, other_name = target(1, host_id=host), target(2, host_id=host), f"{host}/2@100"
+    live.deliver(one, [1])
+    live.deliver(other, [1])
+    live.say(ended(one, END_REASON_FAILED))
+    live.acknowledged(one, 1)
+
+    watching = watch(reader, host=host)
+    told = watching.next()
+    with Agent(shared_collector.address, f"{host}-b") as elsewhere:
+        elsewhere.hello()
+        elsewhere.deliver(target(1, host_id=f"{host}-b"), [1])
+    live.say(batch(other, 2, written=[2]))
+    after = watching.next()
+
+    for answer in (told, after):
+        assert [status.end_reason for status in answer.summary.targets] == [END_REASON_FAILED, 0]
+        assert not answer.summary.complete
+    assert after.written == {other_name: {2}}
 
 
 def test_incarnation_that_ends_in_the_middle_ends_the_watch(

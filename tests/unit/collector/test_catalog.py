@@ -6,7 +6,8 @@ import pytest
 
 from tests.unit.collector.changes import appended, ended, incarnation, started, target
 from wetink.names import TargetName
-from wetink_collector.catalog import ENDED_KEPT_MAX, ENDED_KEPT_SECONDS, Catalog
+from wetink.v1.types_pb2 import END_REASON_FAILED
+from wetink_collector.catalog import ENDED_KEPT_MAX, ENDED_KEPT_SECONDS, REFUSED_KEPT_SECONDS, Catalog
 from wetink_collector.identity import IncarnationKey
 from wetink_collector.store.interface import Change, Contents, HostSeen, TargetForgotten, TargetUnwanted, TargetWanted
 from wetink_collector.store.memory import MemoryStore
@@ -120,6 +121,32 @@ def test_target_that_lives_again_is_not_forgotten() -> None:
 
     assert catalog.to_forget(10.0 * ENDED_KEPT_SECONDS) == []
     assert catalog.ended() == []
+
+
+def test_target_whose_agent_failed_may_live_for_a_while() -> None:
+    """Not for ever, not in another boot, and not once it has exited as an incarnation that came after."""
+    failed = ended(ONE, END_REASON_FAILED)
+
+    def may_live(catalog: Catalog) -> bool:
+        record = catalog.get(ONE.target)
+        assert record is not None
+        return catalog.may_live(record)
+
+    catalog = catalog_of(HostSeen("host-1", "boot-1", "1", 1), started(ONE), failed)
+    catalog.to_forget(1000.0)
+    catalog.to_forget(1000.0 + REFUSED_KEPT_SECONDS - 1)
+    assert may_live(catalog)
+    assert catalog.to_forget(1000.0 + REFUSED_KEPT_SECONDS) == []
+    assert not may_live(catalog)
+
+    catalog = catalog_of(HostSeen("host-1", "boot-1", "1", 1), started(ONE), failed)
+    catalog.apply([HostSeen("host-1", "boot-2", "1", 2)])
+    assert not may_live(catalog)
+
+    catalog = catalog_of(started(ONE), failed, started(IncarnationKey(ONE.target, 2)))
+    assert may_live(catalog)
+    catalog.apply([ended(IncarnationKey(ONE.target, 2))])
+    assert not may_live(catalog)
 
 
 def test_no_more_than_the_bound_of_ended_targets_is_kept() -> None:

@@ -411,6 +411,22 @@ def test_batch_after_the_end_is_refused_and_a_duplicate_is_not(stream: Intake) -
         stream.batch(batch(6))
 
 
+def test_of_very_many_ended_targets_the_oldest_is_unknown(stream: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream may last for months: what it knows of targets that are gone has a bound, and those that live stay."""
+    monkeypatch.setattr(intake, "ENDED_KNOWN_MAX", 2)
+    keys = [incarnation(pid) for pid in (2, 3, 4, 5)]
+    for key in keys:
+        stream.started(started(key).started)
+        stream.batch(batch(1, key=key))
+    for key in keys[:3]:
+        stream.ended(end(key), now_ns=1)
+
+    assert [stream.batch(batch(1, key=key)) for key in keys[1:]] == [AlreadyHere(key) for key in keys[1:]]
+    assert stream.batch(batch(6)) is not None
+    with pytest.raises(MessageMalformed, match="before its TargetStarted"):
+        stream.batch(batch(1, key=keys[0]))
+
+
 def test_hello_of_another_version_is_refused() -> None:
     """An agent that speaks otherwise is not half understood."""
     with pytest.raises(MessageMalformed, match="version 2"):
