@@ -7,7 +7,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final, Protocol, TypeVar
 
@@ -59,13 +59,14 @@ class TargetRecord:
     window_ns: int = 0
     ended: IncarnationEnded | None = None
     pace: Pace | None = None
-    name: str = field(init=False)
-    order: str = field(init=False)
+    name: str = ""
+    order: str = ""
 
     def __post_init__(self) -> None:
-        """Print the name once: lists are in its order. Of two boots, two targets may have the same."""
-        object.__setattr__(self, "name", str(self.target))
-        object.__setattr__(self, "order", f"{self.name} {self.target.boot_id}")
+        """Print the name once, not with each round: lists are in its order. Two boots may have two of the same."""
+        if not self.name:
+            object.__setattr__(self, "name", str(self.target))
+            object.__setattr__(self, "order", f"{self.name} {self.target.boot_id}")
 
     @property
     def target(self) -> TargetKey:

@@ -343,10 +343,7 @@ class _Parts:
             text = f"round {message.last_round} has pages in over {CONTAINERS_MAX} places; track less of it"
             raise RoundTooLarge(text, **_metadata(message))
         self.next_part += 1
-        self._add_events(message.events)
-
-    def _add_events(self, columns: EventColumns) -> None:
-        for kept in _events(columns):
+        for kept in _events(message):
             self.events_bytes += kept.ByteSize()
             if self.events_bytes <= EVENTS_BYTES_MAX:
                 self.events.append(kept)
@@ -373,7 +370,7 @@ class _Track:
         if message.part_count == 1:
             self.parts = None
             _check_sets(message, pages)
-            return self._append(message, pages, _encoded(message), tuple(_events(message.events)))
+            return self._append(message, pages, _encoded(message), tuple(_events(message)))
         rounds = (message.first_round, message.last_round, message.part_count)
         if self.parts is None or self.parts.rounds != rounds or message.part == 0:
             self.parts = _Parts(rounds)
@@ -486,9 +483,6 @@ def _check_batch(message: WriteProtectBatch) -> None:
         message.last_round,
         message.populated_page_count,
         message.cautious_page_count,
-        message.events.lost_count,
-        message.events.stream_only_count,
-        message.events.census_only_count,
     )
     if not 1 <= message.first_round <= message.last_round or message.part >= message.part_count:
         text = (
@@ -499,15 +493,18 @@ def _check_batch(message: WriteProtectBatch) -> None:
     if max(len(message.mapped), len(message.unmapped)) > MAPPINGS_MAX:
         text = f"a batch of process {message.target.pid} has more than {MAPPINGS_MAX} mappings"
         raise MessageMalformed(text, **_metadata(message))
-    shares = message.pace.agent_share, message.pace.target_share
+    # Most batches have neither pace nor events, and a field that is not there costs as much to look at as one that is.
+    shares = (message.pace.agent_share, message.pace.target_share) if message.HasField("pace") else ()
     if not all(0 <= share < SHARE_MAX for share in shares):  # neither is what is no number
         text = f"a batch of process {message.target.pid} has shares of a processor that cannot be: {shares}"
         raise MessageMalformed(text, **_metadata(message))
-    _check_events(message)
+    if message.HasField("events"):
+        _check_events(message)
 
 
 def _check_events(message: WriteProtectBatch) -> None:
     columns = message.events
+    _check_numbers(message.target, columns.lost_count, columns.stream_only_count, columns.census_only_count)
     number = count(columns)
     sizes = ((columns.address, 8), (columns.uffd_flags, 8), (columns.thread_id, 4), (columns.time_ns, 8))
     whole = all(len(column) in {0, number * size} for column, size in (*sizes, (columns.instruction_pointer, 8)))
@@ -525,8 +522,11 @@ def _check_events(message: WriteProtectBatch) -> None:
         raise MessageMalformed(text, **_metadata(message))
 
 
-def _events(columns: EventColumns) -> list[EventColumns]:
+def _events(message: WriteProtectBatch) -> list[EventColumns]:
     """Give a copy of what is worth keeping, if anything is: the message it came in has the page sets beside it."""
+    if not message.HasField("events"):
+        return []
+    columns = message.events
     counts = columns.lost_count, columns.stream_only_count, columns.census_only_count
     if not columns.address and not any(counts):
         return []

@@ -2,8 +2,9 @@
 
 The event loop only hands over what was committed, as the bytes it came in; nothing waits for this thread but a reader
 who asks for a history. It works in pieces of one round, and whoever waits for the interpreter's lock gets it soon
-(``server.SWITCH_SECONDS``). While nobody waits for it, it takes a quarter of a processor: what it cannot count in that
-time it counts when somebody asks. After a restart, and where too much waits, it reads the store instead.
+(``server.SWITCH_SECONDS``). While nobody waits for it, it takes a quarter of a processor, and next to nothing where the
+rest of the collector has much to do: what it cannot count in that time it counts when somebody asks. After a restart,
+and where too much waits, it reads the store instead.
 """
 
 import asyncio
@@ -46,6 +47,16 @@ SHARE_MAX: Final = 0.25
 """Bound on the share of a processor that counting takes while nobody waits for it: it holds the interpreter's lock,
 which acknowledgements need. Some four hundred rounds of 4 Ki random pages are counted in a second of it."""
 
+SHARE_MIN: Final = 0.01
+"""What counting may take however busy the collector is, so that it comes to an end."""
+
+BUSY_SHARE_MAX: Final = 0.7
+"""What all of the collector may take of a processor before counting gives way to the rest. Most of it is done under the
+interpreter's lock; nearer to the whole, rounds wait longer for each other than they take."""
+
+LOOK_SECONDS: Final = 1.0
+"""Over how long it is seen what the rest takes."""
+
 SPARED_SECONDS_MAX: Final = 0.005
 """How much of its share may be used late, or in advance: to fall asleep and wake up takes as long as some rounds."""
 
@@ -70,27 +81,33 @@ class _Work:
 
 
 class Share:
-    """What a thread may use of a processor. Pure: the clocks are the caller's."""
+    """What a thread may use of a processor beside others. Pure: the clocks are the caller's."""
 
-    def __init__(self, share: float, now: float, used: float) -> None:
+    def __init__(self, now: float, used: float, used_by_all: float) -> None:
         """Begin with nothing used.
 
         Args:
-            share: Of one processor, above 0.
             now: A time in seconds.
             used: The thread's processor time then, in seconds.
+            used_by_all: That of all threads, this one among them.
         """
-        self._share = share
         self._now = now
         self._used = used
+        self._used_by_all = used_by_all
+        self._others = 0.0
         self._seconds = 0.0
 
-    def excess_seconds(self, now: float, used: float) -> float:
-        """Say how long the thread is to rest from now on; 0 where it need not."""
-        earned, spent = (now - self._now) * self._share, used - self._used
-        self._now, self._used = now, used
-        self._seconds = min(SPARED_SECONDS_MAX, self._seconds + earned - spent)
-        return -self._seconds / self._share if self._seconds < -SPARED_SECONDS_MAX else 0.0
+    def excess_seconds(self, now: float, used: float, used_by_all: float) -> float:
+        """Say how long the thread is to rest from now on; 0 where it need not. The arguments are those of the start."""
+        passed, spent = now - self._now, used - self._used
+        if passed > 0:
+            others = max(0.0, used_by_all - self._used_by_all - spent) / passed
+            self._others += (others - self._others) * min(1.0, passed / LOOK_SECONDS)
+        share = max(SHARE_MIN, min(SHARE_MAX, BUSY_SHARE_MAX - self._others))
+        self._now, self._used, self._used_by_all = now, used, used_by_all
+        self._seconds = min(SPARED_SECONDS_MAX, self._seconds + passed * share - spent)
+        # Looked at again when it may be otherwise.
+        return min(-self._seconds / share, LOOK_SECONDS) if self._seconds < -SPARED_SECONDS_MAX else 0.0
 
 
 class Histories:
@@ -265,7 +282,7 @@ class Histories:
 
     def _run(self) -> None:
         """Count what waits: the thread."""
-        self._share = Share(SHARE_MAX, time.monotonic(), time.thread_time())
+        self._share = Share(time.monotonic(), time.thread_time(), time.process_time())
         while (work := self._next()) is not None:
             try:
                 for may_rest in self._pieces(work):
@@ -288,10 +305,10 @@ class Histories:
 
     def _rest(self) -> None:
         """Rest from what was done beyond the thread's share, unless somebody waits."""
-        if not (seconds := self._share.excess_seconds(time.monotonic(), time.thread_time())):
-            return
-        with self._lock:
-            self._hurry.wait_for(lambda: self._reader_count or self._stopped, seconds)
+        while seconds := self._share.excess_seconds(time.monotonic(), time.thread_time(), time.process_time()):
+            with self._lock:
+                if self._hurry.wait_for(lambda: self._reader_count or self._stopped, seconds):
+                    return
 
     def _next(self) -> _Work | None:
         with self._lock:
