@@ -84,7 +84,7 @@ class WithoutFreeze(SoftDirty):
 
     def _look(self) -> _Bits:
         bits = self._read()
-        time.sleep(0.02)  # as long as reading a larger target takes
+        time.sleep(0.2)  # as long as reading a large target takes, also where an emulated writer is slow
         self._clear()
         return bits
 
