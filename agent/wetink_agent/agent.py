@@ -127,13 +127,13 @@ class Agent:
         self._load = Load(settings.budget.agent_share)
         self._labeller = Labeller(settings.labels, PodList(settings.pods) if settings.pods else None)
         self._pool = ThreadPoolExecutor(HARVEST_THREADS, thread_name_prefix="harvest")
-        self._holds = Holds()
         # Threads of their own: rounds do not wait for a process that takes its time to stop.
         self._attach_pool = ThreadPoolExecutor(ATTACH_AT_ONCE, thread_name_prefix="attach")
         self._tracked: dict[tuple[int, int], _Tracked] = {}
         self._attaching: dict[tuple[int, int], asyncio.Task[Tracker]] = {}
         self._given_up: dict[tuple[int, int], float] = {}
-        self._ourselves = {os.getpid()} | ({os.getppid()} if self._keeping.is_there else set())
+        self._always_ours = {os.getpid()} | ({os.getppid()} if self._keeping.is_there else set())
+        self._holds = Holds(self._always_ours)
         self._rules = Rules.of(settings.pids, settings.selection, offers=settings.handshake is not None)
         self._offered: set[Identity] = set()
         self._untracked: set[Identity] = set()
@@ -317,7 +317,7 @@ class Agent:
         Raises:
             TrackingError: It cannot be tracked.
         """
-        if pid in self._ourselves:
+        if pid in self._ourselves():
             message = f"process {pid} is this agent, which cannot track itself"
             raise Untrackable(message)
         start = procfs.stat(pid).start_time_ticks
@@ -336,6 +336,11 @@ class Agent:
             self._begin_attaching(identity, self._attach(pid, start, opener, scope))
         # Who asks may be gone before it is done, with the stream it came by; then it is done for the others.
         return await asyncio.shield(self._attaching[identity])
+
+    def _ourselves(self) -> set[int]:
+        """Give the pids that are never targets: worker, keeper, and the guard that there is now."""
+        guard = self._holds.guard_pid
+        return self._always_ours if guard is None else self._always_ours | {guard}
 
     async def _end_of_replaced(self, identity: tuple[int, int]) -> None:
         """Let what is known of a process end where the memory is not its own any more: it offers that after execve(2).

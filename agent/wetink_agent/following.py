@@ -54,7 +54,7 @@ class Follower:
         *,
         track: Callable[[int, int], Awaitable[object]],
         tracked: Collection[Identity],
-        ourselves: Collection[int],
+        ourselves: Callable[[], set[int]],
         pool: Executor,
     ) -> None:
         """Prepare.
@@ -63,7 +63,7 @@ class Follower:
             selection: The rules.
             track: Attaches to a process; raises TrackingError.
             tracked: What is tracked already, as it changes.
-            ourselves: Pids that are never selected.
+            ourselves: Gives the pids that are never selected, as they are now.
             pool: Runs the looks.
         """
         self.named: set[Identity] = set()
@@ -71,7 +71,7 @@ class Follower:
         self._selection = selection
         self._track = track
         self._tracked = tracked
-        self._ourselves = frozenset(ourselves)
+        self._ourselves = ourselves
         self._pool = pool
         self._look = asyncio.Event()
         self._is_blind = False
@@ -175,7 +175,8 @@ class Follower:
             found = await asyncio.get_running_loop().run_in_executor(self._pool, discovery.processes, self._selection)
             # Also of those whose own parent has gone: they are no descendants of anybody's any more.
             roots = frozenset(pid for pid, _ in (*identities, *self._tracked))
-            for pid in self._selection.select(found, roots) - self._ourselves:
+            # Asked after the look: one of ours that it saw has begun before.
+            for pid in self._selection.select(found, roots) - self._ourselves():
                 with contextlib.suppress(NoSuchProcess):
                     identities.add((pid, procfs.stat(pid).start_time_ticks))
         for kept in (self._retry_at, self._pauses):

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -55,9 +55,15 @@ class _Hold:
 class Guard:
     """What is frozen, by whose hold, and until when."""
 
-    def __init__(self, agent: socket.socket) -> None:
-        """Serve an agent."""
+    def __init__(self, agent: socket.socket, never: Iterable[int]) -> None:
+        """Serve an agent.
+
+        Args:
+            agent: The connection to it.
+            never: Pids that are not frozen, besides this process: the agent's own.
+        """
         agent.settimeout(SAY_SECONDS_MAX)
+        self._never = frozenset((os.getpid(), *never))
         self._agent = agent
         self._frozen: dict[str, _Frozen] = {}
         self._of_process: dict[Process, str] = {}
@@ -114,6 +120,9 @@ class Guard:
         return outcomes
 
     def _freeze_one(self, process: Process, others: Collection[Process], *, whole_cgroups: bool) -> dict[str, object]:
+        if process[0] in self._never:
+            # Stopped, we could let nobody go on when the time is over, and the agent could not do it in our place.
+            return {"method": "", "message": f"process {process[0]} is of the agent, which does not freeze itself"}
         what = self._of_process.get(process)
         if what is None:
             try:
@@ -191,12 +200,15 @@ class Guard:
 
 
 def main() -> None:
-    """Serve the agent at the other end of the socket whose descriptor is the one argument."""
+    """Serve the agent at the other end of the socket whose descriptor is the first argument.
+
+    The others are the pids of the agent, which are never frozen.
+    """
     # Whoever stops the service stops the agent; we go when it has gone, and let everything go on first.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as agent:
-        Guard(agent).serve()
+        Guard(agent, map(int, sys.argv[2:])).serve()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,8 +44,13 @@ class Outcome:
 class Holds:
     """Freezes processes through a guard, which is started when it is first needed. Used on the event loop only."""
 
-    def __init__(self) -> None:
-        """Begin without a guard."""
+    def __init__(self, never: Iterable[int] = ()) -> None:
+        """Begin without a guard.
+
+        Args:
+            never: Pids that are never frozen, whoever asks: those whom the guard needs to let others go on.
+        """
+        self._never = tuple(never)
         self._guard: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -53,6 +58,11 @@ class Holds:
         self._ids = itertools.count()
         self._frozen: dict[str, str] = {}
         self._starting = asyncio.Lock()
+
+    @property
+    def guard_pid(self) -> int | None:
+        """Pid of the guard, where there is one now. It must never be a target: stopped, it could let nobody go on."""
+        return self._guard.pid if self._guard is not None and self._guard.returncode is None else None
 
     async def freeze(
         self, hold: str, processes: Sequence[Process], *, seconds: float, whole_cgroups: bool
@@ -120,7 +130,7 @@ class Holds:
             # In a session of its own, since what a terminal sends to us is not for it; -P: with no module out of the
             # current directory.
             self._guard = subprocess.Popen(  # noqa: ASYNC220, S603 (it blocks until it has been started, and is ours)
-                [sys.executable, "-P", "-m", "wetink_agent.guard", str(its.fileno())],
+                [sys.executable, "-P", "-m", "wetink_agent.guard", str(its.fileno()), *map(str, self._never)],
                 pass_fds=(its.fileno(),),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

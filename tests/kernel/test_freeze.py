@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import os
 import signal
@@ -14,6 +15,7 @@ from tests.support import programs
 from wetink_agent import procfs
 from wetink_agent.errors import NoSuchProcess
 from wetink_agent.freeze import NotFrozen, while_frozen
+from wetink_agent.holds import Holds
 
 pytestmark = pytest.mark.needs("root", "cc")
 
@@ -77,6 +79,36 @@ def test_a_signal_that_comes_meanwhile_arrives() -> None:
             held(writer.pid, lambda: os.kill(writer.pid, signal.SIGWINCH))
         held(writer.pid, lambda: os.kill(writer.pid, signal.SIGTERM))
         assert writer.process.wait(5) == -signal.SIGTERM
+
+
+def test_the_guard_freezes_neither_itself_nor_the_agent(tmp_path: Path) -> None:
+    """Whoever asks for it: who is frozen with them goes on when the hold's time is over."""
+    with programs.running("sleeper", "threads", tmp_path / "target") as target:
+        with programs.running("sleeper", "threads", tmp_path / "agent") as agent:
+            methods = asyncio.run(frozen_beside_the_guard(target.pid, agent.pid))
+        assert methods == ["PTRACE", "", ""]
+        programs.Progress(target, tmp_path / "target").wait(more=2)
+
+
+async def frozen_beside_the_guard(*pids: int) -> list[str]:
+    """Freeze processes and the guard for half a second; gives the methods, when the first process goes on.
+
+    Args:
+        pids: The processes; all but the first are said to be the agent's.
+    """
+    holds = Holds(pids[1:])
+    await holds.freeze("begin", [], seconds=0.1, whole_cgroups=False)
+    assert holds.guard_pid
+    processes = [(pid, procfs.stat(pid).start_time_ticks) for pid in (*pids, holds.guard_pid)]
+    try:
+        outcomes = await holds.freeze("hold", processes, seconds=0.5, whole_cgroups=False)
+        async with asyncio.timeout(20):
+            while procfs.is_frozen(pids[0]):  # noqa: ASYNC110 (the kernel tells nobody)
+                await asyncio.sleep(0.02)
+        return [outcomes[process].method for process in processes]
+    finally:
+        os.kill(holds.guard_pid, signal.SIGKILL)
+        await holds.close()
 
 
 def test_what_is_traced_by_somebody_else_is_not_frozen() -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.agent import running_agent
+from tests.support.agent import HOST, running_agent, worker_pid
 from tests.support.collector import running_collector
 from wetink_client import Collector
+from wetink_client.errors import Refused
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
 
@@ -104,3 +105,39 @@ def test_the_tree_of_a_target() -> None:
         finally:
             os.kill(child, 9)
             parent.kill()
+
+
+def test_the_agent_in_its_targets_cgroup_is_no_target_nor_is_its_guard() -> None:
+    """Were the guard one, the next freeze would stop it, and nobody would let the targets go on."""
+    with (
+        sleeping("4326.25") as first,
+        cgroup_of(first) as path,
+        running_collector() as collector,
+        running_agent(collector.address, "--cgroup", path) as agent,
+        Collector(collector.address) as client,
+    ):
+        for pid in (agent.pid, worker_pid(agent)):
+            join(path, pid)
+        assert tracked(client, {first}) == {first}
+        # The guard begins with the first freeze, and stays.
+        assert client.dirty(f"{HOST}/{first}", freeze=True).complete
+        guard = guard_of(worker_pid(agent))
+        for seconds in ("4326.5", "4326.75"):
+            with sleeping(seconds) as later:
+                join(path, later)
+                assert tracked(client, {first, later}) == {first, later}
+        assert not agent.events("target_refused")
+        with pytest.raises(Refused, match="cannot track itself"):
+            client.track(HOST, guard)
+
+
+def join(path: str, pid: int) -> None:
+    """Put a process into the cgroup of ``cgroup_of`` that has a path."""
+    directory = next(found for root in ROOTS if (found := Path(root, path.lstrip("/"))).is_dir())
+    (directory / "cgroup.procs").write_text(str(pid), encoding="ascii")
+
+
+def guard_of(worker: int) -> int:
+    """Give the guard of an agent, its worker's only child."""
+    (guard,) = Path(f"/proc/{worker}/task/{worker}/children").read_text(encoding="ascii").split()
+    return int(guard)
