@@ -38,10 +38,12 @@ from wetink_client.values import (
     Freeze,
     Host,
     Selectable,
+    Selection,
     Strictness,
     TargetInfo,
     TargetMappings,
     Thawed,
+    all_ended,
     barrier_of,
     check_frozen,
     host_of,
@@ -266,8 +268,9 @@ class Collector(MigrationCalls, InsightCalls, SessionCalls):
         """Ask again and again: first what is dirty since the cursor, then each time rounds were committed.
 
         A reader that is slow gets fewer, larger answers. It has no deadline: it ends when the caller stops listening,
-        or with CollectorUnavailable, also when a collector is silent on the connection for 15 s. To go on after
-        that, watch again since the last answer's cursor.
+        when every target of a selection by names alone has exited or been untracked, or with CollectorUnavailable,
+        also when a collector is silent on the connection for 15 s. To go on after that, watch again since the last
+        answer's cursor.
 
         Args:
             selection: Must not be empty. Targets that come to match later are included from their first round.
@@ -281,15 +284,19 @@ class Collector(MigrationCalls, InsightCalls, SessionCalls):
                 again without a cursor.
             BrokenAnswer: An answer was damaged. It is never a smaller set.
         """
+        chosen = Selection.of(selection)
         request = requests.watch(
-            selection, since, pages=True, interval_seconds_min=interval_seconds_min, strictness=strictness
+            chosen, since, pages=True, interval_seconds_min=interval_seconds_min, strictness=strictness
         )
         assembly = _assembly()
+        is_over = False
         for part in self._listen(lambda stub: stub.Watch, request, None):
             answer = assembly.take(part)
+            is_over = answer is not None and all_ended(chosen, answer)
             if answer is not None:
                 yield answer
-        raise _watch_ended(self.address)
+        if not is_over:
+            raise _watch_ended(self.address)
 
     def watch_counts(
         self,
@@ -300,12 +307,17 @@ class Collector(MigrationCalls, InsightCalls, SessionCalls):
         strictness: Strictness = Strictness.STRICT,
     ) -> Generator[DirtyCounts]:
         """Ask again and again how much is dirty, without the pages. Apart from that as ``watch``."""
+        chosen = Selection.of(selection)
         request = requests.watch(
-            selection, since, pages=False, interval_seconds_min=interval_seconds_min, strictness=strictness
+            chosen, since, pages=False, interval_seconds_min=interval_seconds_min, strictness=strictness
         )
+        is_over = False
         for part in self._listen(lambda stub: stub.Watch, request, None):
-            yield watched_counts_of(part)
-        raise _watch_ended(self.address)
+            counts = watched_counts_of(part)
+            is_over = all_ended(chosen, counts)
+            yield counts
+        if not is_over:
+            raise _watch_ended(self.address)
 
     def events(self, target: str, *, follow: bool = False) -> Generator[EventBatch]:
         """Give the single writes of one target that the collector keeps, oldest first.
@@ -539,16 +551,20 @@ class AsyncCollector(AsyncMigrationCalls, AsyncInsightCalls, AsyncSessionCalls):
         strictness: Strictness = Strictness.STRICT,
     ) -> AsyncGenerator[DirtySet]:
         """As ``Collector.watch``."""
+        chosen = Selection.of(selection)
         request = requests.watch(
-            selection, since, pages=True, interval_seconds_min=interval_seconds_min, strictness=strictness
+            chosen, since, pages=True, interval_seconds_min=interval_seconds_min, strictness=strictness
         )
         assembly = _assembly()
+        is_over = False
         async with aclosing(self._listen(lambda stub: stub.Watch, request, None)) as parts:
             async for part in parts:
                 answer = assembly.take(part)
+                is_over = answer is not None and all_ended(chosen, answer)
                 if answer is not None:
                     yield answer
-        raise _watch_ended(self.address)
+        if not is_over:
+            raise _watch_ended(self.address)
 
     async def watch_counts(
         self,
@@ -559,13 +575,18 @@ class AsyncCollector(AsyncMigrationCalls, AsyncInsightCalls, AsyncSessionCalls):
         strictness: Strictness = Strictness.STRICT,
     ) -> AsyncGenerator[DirtyCounts]:
         """As ``Collector.watch_counts``."""
+        chosen = Selection.of(selection)
         request = requests.watch(
-            selection, since, pages=False, interval_seconds_min=interval_seconds_min, strictness=strictness
+            chosen, since, pages=False, interval_seconds_min=interval_seconds_min, strictness=strictness
         )
+        is_over = False
         async with aclosing(self._listen(lambda stub: stub.Watch, request, None)) as parts:
             async for part in parts:
-                yield watched_counts_of(part)
-        raise _watch_ended(self.address)
+                counts = watched_counts_of(part)
+                is_over = all_ended(chosen, counts)
+                yield counts
+        if not is_over:
+            raise _watch_ended(self.address)
 
     async def events(self, target: str, *, follow: bool = False) -> AsyncGenerator[EventBatch]:
         """As ``Collector.events``."""

@@ -339,7 +339,8 @@ def watch(
 
     First what is dirty since the cursor, then each time rounds came in. Without a target: on all hosts known now. With
     --json each line is as that of `wetink dirty`; otherwise one line of counts a target. Where an answer is not
-    complete, standard error says why, and again only when the reason changes.
+    complete, standard error says why, and again only when the reason changes. Ends when all targets that were named
+    have exited or were untracked.
     """
     with connected(context) as collector:
         selection = selected(names, host, cgroup, label) or _all_hosts(collector)

@@ -128,7 +128,7 @@ class Selection:
     value does not come to be.
 
     Raises:
-        InvalidRequest: A name cannot be one.
+        InvalidRequest: A name cannot be one, or a label's key is there with two values, which nothing can have.
     """
 
     targets: tuple[str, ...] = ()
@@ -143,9 +143,14 @@ class Selection:
                 parse_target(target)
             for host in self.hosts:
                 check_host_id(host)
-            parse_labels(self.labels)
+            labels = parse_labels(self.labels)
         except NameMalformed as error:
             raise InvalidRequest(str(error), "SELECTION_MALFORMED") from error
+        for text in self.labels:
+            key, _, value = text.partition("=")
+            if value != labels[key]:
+                message = f"label {key} is given twice, as {value!r} and {labels[key]!r}: a target has one value of it"
+                raise InvalidRequest(message, "SELECTION_MALFORMED")
 
     def __bool__(self) -> bool:
         """Whether it names anything."""
@@ -563,6 +568,16 @@ def counts_of(summary: dirty_pb2.DirtySummary) -> DirtyCounts:
         as_of_time_ns=summary.as_of_time_ns or None,
         targets=MappingProxyType(targets),
     )
+
+
+def all_ended(selection: Selection, answer: DirtyCounts) -> bool:
+    """Whether nothing can follow an answer of a watch: its targets are named, and each has exited or was untracked.
+
+    One that ended otherwise may come back, and the collector says how to go on.
+    """
+    is_by_names = not (selection.hosts or selection.cgroups or selection.labels)
+    reasons = {status.end_reason for status in answer.targets.values()}
+    return is_by_names and bool(reasons) and reasons <= {EndReason.EXITED, EndReason.UNTRACKED}
 
 
 def watched_counts_of(part: dirty_pb2.WatchResponse) -> DirtyCounts:

@@ -322,6 +322,18 @@ def test_cursor_from_before_a_new_incarnation_is_5(collector: str, agent: RawAge
     assert code == 5
 
 
+@pytest.mark.parametrize("flag", [[], ["--json"]], ids=["text", "json"])
+def test_watch_of_a_process_that_has_exited_is_0(collector: str, flag: list[str], agent: RawAgent, name: str) -> None:
+    """It is over, and nothing has failed."""
+    agent.end(agent.start(7, [1]), types_pb2.END_REASON_EXITED)
+    agent.start(8)
+
+    ended = wetink("--collector", collector, "watch", name, *flag)
+
+    assert ended.returncode == 0, ended.stderr
+    assert len(ended.stdout.splitlines()) == 1
+
+
 def test_watch_counts_its_answers(collector: str, agent: RawAgent, name: str) -> None:
     """As lines of JSON it is the same as dirty; for people it is counts."""
     agent.start(7, [1, 2])

@@ -17,6 +17,7 @@ from wetink_client import (
     Backend,
     Collector,
     Consistency,
+    DirtyCounts,
     DirtySet,
     EndReason,
     IncompleteReason,
@@ -241,6 +242,24 @@ def test_watch_ends_when_an_incarnation_does(collector: str, agent: RawAgent, na
         with pytest.raises(ResynchronisationNeeded):
             for _ in answers:
                 pass
+
+
+@pytest.mark.parametrize("reason", [types_pb2.END_REASON_EXITED, types_pb2.END_REASON_UNTRACKED])
+def test_watch_is_over_when_all_that_was_named_has_ended(
+    collector: str, agent: RawAgent, name: str, reason: types_pb2.EndReason.ValueType
+) -> None:
+    """It ends well, by either client, with pages and without: whoever watched again would be told the same again."""
+    agent.end(agent.start(7, [1, 2]), reason)
+    agent.start(8)  # what was said before is durable when this is
+
+    async def watch() -> list[DirtyCounts]:
+        async with AsyncCollector(collector) as client:
+            return [one async for one in client.watch(name)] + [one async for one in client.watch_counts(name)]
+
+    with Collector(collector) as client:
+        answers = [*client.watch(name), *client.watch_counts(name), *asyncio.run(watch())]
+
+    assert [answer.targets[name].written_page_count for answer in answers] == [2, 2, 2, 2]
 
 
 def test_exit_is_the_last_thing_that_is_said(collector: str, agent: RawAgent, name: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from wetink.v1 import dirty_pb2, types_pb2
 from wetink_client import Backend, Consistency, EndReason, IncompleteReason, InvalidRequest, Selection
-from wetink_client.values import status_of, target_of
+from wetink_client.values import all_ended, counts_of, status_of, target_of
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,32 @@ def test_malformed_host_is_told_before_anything_is_sent() -> None:
     """As for targets."""
     with pytest.raises(InvalidRequest, match="is no host id"):
         Selection(hosts=("host 1",))
+
+
+@pytest.mark.parametrize(
+    "selection, reasons, is_over",
+    [
+        (Selection(("h/1", "h/2")), (types_pb2.END_REASON_EXITED, types_pb2.END_REASON_UNTRACKED), True),
+        (Selection(("h/1", "h/2")), (types_pb2.END_REASON_EXITED, types_pb2.END_REASON_UNSPECIFIED), False),
+        (Selection(("h/1", "h/2")), (types_pb2.END_REASON_EXITED, types_pb2.END_REASON_FAILED), False),
+        (Selection(("h/1",), hosts=("h",)), (types_pb2.END_REASON_EXITED,), False),
+        (Selection(cgroups=("/a",)), (types_pb2.END_REASON_EXITED,), False),
+        (Selection(labels=("pod=a",)), (types_pb2.END_REASON_EXITED,), False),
+    ],
+)
+def test_a_watch_is_over_when_nothing_can_follow(
+    selection: Selection, reasons: tuple[types_pb2.EndReason.ValueType, ...], is_over: object
+) -> None:
+    """Others may come to a host, and who failed or became another program may come back."""
+    statuses = [dirty_pb2.TargetStatus(name=f"h/{pid}@9", end_reason=reason) for pid, reason in enumerate(reasons, 1)]
+
+    assert all_ended(selection, counts_of(dirty_pb2.DirtySummary(targets=statuses))) is is_over
+
+
+def test_label_with_two_values_is_refused() -> None:
+    """No target has both, and an answer about those with the one would be called complete."""
+    with pytest.raises(InvalidRequest, match="label pod is given twice, as 'a' and 'b'") as caught:
+        Selection(labels=("pod=a", "namespace=n", "pod=b"))
+
+    assert caught.value.reason == "SELECTION_MALFORMED"
+    assert Selection(labels=("pod=a", "pod=a"))
