@@ -63,6 +63,10 @@ SPARED_SECONDS_MAX: Final = 0.005
 WAIT_SECONDS_MAX: Final = 20.0
 """How long a reader waits for a history: after a restart a target's whole log is read first, which takes seconds."""
 
+FAILED_SECONDS: Final = 30.0
+"""How long a target whose rounds could not be counted, and nobody foresaw why, is not tried again: its whole log is
+read each time, and mostly comes to the same."""
+
 log = structlog.get_logger()
 
 T = TypeVar("T")
@@ -77,6 +81,9 @@ class _Work:
     waiting: deque[RoundsAppended] = field(default_factory=deque)
     waiting_bytes: int = 0
     reload: bool = False
+    # Why it could not be counted, and when that was, where nobody foresaw it.
+    failure: str = ""
+    failed_seconds: float = 0.0
     readers: list[asyncio.Future[None]] = field(default_factory=list)
 
 
@@ -191,7 +198,7 @@ class Histories:
 
         Raises:
             StoreUnavailable: That takes too long, or the store cannot be read now.
-            HistoryTooShort: The record of its rounds is damaged.
+            HistoryTooShort: The record of its rounds is damaged, or they cannot be counted.
         """
         if self.is_current(record):
             return
@@ -200,6 +207,8 @@ class Histories:
             work = self._kept.get(record.target)
             if work is None or work.incarnation != record.incarnation:
                 return
+            if work.failure and time.monotonic() < work.failed_seconds + FAILED_SECONDS:
+                raise HistoryTooShort(work.failure)
             work.readers.append(caught_up)
             self._reader_count += 1
             self._queue(work)
@@ -210,6 +219,12 @@ class Histories:
         except TimeoutError as error:
             message = f"the rounds of {record.name} are still being read from the store; ask again in some seconds"
             raise StoreUnavailable(message) from error
+        finally:
+            # Who goes on waiting no longer is nobody that the thread has to hurry for.
+            with self._lock:
+                if caught_up in work.readers:
+                    work.readers.remove(caught_up)
+                    self._reader_count -= 1
 
     def read(self, incarnation: IncarnationKey, function: Callable[[History], T]) -> T | None:
         """Look at a history, for a moment: nothing is added to any meanwhile. From any thread but the event loop's.
@@ -299,6 +314,9 @@ class Histories:
                 self._fail(work, HistoryTooShort(str(damage)))
             except StoreFailed as error:
                 self._fail(work, StoreUnavailable(str(error)))
+            except Exception as error:  # it is of one target, and the thread is of all
+                log.exception("history_failed", target=str(work.incarnation.target))
+                self._fail_unforeseen(work, error)
             else:
                 self._finish(work)
             self._rest()
@@ -390,6 +408,17 @@ class Histories:
                 self._reread(work)
                 self._release(work, error)
 
+    def _fail_unforeseen(self, work: _Work, error: Exception) -> None:
+        """Let go of a history that may be half counted. It is tried again later, not each time that somebody asks."""
+        name = str(work.incarnation.target)
+        message = f"the rounds of {name} could not be counted ({type(error).__name__}): the collector's log says why"
+        with self._using:
+            work.history = History(work.incarnation)
+            self._note_size(work)
+        with self._lock:
+            work.failure, work.failed_seconds = message, time.monotonic()
+        self._fail(work, HistoryTooShort(message))
+
     def _finish(self, work: _Work) -> None:
         with self._lock:
             if self._kept.get(work.incarnation.target) is not work:
@@ -398,6 +427,7 @@ class Histories:
                 # Whoever waits for it still waits.
                 self._queue(work)
                 return
+            work.failure = ""
             self._release(work)
 
 

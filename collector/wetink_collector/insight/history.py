@@ -5,7 +5,7 @@ about the last hour is about its rounds. What is merged all the same (a store ga
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -20,6 +20,10 @@ from wetink_collector.store.interface import decode_stored, encode_stored
 
 ROUNDS_MAX: Final = 4096
 """Bound on the stretches that are kept apart: the rounds of an hour, at one a second. Older ones are merged."""
+
+TIME_NS_MAX: Final = 1 << 62
+"""Bound on the times of rounds, a century from now: an agent's clock may say anything, and what is counted from times
+is to stay a number of 64 bits."""
 
 _KEPT_BYTES: Final = 400
 """What a stretch takes beside its sets."""
@@ -167,6 +171,8 @@ class History:
             RecordDamaged: The sets are none.
         """
         assert block.first_round == self.round + 1, (block, self.round)
+        if block.last_time_ns > TIME_NS_MAX:
+            block = replace(block, last_time_ns=TIME_NS_MAX)
         if self._working_set is None:
             # When the pages of the first round were written nobody knows.
             self._working_set = WorkingSet(block.last_time_ns, starts_max=self._starts_max, ends_max=self._ends_max)

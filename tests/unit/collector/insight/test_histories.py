@@ -1,8 +1,10 @@
 """Histories keep up with what is committed, also where too much waits, after a restart, and where memory is short."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -14,7 +16,7 @@ from pyroaring import BitMap64
 from tests.unit.collector.changes import incarnation, started
 from wetink.v1.types_pb2 import END_REASON_LOST
 from wetink_collector.catalog import Catalog
-from wetink_collector.errors import StoreUnavailable
+from wetink_collector.errors import HistoryTooShort, StoreUnavailable
 from wetink_collector.identity import IncarnationKey
 from wetink_collector.insight import histories as module
 from wetink_collector.insight.histories import Histories, Share
@@ -283,6 +285,91 @@ def test_store_that_cannot_be_read_is_told_to_who_asks(monkeypatch: pytest.Monke
             one.commit(round_(4, own(4)))
             fails = False
             assert (await one.look()) == (2, 4, True, (2 + 9, 2 + 9))
+
+    asyncio.run(run())
+
+
+def test_one_target_that_cannot_be_counted_is_no_other_s_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong: who asks for it is told, its log is not read each time, and it is tried again later."""
+    other = incarnation(2)
+    appending: Any = History.append
+    reading: Any = MemoryStore.read
+    fails = True
+    reads = []
+
+    def append(self: History, *arguments: object) -> None:
+        if fails and self.incarnation == ONE:
+            raise MemoryError
+        appending(self, *arguments)
+
+    def read(self: MemoryStore, key: IncarnationKey, **options: object) -> object:
+        reads.append(key)
+        return reading(self, key, **options)
+
+    monkeypatch.setattr(History, "append", append)
+    monkeypatch.setattr(MemoryStore, "read", read)
+
+    async def run() -> None:
+        nonlocal fails
+        async with kept() as one:
+            for key in (ONE, other):
+                one.commit(started(key), *(round_(number, own(number), key) for number in (1, 2, 3)))
+            for _ in range(3):
+                with pytest.raises(HistoryTooShort, match="could not be counted"):
+                    await one.look()
+                assert (await one.look(other)) == (2, 3, True, (5 + 3, 5 + 3))
+            assert len(reads) <= 1
+            fails = False
+            monkeypatch.setattr(module, "FAILED_SECONDS", 0.0)
+            assert (await one.look()) == (2, 3, True, (5 + 3, 5 + 3))
+
+    asyncio.run(run())
+
+
+def test_whatever_a_clock_says_rounds_are_counted() -> None:
+    """Also the latest time that there is a number for, again and again; a moment later it is the year it was."""
+
+    async def run() -> None:
+        async with kept() as one:
+            one.commit(started(ONE), round_(1, range(50)))
+            for number, time_ns in enumerate([(1 << 63) - 1, (1 << 63) - 1, (1 << 63) - 1, 10**9, 2 * 10**9], 2):
+                change = round_(number, own(number))
+                one.commit(replace(change, block=replace(change.block, last_time_ns=time_ns)))
+            assert (await one.look()) == (2, 6, True, (2 + 15, 2 + 15))
+
+    asyncio.run(run())
+
+
+def test_who_waits_no_longer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither after the time that a reader waits at most, nor when it has gone away."""
+    may_read = threading.Event()
+    reading: Any = MemoryStore.read
+
+    def read(self: MemoryStore, *arguments: object, **options: object) -> object:
+        may_read.wait(PATIENCE_SECONDS)
+        return reading(self, *arguments, **options)
+
+    monkeypatch.setattr(MemoryStore, "read", read)
+
+    async def run() -> None:
+        store = MemoryStore()
+        store.commit([started(ONE), *(round_(number, own(number)) for number in (1, 2, 3))])
+        async with kept(store) as one:
+            record = one.catalog.get(ONE.target)
+            assert record
+            gone = asyncio.create_task(one.histories.current(record))
+            await asyncio.sleep(0)
+            assert one.histories._reader_count == 1
+            gone.cancel()
+            await asyncio.wait([gone])
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "WAIT_SECONDS_MAX", 0.01)
+                with pytest.raises(StoreUnavailable, match="still being read"):
+                    await one.look()
+            assert one.histories._reader_count == 0
+            assert not one.histories._kept[ONE.target].readers
+            may_read.set()
+            assert (await one.look()) == (2, 3, True, (5 + 3, 5 + 3))
 
     asyncio.run(run())
 
