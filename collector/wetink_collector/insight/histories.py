@@ -23,6 +23,7 @@ from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.errors import HistoryTooShort, StoreUnavailable
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.insight.history import History
+from wetink_collector.insight.share import Share
 from wetink_collector.store.interface import (
     Change,
     IncarnationEnded,
@@ -43,22 +44,11 @@ What takes most gives way: old rounds are merged, then windows and pages of long
 BACKLOG_BYTES_MAX: Final = 64 << 20
 """Bound on the rounds that wait to be counted. Beyond it they are dropped here, and read from the store later."""
 
-SHARE_MAX: Final = 0.25
-"""Bound on the share of a processor that counting takes while nobody waits for it: it holds the interpreter's lock,
-which acknowledgements need. Some four hundred rounds of 4 Ki random pages are counted in a second of it."""
+BACKLOG_KEPT: Final = 0.75
+"""What is left of them then: to find who has most of it takes a look at all targets, too long to be done each round."""
 
-SHARE_MIN: Final = 0.01
-"""What counting may take however busy the collector is, so that it comes to an end."""
-
-BUSY_SHARE_MAX: Final = 0.7
-"""What all of the collector may take of a processor before counting gives way to the rest. Most of it is done under the
-interpreter's lock; nearer to the whole, rounds wait longer for each other than they take."""
-
-LOOK_SECONDS: Final = 1.0
-"""Over how long it is seen what the rest takes."""
-
-SPARED_SECONDS_MAX: Final = 0.005
-"""How much of its share may be used late, or in advance: to fall asleep and wake up takes as long as some rounds."""
+_WAITING_BYTES: Final = 1024
+"""What a round that waits takes beside its sets, also where it has none."""
 
 WAIT_SECONDS_MAX: Final = 20.0
 """How long a reader waits for a history: after a restart a target's whole log is read first, which takes seconds."""
@@ -85,36 +75,6 @@ class _Work:
     failure: str = ""
     failed_seconds: float = 0.0
     readers: list[asyncio.Future[None]] = field(default_factory=list)
-
-
-class Share:
-    """What a thread may use of a processor beside others. Pure: the clocks are the caller's."""
-
-    def __init__(self, now: float, used: float, used_by_all: float) -> None:
-        """Begin with nothing used.
-
-        Args:
-            now: A time in seconds.
-            used: The thread's processor time then, in seconds.
-            used_by_all: That of all threads, this one among them.
-        """
-        self._now = now
-        self._used = used
-        self._used_by_all = used_by_all
-        self._others = 0.0
-        self._seconds = 0.0
-
-    def excess_seconds(self, now: float, used: float, used_by_all: float) -> float:
-        """Say how long the thread is to rest from now on; 0 where it need not. The arguments are those of the start."""
-        passed, spent = now - self._now, used - self._used
-        if passed > 0:
-            others = max(0.0, used_by_all - self._used_by_all - spent) / passed
-            self._others += (others - self._others) * min(1.0, passed / LOOK_SECONDS)
-        share = max(SHARE_MIN, min(SHARE_MAX, BUSY_SHARE_MAX - self._others))
-        self._now, self._used, self._used_by_all = now, used, used_by_all
-        self._seconds = min(SPARED_SECONDS_MAX, self._seconds + passed * share - spent)
-        # Looked at again when it may be otherwise.
-        return min(-self._seconds / share, LOOK_SECONDS) if self._seconds < -SPARED_SECONDS_MAX else 0.0
 
 
 class Histories:
@@ -258,19 +218,29 @@ class Histories:
         work = self._kept.get(target)
         if work is None or work.incarnation != change.incarnation or work.reload:
             return
-        work.waiting.append(change)
-        work.waiting_bytes += _size(change)
-        self._backlog_bytes += _size(change)
+        # Its events are kept elsewhere, and as long as they are to be.
+        waiting = RoundsAppended(change.incarnation, change.block, change.written, change.vanished)
+        work.waiting.append(waiting)
+        work.waiting_bytes += _size(waiting)
+        self._backlog_bytes += _size(waiting)
         self._queue(work)
-        while self._backlog_bytes > BACKLOG_BYTES_MAX:
+        if self._backlog_bytes > BACKLOG_BYTES_MAX:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Drop what waits of the target that has most of it: its rounds are read from the store, merged by then."""
-        work = max(self._kept.values(), key=lambda work: work.waiting_bytes)
-        self._reread(work)
-        self._queue(work)
-        log.info("history_reread", target=str(work.incarnation.target), why="too many rounds wait to be counted")
+        """Drop what waits of the targets that have most of it: their rounds are read from the store, merged by then."""
+        works = sorted((work for work in self._kept.values() if work.waiting), key=lambda work: -work.waiting_bytes)
+        count = 0
+        while self._backlog_bytes > BACKLOG_KEPT * BACKLOG_BYTES_MAX:
+            self._reread(works[count])
+            self._queue(works[count])
+            count += 1
+        log.info(
+            "histories_reread",
+            target=str(works[0].incarnation.target),
+            others=count - 1,
+            why="too many rounds wait to be counted",
+        )
 
     def _reread(self, work: _Work) -> None:
         self._backlog_bytes -= work.waiting_bytes
@@ -446,4 +416,4 @@ def _appended(incarnation: IncarnationKey, stored: StoredBlock) -> RoundsAppende
 
 
 def _size(change: RoundsAppended) -> int:
-    return len(change.written) + len(change.vanished)
+    return len(change.written) + len(change.vanished) + _WAITING_BYTES

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from pyroaring import BitMap64
 
 from tests.unit.collector.changes import incarnation, started
-from wetink.v1.types_pb2 import END_REASON_LOST
+from wetink.v1.types_pb2 import END_REASON_LOST, Pace
 from wetink_collector.catalog import Catalog
 from wetink_collector.errors import HistoryTooShort, StoreUnavailable
 from wetink_collector.identity import IncarnationKey
 from wetink_collector.insight import histories as module
-from wetink_collector.insight.histories import Histories, Share
+from wetink_collector.insight import share
+from wetink_collector.insight.histories import Histories
 from wetink_collector.insight.history import History
+from wetink_collector.insight.share import Share
 from wetink_collector.round_log import Block
 from wetink_collector.store.interface import (
     Change,
@@ -124,7 +126,7 @@ def test_after_a_restart_the_store_is_read() -> None:
 
 def test_too_much_that_waits_is_read_from_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is lost by that but what the store has merged."""
-    monkeypatch.setattr(module, "BACKLOG_BYTES_MAX", 2000)
+    monkeypatch.setattr(module, "BACKLOG_BYTES_MAX", 20_000)
 
     async def run() -> None:
         async with kept() as one:
@@ -132,7 +134,7 @@ def test_too_much_that_waits_is_read_from_the_store(monkeypatch: pytest.MonkeyPa
             # The event loop is not let go of, so that the thread has it all at once.
             for number in range(2, 400):
                 one.commit(round_(number, own(number)))
-            assert one.histories._backlog_bytes <= 2000
+            assert one.histories._backlog_bytes <= 20_000
             assert (await one.look()) == (2, 399, True, (2 + 3 * 398,) * 2)
 
     asyncio.run(run())
@@ -145,7 +147,7 @@ def test_share_is_kept(pieces: list[tuple[float, float, float]]) -> None:
     kept = Share(now, used, used + others)
     for piece, late, other in pieces:
         now, used, others = now + piece, used + piece, others + piece * other
-        assert used <= module.SHARE_MAX * now + 2 * module.SPARED_SECONDS_MAX + piece + 1e-9
+        assert used <= share.SHARE_MAX * now + 2 * share.SPARED_SECONDS_MAX + piece + 1e-9
         while rest := kept.excess_seconds(now, used, used + others):
             # Nobody wakes up in time.
             now, others = now + rest + late, others + (rest + late) * other
@@ -166,10 +168,43 @@ def test_share_is_what_the_rest_of_the_collector_leaves(others: float, least: fl
     assert least < used / now < most
 
 
+def test_what_was_done_in_a_hurry_keeps_nothing_waiting_for_long() -> None:
+    """A minute for a reader is not made up for by minutes in which nothing is counted."""
+    kept = Share(0.0, 0.0, 0.0)
+    now, rested = 75.0, 0.0
+    while rest := kept.excess_seconds(now, 75.0, 75.0):
+        now, rested = now + rest, rested + rest
+    assert rested <= 1.01 * share.OWED_SECONDS_MAX / share.SHARE_MAX
+
+
+def test_rounds_without_pages_wait_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of idle targets as of others; and what insight does not count is not kept for it."""
+    monkeypatch.setattr(module, "BACKLOG_BYTES_MAX", 100_000)
+    monkeypatch.setattr(share, "SHARE_MIN", 1e-9)
+    monkeypatch.setattr(share, "SHARE_MAX", 1e-9)
+    keys = [incarnation(pid) for pid in range(1, 21)]
+
+    async def run() -> None:
+        async with kept() as one:
+            for number in range(1, 50):
+                for key in keys:
+                    begins = [started(key)] if number == 1 else []
+                    one.commit(*begins, replace(round_(number, [], key), uncertain=bytes(1000), pace=Pace()))
+                    waiting = [change for work in one.histories._kept.values() for change in work.waiting]
+                    assert len(waiting) * 1000 <= 100_000
+                    assert not any(change.uncertain or change.pace for change in waiting)
+            for key in keys:
+                found = await one.look(key)
+                assert found
+                assert found[1] == 49
+
+    asyncio.run(run())
+
+
 def test_counting_rests_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """When its share of a processor is used, whatever waits; who asks then waits for no rest."""
-    monkeypatch.setattr(module, "SHARE_MIN", 1e-9)
-    monkeypatch.setattr(module, "SHARE_MAX", 1e-9)  # it rests for months
+    monkeypatch.setattr(share, "SHARE_MIN", 1e-9)
+    monkeypatch.setattr(share, "SHARE_MAX", 1e-9)  # it rests for months
     monkeypatch.setattr(module, "WAIT_SECONDS_MAX", 60.0)
 
     async def run() -> None:
@@ -187,9 +222,9 @@ def test_counting_rests_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_targets_that_are_too_many_are_counted_when_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What did not wait long enough is read from the store; each history is of the same pages as what was committed."""
-    monkeypatch.setattr(module, "BACKLOG_BYTES_MAX", 2000)
-    monkeypatch.setattr(module, "SHARE_MIN", 1e-9)
-    monkeypatch.setattr(module, "SHARE_MAX", 1e-9)
+    monkeypatch.setattr(module, "BACKLOG_BYTES_MAX", 20_000)
+    monkeypatch.setattr(share, "SHARE_MIN", 1e-9)
+    monkeypatch.setattr(share, "SHARE_MAX", 1e-9)
     monkeypatch.setattr(module, "WAIT_SECONDS_MAX", 60.0)
     keys = [incarnation(pid) for pid in range(1, 9)]
     written = {key: set[int]() for key in keys}
