@@ -145,6 +145,11 @@ def check_going_on(positions: Mapping[TargetKey, Position], records: Iterable[Ta
         raise CursorIncarnationEnded(message, targets=_joined(gone), target_count=str(len(gone)))
 
 
+def is_unbroken(record: TargetRecord) -> bool:
+    """Whether an incarnation goes on, or has come to its known end: a copy of it stays good."""
+    return record.ended is None or record.ended.reason in (END_REASON_EXITED, END_REASON_UNTRACKED)
+
+
 def status(part: Part, *, connected: bool, reached: Reached | None) -> TargetStatus:
     """Say how far a target's part goes.
 
@@ -465,7 +470,7 @@ def _joined(names: Sequence[str]) -> str:
 def _goes_on(position: Position, record: TargetRecord) -> bool:
     if position.incarnation != record.incarnation.incarnation or position.round > record.round:
         return False
-    return record.ended is None or record.ended.reason in (END_REASON_EXITED, END_REASON_UNTRACKED)
+    return is_unbroken(record)
 
 
 def _incomplete(

@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeVar
 
 from wetink.names import TargetName
 from wetink.v1.ingest_pb2 import TargetStarted
-from wetink.v1.types_pb2 import END_REASON_FAILED, END_REASON_REFUSED, Pace
+from wetink.v1.types_pb2 import END_REASON_FAILED, END_REASON_LOST, END_REASON_REFUSED, Pace
 from wetink_collector import metrics
 from wetink_collector.event_history import EventHistory
 from wetink_collector.identity import IncarnationKey, TargetKey
@@ -36,7 +36,12 @@ ENDED_KEPT_SECONDS: Final = 3600
 
 REFUSED_KEPT_SECONDS: Final = 900
 """How long a target that was refused is answered for as not covered, from when its agent last tried: three times what
-agents are told to wait. Then the process has gone, or nobody wants it tracked. As long for one whose agent failed."""
+agents are told to wait. Then the process has gone, or nobody wants it tracked. As long for one whose agent failed, or
+came back without it."""
+
+MAY_LIVE: Final = frozenset({END_REASON_REFUSED, END_REASON_FAILED, END_REASON_LOST})
+"""Reasons for which tracking ends while the process may well write on, and nothing need follow. Not exec: the next
+incarnation does, and of what starts programs one after the other no answer would ever be complete."""
 
 ENDED_KEPT_MAX: Final = 4096
 """Bound on ended targets kept: as many as one selection can name."""
@@ -113,8 +118,8 @@ class Catalog:
         self._arrivals = count()
         self._ended: dict[TargetKey, float | None] = {}
         self._refused: dict[TargetKey, float | None] = {}
-        # Of those that have ended, the ones whose agent could not go on, for as long as they may well live.
-        self._failed: set[TargetKey] = set()
+        # Of those that have ended, the ones that may well live, for as long as that is said.
+        self._may_live: set[TargetKey] = set()
         self._wanted: defaultdict[str, set[TargetKey]] = defaultdict(set)
         self._bells: set[Bell] = set()
         self._followers: list[Follower] = []
@@ -181,7 +186,7 @@ class Catalog:
         host = self.hosts.get(record.target.host_id)
         # Nothing of an earlier boot runs any more.
         same_boot = host is None or host.boot_id == record.target.boot_id
-        return same_boot and (record.is_refused or record.target in self._failed)
+        return same_boot and (record.is_refused or record.target in self._may_live)
 
     def on_host(self, host_id: str) -> list[TargetRecord]:
         """Give the targets of a host."""
@@ -205,7 +210,7 @@ class Catalog:
         """Give the incarnations that have ended, in the order in which they did; those refused are not among them."""
         return [self._targets[target].incarnation for target in self._ended]
 
-    def to_forget(self, now: float, needed: Container[IncarnationKey] = ()) -> list[TargetKey]:
+    def to_forget(self, now: float, needed: Container[IncarnationKey] = ()) -> list[IncarnationKey]:
         """Give the ended targets that are kept long enough since this saw them first, or are too many.
 
         Args:
@@ -215,8 +220,8 @@ class Catalog:
         for target, since in self._ended.items():
             if since is None:
                 self._ended[target] = now
-            elif now - since >= REFUSED_KEPT_SECONDS and target in self._failed:
-                self._failed.discard(target)
+            elif now - since >= REFUSED_KEPT_SECONDS and target in self._may_live:
+                self._may_live.discard(target)
                 self.ring(None)
         for target, since in self._refused.items():
             # Who is away cannot try.
@@ -228,7 +233,7 @@ class Catalog:
             if since is not None and since <= now - REFUSED_KEPT_SECONDS
         ]
         too_many = len(self._ended) - ENDED_KEPT_MAX
-        return refused + [
+        ended = [
             target
             for place, (target, since) in enumerate(self._ended.items())
             if place < too_many
@@ -238,6 +243,7 @@ class Catalog:
                 and self._targets[target].incarnation not in needed
             )
         ]
+        return [self._targets[target].incarnation for target in refused + ended]
 
     @contextmanager
     def bell(self, targets: Collection[TargetKey] | None) -> "Iterator[Bell]":
@@ -279,10 +285,7 @@ class Catalog:
                     self._put(replace(record, last=last, ended=change))
                     self.ring(None)
             case TargetForgotten():
-                self._forget(change.target)
-                self.events.forget(change.target)
-                self.mappings.forget(change.target)
-                self.ring(None)
+                self._forget_ended(change)
             case TargetWanted():
                 self._wanted[change.target.host_id].add(change.target)
             case TargetUnwanted():
@@ -309,19 +312,28 @@ class Catalog:
             self._refused[target] = None
         elif record.ended:
             self._ended.setdefault(target, None)
-            if record.ended.reason == END_REASON_FAILED:
-                self._failed.add(target)
+            if record.ended.reason in MAY_LIVE:
+                self._may_live.add(target)
         else:
             self._ended.pop(target, None)
-            self._failed.discard(target)
+            self._may_live.discard(target)
         self._by_pid[target.host_id, target.pid].add(target)
         self._by_host[target.host_id].add(target)
+
+    def _forget_ended(self, change: TargetForgotten) -> None:
+        if (record := self._kept(change.incarnation)) and record.ended:
+            self._forget(record.target)
+            self.events.forget(record.target)
+            self.mappings.forget(record.target)
+            if change.unwanted:
+                self._wanted[record.target.host_id].discard(record.target)
+            self.ring(None)
 
     def _forget(self, target: TargetKey) -> None:
         if self._targets.pop(target, None):
             del self._arrived[target]
             self._ended.pop(target, None)
-            self._failed.discard(target)
+            self._may_live.discard(target)
             self._refused.pop(target, None)
             _drop(self._by_pid, (target.host_id, target.pid), target)
             _drop(self._by_host, target.host_id, target)

@@ -18,7 +18,7 @@ from wetink.v1.dirty_pb2_grpc import DirtyServiceServicer
 from wetink.v1.ingest_pb2 import CommandResult
 from wetink.v1.types_pb2 import END_REASON_EXITED, END_REASON_UNSPECIFIED, Freeze
 from wetink_collector.agents import DRAINING_SENTENCE, Agents
-from wetink_collector.answer import Answerer, Ending, are_all_reached, consistency
+from wetink_collector.answer import Answerer, Ending, are_all_reached, consistency, is_unbroken
 from wetink_collector.asked import barrier_seconds, check_hold, chosen_now, freeze_of, positions_of
 from wetink_collector.barrier import Reached, reach
 from wetink_collector.catalog import Catalog, HostRecord, TargetRecord
@@ -197,12 +197,17 @@ class DirtyService(DirtyServiceServicer):
         return record
 
     async def _barrier(self, request: pb.BarrierRequest) -> pb.BarrierResponse:
-        records = chosen_now(self._catalog, parse_non_empty(request.selection))
+        chosen = parse_non_empty(request.selection)
+        records = chosen_now(self._catalog, chosen)
         reached = await self._reach(records, request.timeout_ms, freeze_of(request))
         now = [self._catalog.get(record.target) or record for record in records]
         statuses = [await self._answerer.status_at(record, reached.get(record.target)) for record in now]
         positions = {
-            record.target: Position(part.incarnation, part.round) for record, part in zip(now, statuses, strict=True)
+            record.target: Position(part.incarnation, part.round)
+            for record, part in zip(now, statuses, strict=True)
+            # Of what ended with a gap no copy can go on. Who means it by its name is told so, once; where it is only
+            # one of many, the others' would be of no use.
+            if is_unbroken(record) or chosen.names_target(record.target)
         }
         return pb.BarrierResponse(
             cursor=encode(Cursor(self._catalog.store_id, positions)),

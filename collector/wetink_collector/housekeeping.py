@@ -11,7 +11,7 @@ from wetink_collector.catalog import Catalog
 from wetink_collector.committer import Committer
 from wetink_collector.identity import IncarnationKey
 from wetink_collector.retention import Ages, Retention, beyond_size
-from wetink_collector.store.interface import Change, RoundsExpired, TargetForgotten, TargetUnwanted, Usage
+from wetink_collector.store.interface import Change, RoundsExpired, TargetForgotten, Usage
 
 SESSIONS_NAMED_MAX: Final = 16
 """Bound on the sessions that one line of the log names: all that need a target are more than anybody reads."""
@@ -56,11 +56,9 @@ class Housekeeping:
             self._tell_of_loss(incarnation, last_round)
 
     def _forgetting(self, needed: Mapping[IncarnationKey, int]) -> Iterator[Change]:
-        for target in self._catalog.to_forget(time.monotonic(), needed):
-            yield TargetForgotten(target)
-            if self._catalog.connected(target.host_id):
-                # Its agent was told that it is wanted and has not found it for as long.
-                yield TargetUnwanted(target)
+        for incarnation in self._catalog.to_forget(time.monotonic(), needed):
+            # An agent that is there was told that it is wanted and has not found it for as long.
+            yield TargetForgotten(incarnation, unwanted=self._catalog.connected(incarnation.target.host_id))
 
     def _expiring(self, needed: Mapping[IncarnationKey, int]) -> Iterator[Change]:
         if self._ages:
@@ -92,10 +90,8 @@ class Housekeeping:
         for change in changes:
             if isinstance(change, RoundsExpired) and 0 < needed.get(change.incarnation, 0) < change.last_round:
                 yield change.incarnation, change.last_round
-            elif isinstance(change, TargetForgotten):
-                record = self._catalog.get(change.target)
-                if record and record.incarnation in needed:
-                    yield record.incarnation, None
+            elif isinstance(change, TargetForgotten) and change.incarnation in needed:
+                yield change.incarnation, None
 
     def _tell_of_loss(self, incarnation: IncarnationKey, last_round: int | None) -> None:
         names = self._sessions.expired(incarnation, last_round)

@@ -145,7 +145,7 @@ def _forgotten(usage: Usage, ended: Iterable[IncarnationKey]) -> Iterator[tuple[
     """Give targets that have ended, in their order, and what each gains."""
     for incarnation in ended:
         if taken := sum(size for _, size in usage.block_bytes.get(incarnation, ())):
-            yield TargetForgotten(incarnation.target), taken
+            yield TargetForgotten(incarnation), taken
 
 
 def _expired(

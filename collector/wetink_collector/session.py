@@ -457,11 +457,23 @@ class Session:
         if isinstance(error, Refusal):
             self.end(error)
         elif isinstance(change, RoundsAppended):
-            self._acknowledge(change.incarnation, change.block.last_round)
+            self._on_appended(change)
         elif isinstance(change, IncarnationEnded):
             # The rounds were acknowledged before; said again, the agent knows that the end is durable too.
             record = self._catalog.get(change.incarnation.target)
             self._acknowledge(change.incarnation, record.round if record else 0)
+
+    def _on_appended(self, change: RoundsAppended) -> None:
+        """Acknowledge a round that is kept, or that a newer incarnation has superseded."""
+        incarnation, last_round = change.incarnation, change.block.last_round
+        record = self._catalog.get(incarnation.target)
+        if record is not None and record.incarnation >= incarnation:
+            self._acknowledge(incarnation, last_round)
+            return
+        # The store leaves out rounds of what it does not keep: the agent must not let go of them as if they were there.
+        text = f"round {last_round} of {incarnation.target} was not kept: its incarnation is not known here any more"
+        metadata = {"target": str(incarnation.target), "incarnation": str(incarnation.incarnation)}
+        self.end(RoundGap(f"{text}; begin a new one", **metadata, round=str(last_round)))
 
     def _acknowledge(self, incarnation: IncarnationKey, last_round: int) -> None:
         self._acks[incarnation] = last_round

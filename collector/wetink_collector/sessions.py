@@ -28,7 +28,7 @@ from wetink_collector.answer import Answerer, are_all_reached, consistency
 from wetink_collector.asked import barrier_seconds, check_name, chosen_now, freeze_of, positions_of
 from wetink_collector.barrier import Reached, reach
 from wetink_collector.caller import CALLER
-from wetink_collector.catalog import Catalog, TargetRecord
+from wetink_collector.catalog import MAY_LIVE, Catalog, TargetRecord
 from wetink_collector.committer import Committer
 from wetink_collector.cursor import Cursor, Position, decode, encode
 from wetink_collector.edge import edge
@@ -238,11 +238,15 @@ class SessionService(SessionServiceServicer):
         return closed
 
     async def _carried(self, session: SessionState, found: pb.SessionRound) -> AsyncIterator[DirtyPages | DirtySummary]:
-        self._cursor_of(found)
         cursor = self._cursor_of_parent(session, found)
         before = cursor.positions if cursor else {}
+        held = {str(target) for target in (*before, *self._cursor_of(found).positions)}
         statuses = []
         for status in found.targets:
+            if status.end_reason in MAY_LIVE and status.name not in held:
+                # As in an answer about its host: told as not covered, and its pages to nobody who cannot go on.
+                statuses.append(status)
+                continue
             record = self._catalog.find(parse_target(status.name))
             if record is None or record.incarnation.incarnation != status.incarnation:
                 message = f"tracking of {status.name} did not go on from round {found.round}; begin without a parent"

@@ -141,9 +141,9 @@ class Histories:
                 with self._lock:
                     self._drop(change.incarnation.target)
                     self._begin(change.incarnation, reload=False)
-            case TargetForgotten():
+            case TargetForgotten() if self._catalog.get(change.incarnation.target) is None:
                 with self._lock:
-                    self._drop(change.target)
+                    self._drop(change.incarnation.target)
             case _:
                 pass
 

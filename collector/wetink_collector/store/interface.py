@@ -98,9 +98,14 @@ class RoundsExpired:
 
 @dataclass(frozen=True, slots=True)
 class TargetForgotten:
-    """A target and all that is kept of it goes."""
+    """All that is kept of a target goes, where that is an incarnation that has ended.
 
-    target: TargetKey
+    Who decides it does not know what is on its way: where another incarnation has begun meanwhile, or this one afresh,
+    it changes nothing. ``unwanted`` says that nobody wants the process tracked any more either.
+    """
+
+    incarnation: IncarnationKey
+    unwanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +159,9 @@ def host_of(change: Change) -> str:
     match change:
         case HostSeen():
             return change.host_id
-        case IncarnationStarted() | RoundsAppended() | IncarnationEnded() | RoundsExpired():
+        case IncarnationStarted() | RoundsAppended() | IncarnationEnded() | RoundsExpired() | TargetForgotten():
             return change.incarnation.target.host_id
-        case TargetForgotten() | TargetWanted() | TargetUnwanted():
+        case TargetWanted() | TargetUnwanted():
             return change.target.host_id
         case SessionKept() | SessionForgotten():
             return ""

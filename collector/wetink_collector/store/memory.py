@@ -119,7 +119,7 @@ class MemoryStore:
                     log.apply(change)
                     self._grown[change.incarnation] = None
             case TargetForgotten():
-                self._logs.pop(change.target, None)
+                self._forget(change)
             case TargetWanted():
                 self._wanted.add(change.target)
             case SessionKept():
@@ -128,6 +128,12 @@ class MemoryStore:
                 self._sessions.pop((change.owner, change.name), None)
             case TargetUnwanted():
                 self._wanted.discard(change.target)
+
+    def _forget(self, change: TargetForgotten) -> None:
+        if (log := self._kept(change.incarnation)) and log.ended:
+            del self._logs[change.incarnation.target]
+            if change.unwanted:
+                self._wanted.discard(change.incarnation.target)
 
     def _merge(self, log: "_Log", ends: Collection[int]) -> bool:
         """Make one block of several where some are due; say whether there were any."""

@@ -262,17 +262,17 @@ class SqliteStore:
             case RoundsExpired():
                 self._expire(change)
             case TargetForgotten():
-                self._forget(cursor, change.target)
+                self._forget(cursor, change)
             case TargetWanted():
                 cursor.execute("INSERT OR REPLACE INTO wanted VALUES (?, ?, ?, ?)", _target_values(change.target))
             case SessionKept() | SessionForgotten():
                 apply_session(cursor, change)
             case TargetUnwanted():
-                cursor.execute(f"DELETE FROM wanted WHERE {_TARGET}", _target_values(change.target))  # noqa: S608 (as above)
+                self._unwant(cursor, change.target)
 
     def _start(self, cursor: sqlite3.Cursor, change: IncarnationStarted) -> None:
         target = change.incarnation.target
-        self._forget(cursor, target)
+        self._drop(cursor, target)
         cursor.execute(
             "INSERT INTO incarnation (host_id, boot_id, pid, start_time_ticks, incarnation, started)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -281,11 +281,20 @@ class SqliteStore:
         assert cursor.lastrowid is not None
         self._logs[target] = Log(cursor.lastrowid, change.incarnation, change.started)
 
-    def _forget(self, cursor: sqlite3.Cursor, target: TargetKey) -> None:
+    def _forget(self, cursor: sqlite3.Cursor, change: TargetForgotten) -> None:
+        if (log := self._kept(change.incarnation)) and log.ended:
+            self._drop(cursor, change.incarnation.target)
+            if change.unwanted:
+                self._unwant(cursor, change.incarnation.target)
+
+    def _drop(self, cursor: sqlite3.Cursor, target: TargetKey) -> None:
         if log := self._logs.pop(target, None):
             cursor.execute("DELETE FROM incarnation WHERE id = ?", (log.row,))
             # The blocks go later, in pieces: freeing them takes time in proportion to their size.
             self._dropped.append(log.row)
+
+    def _unwant(self, cursor: sqlite3.Cursor, target: TargetKey) -> None:
+        cursor.execute(f"DELETE FROM wanted WHERE {_TARGET}", _target_values(target))  # noqa: S608 (as above)
 
     def _append(self, cursor: sqlite3.Cursor, change: RoundsAppended) -> None:
         if log := self._kept(change.incarnation):
@@ -306,7 +315,7 @@ class SqliteStore:
             return
         ended = (change.reason, change.time_ns, change.message)
         if change.rounds_dropped:
-            self._forget(cursor, log.incarnation.target)
+            self._drop(cursor, log.incarnation.target)
             self._start(cursor, IncarnationStarted(log.incarnation, log.started))
             log = self._logs[log.incarnation.target]
         cursor.execute(

@@ -122,7 +122,10 @@ class _EndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EndReason.V
     END_REASON_UNTRACKED: _EndReason.ValueType  # 3
     """Somebody asked for it with Untrack, or the agent was told to stop."""
     END_REASON_LOST: _EndReason.ValueType  # 4
-    """The agent came back without it: what was written meanwhile is not known."""
+    """The agent came back without it, or the collector's record of it was damaged: what was written meanwhile is not known.
+    The process may well live. It stays in answers about its host, cgroup and labels, as not complete, until it is tracked
+    again, or for a quarter of an hour.
+    """
     END_REASON_FAILED: _EndReason.ValueType  # 5
     """The agent could not go on; the message beside it says why. The process may well live. It stays in answers about its
     host, cgroup and labels, as not complete, until it is tracked again, or for a quarter of an hour.
@@ -147,7 +150,10 @@ END_REASON_EXEC: EndReason.ValueType  # 2
 END_REASON_UNTRACKED: EndReason.ValueType  # 3
 """Somebody asked for it with Untrack, or the agent was told to stop."""
 END_REASON_LOST: EndReason.ValueType  # 4
-"""The agent came back without it: what was written meanwhile is not known."""
+"""The agent came back without it, or the collector's record of it was damaged: what was written meanwhile is not known.
+The process may well live. It stays in answers about its host, cgroup and labels, as not complete, until it is tracked
+again, or for a quarter of an hour.
+"""
 END_REASON_FAILED: EndReason.ValueType  # 5
 """The agent could not go on; the message beside it says why. The process may well live. It stays in answers about its
 host, cgroup and labels, as not complete, until it is tracked again, or for a quarter of an hour.

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.collector import running_collector
 from tests.unit.collector import stories
-from tests.unit.collector.changes import appended, incarnation, started
+from tests.unit.collector.changes import appended, ended, incarnation, started
 from wetink_collector.store.interface import TargetForgotten
 from wetink_collector.store.sqlite import FILE_NAME, SqliteStore
 
@@ -112,7 +112,7 @@ def test_directory_without_a_store_is_said_to_be_one(tmp_path: Path, name: str) 
 def test_compact_makes_a_store_small_and_changes_no_answer(full: Path) -> None:
     """What was dropped takes no more room."""
     with closing(SqliteStore(full)) as store:
-        store.commit([TargetForgotten(incarnation(9).target)])
+        store.commit([ended(incarnation(9)), TargetForgotten(incarnation(9))])
     before = (full / FILE_NAME).stat().st_size
 
     done = run("compact", str(full))
@@ -141,5 +141,5 @@ def test_compact_that_is_killed_leaves_every_answer(full: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     with closing(SqliteStore(full)) as store:
-        store.commit([TargetForgotten(incarnation(9).target)])
+        store.commit([ended(incarnation(9)), TargetForgotten(incarnation(9))])
         stories.check(store, truth)

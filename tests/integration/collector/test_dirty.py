@@ -472,8 +472,9 @@ def test_end_of_a_target_chosen_by_its_host_is_told_once(
     assert after.summary.complete
 
 
-def test_target_whose_agent_failed_stays_in_answers_about_its_host(
-    live: Agent, reader: Reader, one: types_pb2.Target, name: str, host: str
+@pytest.mark.parametrize("reason", [END_REASON_FAILED, END_REASON_LOST], ids=["failed", "lost"])
+def test_target_that_is_tracked_no_more_stays_in_answers_about_its_host(
+    live: Agent, reader: Reader, one: types_pb2.Target, name: str, host: str, reason: types_pb2.EndReason.ValueType
 ) -> None:
     """
     The process may well live: no answer about its host says that it is complete without it, until it is tracked again.
@@ -482,7 +483,7 @@ def test_target_whose_agent_failed_stays_in_answers_about_its_host(
     other, other_name = target(2, host_id=host), f"{host}/2@100"
     live.deliver(one, [1])
     live.deliver(other, [10])
-    live.say(end(one, END_REASON_FAILED, "the kernel said no"))
+    live.say(end(one, reason, "the kernel said no"))
     live.acknowledged(one, 1)
 
     first = reader.dirty(hosts=[host])
@@ -492,12 +493,18 @@ def test_target_whose_agent_failed_stays_in_answers_about_its_host(
     for answer in (first, later):
         assert [status.name for status in answer.summary.targets] == [name, other_name]
         assert not answer.summary.complete
-        assert answer.summary.targets[0].end_reason == END_REASON_FAILED
+        assert answer.summary.targets[0].end_reason == reason
         assert "the kernel said no" in answer.summary.targets[0].incomplete_message
+
+    with meanwhile(lambda: live.harvest(live.hear("barrier").barrier, batch(other, 2, written=[20]))):
+        reached = reader.barrier(hosts=[host])
+    since = reader.dirty(hosts=[host], cursor=reached.cursor)
+    assert [status.complete for status in reached.targets] == [False, True]
+    assert (since.written, since.summary.complete) == ({}, False)
 
     live.say(start(one, incarnation=2), batch(one, 1, written=[1, 2, 3], incarnation=2))
     live.acknowledged(one, 1, incarnation=2)
-    again = reader.dirty(hosts=[host], cursor=later.summary.cursor)
+    again = reader.dirty(hosts=[host], cursor=since.summary.cursor)
     assert (again.written, again.summary.complete) == ({name: {1, 2, 3}}, True)
 
 

@@ -13,6 +13,7 @@ from tests.integration.collector.wire import Agent, batch, meanwhile, position, 
 from tests.support.collector import CollectorProcess, running_collector
 from wetink.v1 import dirty_pb2, types_pb2
 from wetink.v1 import session_pb2 as pb
+from wetink.v1.ingest_pb2 import TargetEnded
 
 
 @pytest.fixture
@@ -151,6 +152,33 @@ def test_names_that_mean_something_else_are_refused(mover: Mover, live: Agent, n
     mover.selection = dirty_pb2.Selection(targets=[name], hosts=[name.rpartition("/")[0]])
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "SESSION_DIFFERS"):
         mover.open()
+
+
+def test_target_that_is_tracked_no_more_is_only_named_in_rounds_over_its_host(
+    mover: Mover, live: Agent, one: types_pb2.Target, name: str, host: str
+) -> None:
+    """Its pages are in no round; and when its agent tries again, what a round carries is the same as before."""
+    other, other_name = target(2, host_id=host), f"{host}/2@100"
+    live.deliver(other, [10])
+    live.say(TargetEnded(target=one, incarnation=1, reason=types_pb2.END_REASON_FAILED))
+    live.acknowledged(one, 2)
+    mover.end()
+    mover.selection = dirty_pb2.Selection(hosts=[host])
+    mover.open()
+    for number, parent in ((2, ""), (3, "round-2")):
+        mover.begin(f"round-{number}", parent)
+        harvested = batch(other, number, written=[number])
+        with meanwhile(lambda some=harvested: live.harvest(live.hear("barrier").barrier, some)):  # type: ignore[misc]
+            mover.close(f"round-{number}")
+
+    answers = [mover.get(f"round-{number}") for number in (2, 3)]
+    live.say(start(one, incarnation=2), batch(one, 1, written=[1, 2, 3], incarnation=2))
+    live.acknowledged(one, 1, incarnation=2)
+
+    assert [answer.written for answer in answers] == [{other_name: {10, 2}}, {other_name: {3}}]
+    for answer in answers:
+        assert [(part.name, part.complete) for part in answer.summary.targets] == [(name, False), (other_name, True)]
+    assert [mover.get(f"round-{number}") for number in (2, 3)] == answers
 
 
 def test_session_whose_lease_is_over_is_forgotten(mover: Mover) -> None:

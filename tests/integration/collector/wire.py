@@ -311,9 +311,12 @@ class Reader:
                 pages |= decode(part.pages.written)
         return pages
 
-    def barrier(self, *targets: str, timeout_ms: int = 0, freeze: types_pb2.Freeze | None = None) -> pb.BarrierResponse:
+    def barrier(
+        self, *targets: str, hosts: Sequence[str] = (), timeout_ms: int = 0, freeze: types_pb2.Freeze | None = None
+    ) -> pb.BarrierResponse:
         """Ask for a barrier."""
-        request = pb.BarrierRequest(selection=pb.Selection(targets=targets), timeout_ms=timeout_ms, freeze=freeze)
+        selection = pb.Selection(targets=targets, hosts=hosts)
+        request = pb.BarrierRequest(selection=selection, timeout_ms=timeout_ms, freeze=freeze)
         return self.stub.Barrier(request, timeout=PATIENCE_SECONDS)
 
     def targets(self, *names: str, hosts: Sequence[str] = (), cgroups: Sequence[str] = ()) -> list[pb.TargetInfo]:

@@ -122,9 +122,11 @@ def _happens(random: Random, truth: Truth, lives: dict[int, int]) -> list[Change
         truth.ended.add(key)
         return [ended(key)]
     if what < 0.09:
+        # What has followed what was to go stays.
+        late = TargetForgotten(incarnation(pid, lives[pid] - 1))
         del truth.rounds[key]
         truth.ended.discard(key)
-        return [TargetForgotten(key.target)]
+        return [late, ended(key), late, TargetForgotten(key)]
     if what < 0.2:
         return [RoundsExpired(key, random.randrange(len(rounds) + 1))]
     pages = _pages(random)

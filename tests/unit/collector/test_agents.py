@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 from grpc.aio import EOF
 
-from tests.unit.collector.bench import Bench, runs
-from tests.unit.collector.changes import incarnation, started
+from tests.unit.collector.bench import Bench, runs, until
+from tests.unit.collector.changes import ended, incarnation, started
 from wetink.v1.ingest_pb2 import AgentMessage, CollectorMessage, Hello, WriteProtectBatch
 from wetink.v1.types_pb2 import TargetPosition
 from wetink_collector.agents import SILENCE_SECONDS_MAX, Agents
-from wetink_collector.errors import AgentSilent, Deposed, Refusal
+from wetink_collector.errors import AgentSilent, Deposed, Refusal, RoundGap
 from wetink_collector.room import IN_ALL_BYTES_MAX, Place
 from wetink_collector.session import Session
+from wetink_collector.store.interface import TargetForgotten
 
 ONE = incarnation()
 
@@ -119,6 +120,23 @@ async def test_welcome_counts_what_the_older_stream_got_in_at_the_last_moment(on
     assert position.round == record.round
     newer.half_close()
     await newer.serving
+
+
+@runs
+async def test_round_that_the_store_does_not_keep_is_not_acknowledged(one: Bench) -> None:
+    """The agent would let go of it as if it were there. It is told to begin anew."""
+    wire = Wire(Agents(one.catalog), one)
+    wire.say(target_started=started(ONE).started)
+    wire.batch(1)
+    await until(lambda: "ack" in wire.kinds())
+    await one.committer.commit([ended(ONE), TargetForgotten(ONE)])
+    wire.heard.clear()
+    wire.batch(2)
+
+    with pytest.raises(RoundGap) as refusal:
+        await wire.serving
+    assert refusal.value.metadata == {"target": str(ONE.target), "incarnation": "1", "round": "2"}
+    assert "ack" not in wire.kinds()
 
 
 @runs

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.collector.changes import appended, ended, incarnation, started, target
 from wetink.names import TargetName
-from wetink.v1.types_pb2 import END_REASON_FAILED
+from wetink.v1.types_pb2 import END_REASON_FAILED, END_REASON_LOST, EndReason
 from wetink_collector.catalog import ENDED_KEPT_MAX, ENDED_KEPT_SECONDS, REFUSED_KEPT_SECONDS, Catalog
 from wetink_collector.identity import IncarnationKey
 from wetink_collector.store.interface import Change, Contents, HostSeen, TargetForgotten, TargetUnwanted, TargetWanted
@@ -105,10 +105,10 @@ def test_targets_that_ended_are_kept_for_an_hour(time_ns: int) -> None:
     catalog.apply([ended(incarnation(2), time_ns=0)])
 
     assert catalog.to_forget(1000.0 + ENDED_KEPT_SECONDS - 1) == []
-    assert catalog.to_forget(1000.0 + ENDED_KEPT_SECONDS) == [target(3)]
-    catalog.apply([TargetForgotten(target(3))])
+    assert catalog.to_forget(1000.0 + ENDED_KEPT_SECONDS) == [incarnation(3)]
+    catalog.apply([TargetForgotten(incarnation(3))])
     assert catalog.to_forget(1000.0 + 2 * ENDED_KEPT_SECONDS - 2) == []
-    assert catalog.to_forget(1000.0 + 2 * ENDED_KEPT_SECONDS - 1) == [target(2)]
+    assert catalog.to_forget(1000.0 + 2 * ENDED_KEPT_SECONDS - 1) == [incarnation(2)]
     assert catalog.find(TargetName("host-1", 3)) is None
     assert {record.target for record in catalog.on_host("host-1")} == {target(1), target(2)}
 
@@ -123,9 +123,27 @@ def test_target_that_lives_again_is_not_forgotten() -> None:
     assert catalog.ended() == []
 
 
-def test_target_whose_agent_failed_may_live_for_a_while() -> None:
+def test_forgetting_that_comes_late_leaves_what_has_begun() -> None:
+    """It was decided before an incarnation began: that one, what it wrote, and that it is wanted stay."""
+    second = IncarnationKey(ONE.target, 2)
+    catalog = catalog_of(started(ONE), ended(ONE), TargetWanted(ONE.target))
+    catalog.apply([started(second), TargetForgotten(ONE, unwanted=True), appended(second, 1)])
+
+    record = catalog.get(ONE.target)
+    assert record is not None
+    assert (record.incarnation, record.round) == (second, 1)
+    assert catalog.wanted("host-1") == [ONE.target]
+    assert catalog.on_host("host-1") == [record]
+
+    catalog.apply([ended(second), TargetForgotten(second, unwanted=True)])
+    assert catalog.get(ONE.target) is None
+    assert catalog.wanted("host-1") == []
+
+
+@pytest.mark.parametrize("reason", [END_REASON_FAILED, END_REASON_LOST], ids=["failed", "lost"])
+def test_target_that_is_tracked_no_more_may_live_for_a_while(reason: EndReason.ValueType) -> None:
     """Not for ever, not in another boot, and not once it has exited as an incarnation that came after."""
-    failed = ended(ONE, END_REASON_FAILED)
+    failed = ended(ONE, reason)
 
     def may_live(catalog: Catalog) -> bool:
         record = catalog.get(ONE.target)
@@ -156,7 +174,7 @@ def test_no_more_than_the_bound_of_ended_targets_is_kept() -> None:
         *(ended(incarnation(pid), time_ns=10**18 - pid) for pid in range(1, ENDED_KEPT_MAX + 4)),
     )
 
-    assert sorted(catalog.to_forget(0.0)) == [target(1), target(2), target(3)]
+    assert sorted(catalog.to_forget(0.0)) == [incarnation(1), incarnation(2), incarnation(3)]
 
 
 def test_rounds_of_an_older_incarnation_change_nothing() -> None:

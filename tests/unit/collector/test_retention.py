@@ -100,10 +100,10 @@ def test_ended_targets_go_before_rounds_of_living_ones() -> None:
     """The one that ended first goes first, and no more than must."""
     logs = {ONE: blocks(20, 100), TWO: blocks(5, 100), THREE: blocks(5, 100)}
 
-    assert beyond_size(usage(logs), 2900, [TWO, THREE]) == [TargetForgotten(TWO.target)]
+    assert beyond_size(usage(logs), 2900, [TWO, THREE]) == [TargetForgotten(TWO)]
     assert beyond_size(usage(logs), 2000, [THREE, TWO]) == [
-        TargetForgotten(THREE.target),
-        TargetForgotten(TWO.target),
+        TargetForgotten(THREE),
+        TargetForgotten(TWO),
         RoundsExpired(ONE, 12),
     ]
 
@@ -137,21 +137,21 @@ def test_what_is_needed_goes_last_and_only_beyond_a_quarter_more() -> None:
     logs = {ONE: blocks(20, 100), TWO: blocks(5, 100), THREE: blocks(5, 100)}
     needed = {ONE: 4, THREE: 0}
 
-    assert beyond_size(usage(logs), 2500, [THREE, TWO], needed) == [TargetForgotten(TWO.target), RoundsExpired(ONE, 4)]
-    assert beyond_size(usage(logs), 2400, [THREE, TWO], needed) == [TargetForgotten(TWO.target), RoundsExpired(ONE, 4)]
+    assert beyond_size(usage(logs), 2500, [THREE, TWO], needed) == [TargetForgotten(TWO), RoundsExpired(ONE, 4)]
+    assert beyond_size(usage(logs), 2400, [THREE, TWO], needed) == [TargetForgotten(TWO), RoundsExpired(ONE, 4)]
     assert beyond_size(usage(logs), 2000, [THREE, TWO], needed) == [
-        TargetForgotten(TWO.target),
+        TargetForgotten(TWO),
         RoundsExpired(ONE, 4),
     ]
     assert beyond_size(usage(logs), 1800, [THREE, TWO], needed) == [
-        TargetForgotten(TWO.target),
+        TargetForgotten(TWO),
         RoundsExpired(ONE, 4),
-        TargetForgotten(THREE.target),
+        TargetForgotten(THREE),
     ]
     assert beyond_size(usage(logs), 1200, [THREE, TWO], needed) == [
-        TargetForgotten(TWO.target),
+        TargetForgotten(TWO),
         RoundsExpired(ONE, 4),
-        TargetForgotten(THREE.target),
+        TargetForgotten(THREE),
         RoundsExpired(ONE, 12),
     ]
 

@@ -172,12 +172,31 @@ def test_forgotten_target_is_gone(store: Store) -> None:
     """Nothing is left of it, and others stay."""
     other = incarnation(2)
     store.commit([started(ONE), *rounds(ONE, 100), started(other), appended(other, 1, [5])])
-    store.commit([TargetForgotten(ONE.target)])
+    store.commit([ended(ONE), TargetForgotten(ONE)])
     settle(store)
 
     assert kept(store) == [other]
     assert list(store.read(ONE, after_round=0)) == []
     assert pages_since(store, other).written == BitMap64([5])
+
+
+@pytest.mark.parametrize("begun", [IncarnationKey(ONE.target, 2), ONE], ids=["another", "afresh"])
+def test_forgetting_that_comes_late_leaves_what_has_begun(store: Store, begun: IncarnationKey) -> None:
+    """
+    Who decides to forget does not know what is on its way: an incarnation that has begun meanwhile keeps its rounds,
+    and is wanted as before, also where it is the same that was lost and begins afresh.
+    """
+    store.commit([started(ONE), *rounds(ONE, 3), ended(ONE, END_REASON_LOST), TargetWanted(ONE.target)])
+    store.commit([started(begun), TargetForgotten(ONE, unwanted=True), appended(begun, 1, [7])])
+    settle(store)
+
+    assert kept(store) == [begun]
+    assert pages_since(store, begun).written == BitMap64([7])
+    assert store.contents().wanted == [ONE.target]
+
+    store.commit([ended(begun), TargetForgotten(begun, unwanted=True)])
+    assert not kept(store)
+    assert not store.contents().wanted
 
 
 def test_round_out_of_order_is_a_bug_and_stops(store: Store) -> None:
@@ -427,7 +446,7 @@ def test_dropped_blocks_are_freed(file: SqliteStore, tmp_path: Path) -> None:
     second, third = incarnation(2), incarnation(3)
     for key in (ONE, second, third):
         file.commit([started(key), *rounds(key, 70)])
-    file.commit([TargetForgotten(ONE.target), started(IncarnationKey(second.target, 2))])
+    file.commit([ended(ONE), TargetForgotten(ONE), started(IncarnationKey(second.target, 2))])
     file.commit([ended(third, END_REASON_LOST, rounds_dropped=True)])
 
     settle(file)
@@ -454,7 +473,7 @@ def test_dropped_blocks_are_freed_after_a_restart_too(tmp_path: Path) -> None:
     """What was still to be freed when the collector went down is not left behind."""
     with closing(SqliteStore(tmp_path)) as store:
         store.commit([started(ONE), *rounds(ONE, 200)])
-        store.commit([TargetForgotten(ONE.target)])
+        store.commit([ended(ONE), TargetForgotten(ONE)])
     with closing(SqliteStore(tmp_path)) as store:
         settle(store)
 

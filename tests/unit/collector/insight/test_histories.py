@@ -287,9 +287,11 @@ def test_an_incarnation_that_is_over_leaves_nothing() -> None:
             one.commit(started(second), round_(1, [9], second))
             assert (await one.look(second)) == (0, 1, True, (0, 0))
             assert one.histories.read(ONE, lambda history: history) is None
+            one.commit(TargetForgotten(ONE))
+            assert (await one.look(second)) == (0, 1, True, (0, 0))
             one.commit(IncarnationEnded(second, END_REASON_LOST, 1, "damaged", rounds_dropped=True))
             assert (await one.look(second)) == (0, 0, True, (0, 0))
-            one.commit(TargetForgotten(ONE.target))
+            one.commit(TargetForgotten(second))
             assert one.histories.read(second, lambda history: history) is None
             assert one.histories._size_bytes == 0
 
