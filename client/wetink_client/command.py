@@ -6,11 +6,11 @@ reached, 4 not found, 5 the cursor leads nowhere any more: drop what you hold, a
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
@@ -21,6 +21,7 @@ from wetink.command_line import ExitCode, Failure, run
 from wetink_client import insight_commands, json_lines, migration_commands, session_commands
 from wetink_client.options import (
     CgroupsOption,
+    HoldForOption,
     HostsOption,
     JsonOption,
     LabelsOption,
@@ -30,6 +31,8 @@ from wetink_client.options import (
     TimeoutOption,
     connected,
     exit_code_of,
+    explain,
+    hold_seconds,
     needed,
     print_lines,
     printer,
@@ -38,11 +41,12 @@ from wetink_client.options import (
 )
 
 if TYPE_CHECKING:
-    from wetink_client import Collector, Freeze, Selection, TargetStatus
+    from wetink_client import Collector, Freeze, Selection
 
 ADDRESS: Final = "127.0.0.1:7419"
 BARRIER_SECONDS: Final = 5.0
-HOLD_SECONDS: Final = 10.0
+VERIFY_SECONDS_MAX: Final = 86_400.0
+"""How long `wetink verify` waits at most between its looks: a day, long before time.sleep() has a bound."""
 
 app = typer.Typer(
     name="wetink",
@@ -71,10 +75,6 @@ FreezeOption = Annotated[
 ]
 HoldOption = Annotated[
     str, typer.Option("--hold", metavar="NAME", help="Freeze, and keep them frozen until `wetink thaw --hold NAME`.")
-]
-HoldForOption = Annotated[
-    float,
-    typer.Option("--hold-for", metavar="SECONDS", help="With --hold: go on after so long in any case, at most 60."),
 ]
 WholeCgroupsOption = Annotated[
     bool,
@@ -218,7 +218,7 @@ def barrier(
     label: LabelsOption = None,
     timeout: TimeoutOption = BARRIER_SECONDS,
     hold: HoldOption = "",
-    hold_for: HoldForOption = HOLD_SECONDS,
+    hold_for: HoldForOption = None,
     *,
     freeze: FreezeOption = False,
     whole_cgroups: WholeCgroupsOption = False,
@@ -236,7 +236,7 @@ def barrier(
         print_lines(json_lines.barrier(result))
     else:
         printer().barrier(result)
-    _explain(result.targets.values())
+    explain(result.targets.values())
     if not result.complete:
         raise typer.Exit(ExitCode.UNAVAILABLE)
 
@@ -249,9 +249,17 @@ def dirty(
     cgroup: CgroupsOption = None,
     label: LabelsOption = None,
     since: SinceOption = "",
-    timeout: TimeoutOption = BARRIER_SECONDS,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            help="With --barrier, --freeze or --hold: how long it waits for the agents, at most 60.",
+            show_default=f"{BARRIER_SECONDS:g}",
+        ),
+    ] = None,
     hold: HoldOption = "",
-    hold_for: HoldForOption = HOLD_SECONDS,
+    hold_for: HoldForOption = None,
     *,
     harvest: Annotated[bool, typer.Option("--barrier", help="Harvest on the hosts first.")] = False,
     strict: Annotated[
@@ -273,12 +281,15 @@ def dirty(
     """
     how = _freeze(hold, hold_for, freeze=freeze, whole_cgroups=whole_cgroups)
     harvest = harvest or how is not None
+    if timeout is not None and not harvest:
+        message = "--timeout says how long a barrier waits: give --barrier, --freeze or --hold too"
+        raise Failure(message, ExitCode.USAGE)
     with connected(context) as collector:
         answer = collector.dirty(
             needed(names, host, cgroup, label),
             since,
             barrier=harvest,
-            barrier_seconds=timeout,
+            barrier_seconds=BARRIER_SECONDS if timeout is None else timeout,
             strictness=wetink_client.Strictness.STRICT if strict else wetink_client.Strictness.LENIENT,
             freeze=how or False,
         )
@@ -286,7 +297,7 @@ def dirty(
         print_lines(json_lines.dirty(answer))
     else:
         printer().dirty(answer)
-    _explain(answer.targets.values())
+    explain(answer.targets.values())
     if harvest and not answer.complete:
         raise typer.Exit(ExitCode.UNAVAILABLE)
 
@@ -306,7 +317,8 @@ def thaw(
 ) -> None:
     """Let targets go on that are held frozen.
 
-    Exits with 3 if an agent could not be asked: its targets go on when the hold's time is over.
+    Exits with 3 if an agent could not be asked: its targets go on when the hold's time is over. With 4 if one was not
+    held by the hold that is named, any more or at all: it may have run for a while.
     """
     with connected(context) as collector:
         found = collector.thaw(needed(names, host, cgroup, label), hold).values()
@@ -318,6 +330,10 @@ def thaw(
         typer.echo(f"wetink: {message}", err=True)
     if any(one.message for one in found):
         raise typer.Exit(ExitCode.UNAVAILABLE)
+    loose = [one.name for one in found if not one.held]
+    if hold and loose:
+        typer.echo(f"wetink: hold {hold!r} was not on {', '.join(loose)}: it may have run before", err=True)
+        raise typer.Exit(ExitCode.NOT_FOUND)
 
 
 @app.command(epilog="Example: wetink watch host-1/4711 --count 10")
@@ -348,11 +364,11 @@ def watch(
         if wants_json(context, json):
             for answer in islice(collector.watch(selection, since, interval_seconds_min=interval), count):
                 print_lines(json_lines.dirty(answer))
-                said = _explain(answer.targets.values(), said)
+                said = explain(answer.targets.values(), said)
         else:
             for counts in islice(collector.watch_counts(selection, since, interval_seconds_min=interval), count):
                 printer().counts(counts)
-                said = _explain(counts.targets.values(), said)
+                said = explain(counts.targets.values(), said)
 
 
 @app.command(epilog="Example: wetink verify host-1/4711 --interval 10")
@@ -376,12 +392,16 @@ def verify(
     """Look for pages that changed and were called clean.
 
     Runs on the target's host, as root: it hashes the pages of the process twice, and compares those that the answers
-    between the looks call clean. Content and hashes stay here. Exits with 1 if there are any that changed.
+    between the looks call clean. Content and hashes stay here. Exits with 1 if there are any that changed, and with
+    another code if it could not be tried: 3, where none fits better.
     """
     from wetink_client import clean  # noqa: PLC0415 - as above
 
+    if not interval <= VERIFY_SECONDS_MAX:  # which is so of NaN too
+        message = f"{interval:g} s is no time to wait between two looks: at most {VERIFY_SECONDS_MAX:g} is possible"
+        raise Failure(message, ExitCode.USAGE)
     is_any = False
-    with connected(context) as collector:
+    with _verifying(context) as collector:
         info = next(iter(collector.targets(target)), None)
         if info is None:
             message = f"target {target} is not known here: `wetink targets` prints those that are"
@@ -400,7 +420,7 @@ def verify(
                     else:
                         printer().verdict(info.name, verdict)
         except clean.NotVerified as error:
-            raise Failure(str(error)) from error
+            raise Failure(str(error), ExitCode.UNAVAILABLE) from error
     if is_any:
         raise typer.Exit(ExitCode.FAILURE)
 
@@ -473,13 +493,26 @@ def main() -> NoReturn:
     run(app, "wetink")
 
 
-def _freeze(hold: str, hold_for: float, *, freeze: bool, whole_cgroups: bool) -> "Freeze | None":
+@contextmanager
+def _verifying(context: typer.Context) -> "Iterator[Collector]":
+    """Connect as ``connected``, and keep the exit code 1 for pages that changed."""
+    try:
+        with connected(context) as collector:
+            yield collector
+    except Failure as error:
+        if error.exit_code == ExitCode.FAILURE:
+            raise Failure(str(error), ExitCode.UNAVAILABLE) from error
+        raise
+
+
+def _freeze(hold: str, hold_for: float | None, *, freeze: bool, whole_cgroups: bool) -> "Freeze | None":
+    seconds = hold_seconds(hold, hold_for)
     if not freeze and not hold:
         if whole_cgroups:
             message = "--whole-cgroups says what --freeze or --hold may freeze: give one of them"
             raise Failure(message, ExitCode.USAGE)
         return None
-    return wetink_client.Freeze(hold_for if hold else 0.0, hold, whole_cgroups)
+    return wetink_client.Freeze(seconds, hold, whole_cgroups)
 
 
 def _mappings(collector: "Collector", names: Sequence[str], *, as_json: bool) -> None:
@@ -521,24 +554,3 @@ def _check_known(collector: "Collector", hosts: set[str]) -> None:
     if unknown:
         message = f"host {unknown[0]!r} is not known: `wetink hosts` prints those that are"
         raise Failure(message, ExitCode.NOT_FOUND)
-
-
-def _explain(statuses: "Iterable[TargetStatus]", said: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """Say why an answer is not complete, one sentence a target.
-
-    Args:
-        statuses: Of the answer's targets.
-        said: What this gave for the answer before: not said again.
-
-    Returns:
-        The reason of each target that is not complete.
-    """
-    reasons = {
-        status.name: status.incomplete_message or f"{status.incomplete_reason}"
-        for status in statuses
-        if not status.complete
-    }
-    for name, reason in reasons.items():
-        if said.get(name) != reason:
-            typer.echo(f"wetink: {name} is not complete: {reason}", err=True)
-    return reasons

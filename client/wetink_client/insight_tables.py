@@ -187,7 +187,7 @@ def _shade(count: int, page_count: int) -> str:
     """Give a character for a share: any write at all shows."""
     if not count or not page_count:
         return SHADES[0]
-    return SHADES[min(len(SHADES) - 1, 1 + (len(SHADES) - 1) * count // (page_count + 1))]
+    return SHADES[min(len(SHADES) - 1, 1 + (len(SHADES) - 1) * count // page_count)]
 
 
 def _bar(share: float) -> str:

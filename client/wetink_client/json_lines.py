@@ -53,6 +53,9 @@ def dirty(answer: "DirtySet") -> Iterator[str]:
                 "uncertain": part.uncertain_ranges(),
                 "freeze_method": part.freeze_method,
                 "frozen_ns": part.frozen_ns,
+                "incomplete_reason": part.incomplete_reason,
+                "incomplete_message": part.incomplete_message,
+                "end_reason": part.end_reason,
             }
         )
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from wetink_client.migration_tables import MigrationPrinter
 
 _FACTORS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_UNIT: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]?)(i?)(b|byte|bytes|bit)?(?:/s|ps)?", re.IGNORECASE)
+_UNIT: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]?)(i?)(b|bytes?|bits?)?(?:/s|ps)?", re.IGNORECASE)
 
-BANDWIDTH_HELP: Final = "Bytes a second: 125000000, 125MB, 119MiB or 1Gbit."
+BANDWIDTH_HELP: Final = "Bytes a second: 125000000, 125MB or 119MiB; bits a second: 1Gbit or 1Gbps."
 
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="HOST/PID@START or HOST/PID.")]
 BandwidthOption = Annotated[str, typer.Option("--bandwidth", metavar="SPEED", help=BANDWIDTH_HELP)]
@@ -268,14 +268,15 @@ def bandwidth_of(text: str) -> int:
     """
     found = _UNIT.fullmatch(text.strip())
     if found is None:
-        message = f"{text[:64]!r} is no bandwidth: write bytes a second, as 125000000, 125MB, 119MiB or 1Gbit"
+        message = f"{text[:64]!r} is no bandwidth: write bytes a second, as 125000000, 125MB or 119MiB, or 1Gbit"
         raise Failure(message, ExitCode.USAGE)
     number, prefix, binary, unit = found.groups()
     factor = _FACTORS[prefix.lower()]
     if binary:
         factor = 1024 ** list(_FACTORS).index(prefix.lower())
     # In fractions: of a large number, a float's digits would not do.
-    bits = 8 if (unit or "").lower() == "bit" else 1
+    # As ever among network people: b is a bit, and B a byte.
+    bits = 8 if unit == "b" or (unit or "").lower().startswith("bit") else 1
     return math.floor(Fraction(number) * factor / bits)
 
 

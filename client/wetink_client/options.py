@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,7 +15,7 @@ import wetink_client
 from wetink.command_line import ExitCode, Failure
 
 if TYPE_CHECKING:
-    from wetink_client import Collector, Selection, WetinkError
+    from wetink_client import Collector, Selection, TargetStatus, WetinkError
     from wetink_client.tables import Printer
 
 
@@ -26,6 +27,9 @@ class Settings:
     json: bool
     security: Mapping[str, Path | None]
 
+
+HOLD_SECONDS: Final = 10.0
+"""How long a hold lasts unless said otherwise."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 HostsOption = Annotated[
@@ -44,6 +48,15 @@ TargetsArgument = Annotated[
 ]
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", metavar="SECONDS", help="How long a barrier waits for the agents, at most 60.")
+]
+HoldForOption = Annotated[
+    float | None,
+    typer.Option(
+        "--hold-for",
+        metavar="SECONDS",
+        help="With --hold: go on after so long in any case, at most 60.",
+        show_default=f"{HOLD_SECONDS:g}",
+    ),
 ]
 SinceOption = Annotated[
     str, typer.Option("--since", metavar="CURSOR", help="From an earlier answer. Without it: every populated page.")
@@ -95,6 +108,20 @@ def needed(
     return found
 
 
+def hold_seconds(hold: str, hold_for: float | None) -> float:
+    """Give how long targets are to be held; 0 means not at all.
+
+    Raises:
+        Failure: A time was said, and not by which name they are held.
+    """
+    if not hold:
+        if hold_for is not None:
+            message = "--hold-for says how long a hold lasts: give it a name with --hold too"
+            raise Failure(message, ExitCode.USAGE)
+        return 0.0
+    return HOLD_SECONDS if hold_for is None else hold_for
+
+
 def wants_json(context: typer.Context, json: bool) -> bool:  # noqa: FBT001
     """Whether ``--json`` stood before or after the subcommand."""
     return json or bool(context.obj.json)
@@ -105,6 +132,27 @@ def print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def explain(statuses: "Iterable[TargetStatus]", said: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Say why an answer is not complete, one sentence a target.
+
+    Args:
+        statuses: Of the answer's targets.
+        said: What this gave for the answer before: not said again.
+
+    Returns:
+        The reason of each target that is not complete.
+    """
+    reasons = {
+        status.name: status.incomplete_message or f"{status.incomplete_reason}"
+        for status in statuses
+        if not status.complete
+    }
+    for name, reason in reasons.items():
+        if said.get(name) != reason:
+            typer.echo(f"wetink: {name} is not complete: {reason}", err=True)
+    return reasons
 
 
 def printer() -> "Printer":

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from wetink.v1 import session_pb2
+from wetink_client.errors import InvalidRequest
 from wetink_client.requests import (
     BARRIER_SECONDS,
     LIST_SECONDS_MAX,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS: Final = 60.0
 """How long a session lives without a call, unless said otherwise: the contract's default."""
+
+LEASE_SECONDS_MAX: Final = 3600.0
+"""The contract's bound on it."""
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -225,8 +229,14 @@ class AsyncSessionCalls(ABC):
 
 
 def _open(session: str, selection: Selectable, lease_seconds: float) -> session_pb2.OpenSessionRequest:
-    milliseconds = max(1, min(math.ceil(lease_seconds * 1000), (1 << 32) - 1))
-    return session_pb2.OpenSessionRequest(session=session, selection=selected(selection), lease_ms=milliseconds)
+    if not 0 < lease_seconds <= LEASE_SECONDS_MAX:
+        message = (
+            f"a session cannot live {lease_seconds:g} s without a call: more than 0, and at most {LEASE_SECONDS_MAX:g}"
+        )
+        raise InvalidRequest(message, "REQUEST_MALFORMED")
+    return session_pb2.OpenSessionRequest(
+        session=session, selection=selected(selection), lease_ms=math.ceil(lease_seconds * 1000)
+    )
 
 
 def _close(session: str, round_: str, barrier_seconds: float, freeze: Freeze | None) -> session_pb2.CloseRoundRequest:

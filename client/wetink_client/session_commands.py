@@ -5,15 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wetink.command_line import ExitCode
 from wetink_client import json_lines
 from wetink_client.options import (
     CgroupsOption,
+    HoldForOption,
     HostsOption,
     JsonOption,
     LabelsOption,
     TargetsArgument,
     TimeoutOption,
     connected,
+    explain,
+    hold_seconds,
     needed,
     print_lines,
     printer,
@@ -86,33 +90,40 @@ def close(
     hold: Annotated[
         str, typer.Option("--hold", metavar="NAME", help="Freeze, and keep frozen until `wetink thaw --hold NAME`.")
     ] = "",
-    hold_for: Annotated[
-        float, typer.Option("--hold-for", metavar="SECONDS", help="With --hold: at most so long, up to 60.")
-    ] = 10.0,
+    hold_for: HoldForOption = None,
     *,
     freeze: Annotated[bool, typer.Option("--freeze", help="Freeze the targets while they are harvested.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Close a round: every write from before now is in it, and it ends here.
 
-    Exits with 3 if a target was not reached; the round is open then, and the command may be said again.
+    Exits with 3 if a target was not reached; the round is open then, and the command may be said again. Also if the
+    closed round is not complete, because a target has ended, say: standard error says why.
     """
+    seconds = hold_seconds(hold, hold_for)
     with connected(context) as collector:
         found = collector.close_round(
-            session, round_, barrier_seconds=timeout, freeze=_freeze(hold, hold_for) if hold else freeze
+            session, round_, barrier_seconds=timeout, freeze=_freeze(hold, seconds) if hold else freeze
         )
     _print(context, [found], as_json=json)
+    if explain(found.targets.values()):
+        raise typer.Exit(ExitCode.UNAVAILABLE)
 
 
 @app.command(epilog="Example: wetink session dirty move-7 round-2 --json")
 def dirty(context: typer.Context, session: SessionArgument, round_: RoundArgument, *, json: JsonOption = False) -> None:
-    """Print which pages a closed round carries: what is dirty since its parent ended, until it did."""
+    """Print which pages a closed round carries: what is dirty since its parent ended, until it did.
+
+    Where it is not complete, standard error says why, and it exits with 3.
+    """
     with connected(context) as collector:
         answer = collector.round_dirty(session, round_)
     if wants_json(context, json):
         print_lines(json_lines.dirty(answer))
     else:
         printer().dirty(answer)
+    if explain(answer.targets.values()):
+        raise typer.Exit(ExitCode.UNAVAILABLE)
 
 
 @app.command(epilog="Example: wetink session end move-7")
@@ -122,10 +133,10 @@ def end(context: typer.Context, session: SessionArgument) -> None:
         collector.close_session(session)
 
 
-def _freeze(hold: str, hold_for: float) -> "Freeze":
+def _freeze(hold: str, seconds: float) -> "Freeze":
     from wetink_client.values import Freeze  # noqa: PLC0415 (only where it is needed)
 
-    return Freeze(hold_for, hold)
+    return Freeze(seconds, hold)
 
 
 def _print(context: typer.Context, rounds: "Iterable[SessionRound]", *, as_json: bool) -> None:
@@ -140,6 +151,9 @@ def _print(context: typer.Context, rounds: "Iterable[SessionRound]", *, as_json:
                     "consistency": one.consistency,
                     "closed_time_ns": one.closed_time_ns,
                     "targets": {name: status.round for name, status in one.targets.items()},
+                    "incomplete": {
+                        name: status.incomplete_message for name, status in one.targets.items() if not status.complete
+                    },
                 }
             )
             for one in rounds

@@ -211,13 +211,12 @@ class Printer:
             if count:
                 self._console.print(f"{count:,} events {what} before or among these", soft_wrap=True)
         for event in batch.events:
-            seconds = (event.time_ns or 0) / NANOSECONDS_A_SECOND
-            clock = f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{(event.time_ns or 0) // 1000 % 10**6:06}"
+            clock = "-" if event.time_ns is None else _clock_text(event.time_ns)
             thread = "-" if event.thread_id is None else f"{event.thread_id} {printable(event.thread_name or '')}"
+            mapping = printable(event.mapping or "")
             code = {None: "-", 0: "kernel"}.get(event.code_address, f"{event.code_address or 0:#x}")
             self._console.print(
-                f"{clock}  {thread:<24}  {event.address:#18x}  {code:>18}  {printable(event.mapping or '')}".rstrip(),
-                soft_wrap=True,
+                f"{clock:<15}  {thread:<24}  {event.address:#18x}  {code:>18}  {mapping}".rstrip(), soft_wrap=True
             )
 
     def _ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> None:
@@ -236,6 +235,12 @@ class Printer:
         if not time_ns:
             return "never"
         return f"{age_text((self._time_ns - time_ns) / NANOSECONDS_A_SECOND)} ago"
+
+
+def _clock_text(time_ns: int) -> str:
+    """Give a time of today to the microsecond."""
+    seconds = time_ns / NANOSECONDS_A_SECOND
+    return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{time_ns // 1000 % 10**6:06}"
 
 
 def bytes_text(size_bytes: int) -> str:

@@ -1,6 +1,8 @@
 """What the three commands share at their edge: exit codes, one sentence for each failure, and the config file."""
 
+import errno
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -28,6 +30,10 @@ EXIT_CODES: Final = (
     "5 ask again without a cursor."
 )
 """Stands in every ``--help``."""
+
+
+_OUTPUT_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a write of output to a file says which has no room, or is broken."""
 
 
 class Failure(Exception):
@@ -64,6 +70,13 @@ def run(app: typer.Typer, name: str) -> NoReturn:
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does; nothing is left to say to it.
         sys.stderr.close()
+        sys.exit(ExitCode.FAILURE)
+    except OSError as error:
+        if error.errno not in _OUTPUT_ERRNOS or error.filename is not None:
+            raise
+        print(f"{name}: what it has to say cannot be written: {error.strerror}", file=sys.stderr)  # noqa: T201
+        # What is still in its buffer would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.FAILURE)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,6 +127,9 @@ def test_dirty_line_is_as_promised(collector: str, agent: RawAgent, host_id: str
         "uncertain",
         "freeze_method",
         "frozen_ns",
+        "incomplete_reason",
+        "incomplete_message",
+        "end_reason",
     ]
     assert (first["target"], first["incarnation"], first["complete"], first["exact"]) == (name, 1, True, True)
     assert (first["page_size"], first["pages"]) == (4096, 4)
@@ -296,7 +300,12 @@ def test_mistake_is_2(collector: str, agent: RawAgent, host_id: str, name: str) 
         ["dirty", name, "--since", "nonsense"],
         ["dirty", name, "--since", line["cursor"][:-3]],
         ["dirty", f"{host_id}/8", "--since", line["cursor"]],
+        ["dirty", name, "--label", "pod=a", "--label", "pod=b"],
+        ["dirty", name, "--timeout", "1"],
+        ["dirty", name, "--barrier", "--hold-for", "1"],
         ["barrier", name, "--timeout", "61"],
+        ["verify", name, "--interval", "nan"],
+        ["verify", name, "--interval", "inf"],
         ["track", host_id, "0"],
         ["track", host_id, "seven"],
         ["track", host_id],
@@ -308,6 +317,25 @@ def test_mistake_is_2(collector: str, agent: RawAgent, host_id: str, name: str) 
 
         assert code == 2, arguments
         assert len(sentence) > 10
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]], ids=["text", "json"])
+def test_output_that_cannot_be_written_is_one_sentence(collector: str, agent: RawAgent, flag: list[str]) -> None:
+    """On a disk that is full, say."""
+    agent.start(7, [1])
+
+    with Path("/dev/full").open("w", encoding="ascii") as full:
+        ended = subprocess.run(
+            [WETINK, "--collector", collector, "hosts", *flag],
+            env=ENVIRONMENT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert ended.stderr == "wetink: what it has to say cannot be written: No space left on device\n"
+    assert ended.returncode == 1
 
 
 def test_cursor_from_before_a_new_incarnation_is_5(collector: str, agent: RawAgent, name: str) -> None:

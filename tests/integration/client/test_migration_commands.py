@@ -144,6 +144,12 @@ def test_mistake_is_2_and_refusal_is_1(address: str) -> None:
         ("1.5KiB", 1536),
         ("1TiB", 1 << 40),
         ("100k", 100_000),
+        ("10Gbps", 1_250_000_000),
+        ("1Gb/s", 125_000_000),
+        ("1 gbits/s", 125_000_000),
+        ("8b", 1),
+        ("10GBps", 10_000_000_000),
+        ("1 Mbytes/s", 1_000_000),
     ],
 )
 def test_bandwidth_is_read_with_its_unit(text: str, bytes_a_second: int) -> None:

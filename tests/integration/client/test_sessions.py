@@ -167,8 +167,9 @@ def test_what_cannot_be_is_refused_in_a_sentence(
         client.close_round(session, "nowhere")
     with pytest.raises(InvalidRequest, match=r"is no name of a round: 1 to 64 of"):
         client.begin_round(session, "a round")
-    with pytest.raises(InvalidRequest, match="at most 3600000 is possible"):
-        client.open_session("other", name, lease_seconds=4000)
+    for seconds in (4000, 0, -5, float("inf"), float("nan")):
+        with pytest.raises(InvalidRequest, match="a session cannot live"):
+            client.open_session("other", name, lease_seconds=seconds)
     with pytest.raises(Refused, match="over other targets: close it, or take another name"):
         client.open_session(session, [name, f"{host_id}/8"])
     client.close_round(session, "first")
@@ -233,6 +234,29 @@ def test_command_is_said_again_after_a_crash(
     assert said("begin", session, "first")[0] != 0
 
 
+def test_command_says_what_of_a_round_is_not_complete(
+    agent: RawAgent, name: str, session: str, said: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Closed it is all the same: whoever moves must see that the target has ended, in the round and in its pages."""
+    tracked = agent.start(7, [1])
+    said("open", session, name)
+    said("begin", session, "first")
+    agent.end(tracked, types_pb2.END_REASON_EXITED)
+    agent.start(8)  # what was said before is durable when this is
+
+    closed = said("close", session, "first", "--json")
+    pages = said("dirty", session, "first", "--json")
+
+    for code, printed, complaint in (closed, pages):
+        assert code == 3
+        assert printed.count("\n") == 1
+        assert complaint.startswith(f"wetink: {name} is not complete: ")
+    assert json.loads(closed[1])["incomplete"].keys() == {name}
+    line = json.loads(pages[1])
+    assert (line["complete"], line["incomplete_reason"], line["end_reason"]) == (False, "target-ended", "exited")
+    assert f"wetink: {name} is not complete: {line['incomplete_message']}\n" == pages[2]
+
+
 def test_command_that_fails_says_why_and_what_to_do(
     agent: RawAgent, host_id: str, name: str, session: str, said: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -252,6 +276,7 @@ def test_command_that_fails_says_why_and_what_to_do(
         f"wetink: there is no session {session!r} of yours, or its lease is over: open it again",
     )
     assert failure("open", session)[0] == 2
+    assert failure("close", session, "first", "--freeze", "--hold-for", "1")[0] == 2
     said("open", session, name)
     said("begin", session, "first")
     code, sentence = failure("dirty", session, "first")

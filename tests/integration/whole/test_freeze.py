@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.client.command import wetink
 from tests.support import programs
 from tests.support.agent import HOST, running_agent
 from tests.support.cgroups import cgroup
@@ -184,8 +185,13 @@ def test_a_target_goes_on_when_no_hold_is_left_on_it(client: Collector) -> None:
         assert procfs.is_frozen(writer.pid)
         client.thaw(name, "one")
         assert procfs.is_frozen(writer.pid)
-        client.thaw(name, "two")
+        command = ("--collector", client.address, "thaw", name, "--hold", "two")
+        assert wetink(*command).returncode == 0
         assert not procfs.is_frozen(writer.pid)
+        # A script must hear that it had run before, by itself say.
+        again = wetink(*command)
+        assert (again.returncode, again.stderr) == (4, f"wetink: hold 'two' was not on {name}: it may have run before\n")
+        assert wetink(*command[:-2]).returncode == 0
 
 
 def test_a_held_target_that_is_killed_is_gone_for_its_parent_too(client: Collector) -> None:

@@ -48,7 +48,8 @@ def test_dirty_line_is_to_the_letter() -> None:
     assert first == (
         '{"target": "h/1@2", "incarnation": 2, "cursor": "next", "complete": true, "exact": false, "page_size": 4096, '
         '"pages": 3, "ranges": [[4096, 8192], [4503599627370496, 4096]], "vanished": [[28672, 4096]], '
-        '"strict": false, "uncertain": [[36864, 4096]], "freeze_method": null, "frozen_ns": 0}'
+        '"strict": false, "uncertain": [[36864, 4096]], "freeze_method": null, "frozen_ns": 0, '
+        '"incomplete_reason": null, "incomplete_message": "", "end_reason": null}'
     )
     assert json.loads(second)["target"] == "h/3@4"
     assert json.loads(second)["cursor"] == "next"

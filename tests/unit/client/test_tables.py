@@ -1,9 +1,12 @@
 import pytest
 from pyroaring import BitMap64
 
-from wetink.v1 import dirty_pb2, types_pb2
+from wetink.v1 import dirty_pb2, insight_pb2, types_pb2
 from wetink_client import Consistency, DirtyCounts, DirtySet, TargetDirty
 from wetink_client.clean import ChangedMapping, Verdict
+from wetink_client.events import Event, EventBatch
+from wetink_client.insight import Heatmap, HeatmapColumn, HeatmapRow, history_of
+from wetink_client.insight_tables import InsightPrinter
 from wetink_client.tables import Printer, age_text, bytes_text, printable
 from wetink_client.values import Uncertainty, host_of, status_of, target_of
 
@@ -207,3 +210,28 @@ def test_verdict_names_each_mapping(capsys: pytest.CaptureFixture[str]) -> None:
     assert first == "h/1@2: 10 pages called clean were compared, 3 have changed unseen; 3 were reported"
     assert [row.split() for row in rows] == [["2", "shared", "0x5000", "/memfd:?"], ["1", "-", "0x9000", "x"]]
     assert clean.endswith("compared, 0 have changed unseen; 3 were reported")
+
+
+def test_an_event_without_a_time_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not every backend can tell it; 1970 would be a lie."""
+    times = (None, NOW_NS)
+    events = tuple(Event(4096, None, 7, "main", time_ns, 0, None) for time_ns in times)
+
+    Printer(NOW_NS).events(EventBatch(1, 2, 2, events, 0, 0))
+
+    without, timed = capsys.readouterr().out.splitlines()
+    assert without.split() == ["-", "7", "main", "0x1000", "kernel"]
+    assert timed.split()[0].endswith(".000000")
+    assert without.index("main") == timed.index("main")
+
+
+def test_part_that_was_written_whole_has_the_darkest_shade(capsys: pytest.CaptureFixture[str]) -> None:
+    """However small it is; one page of very many shows, too."""
+    rows = tuple(HeatmapRow(index << 20, 4096 * pages, pages, "") for index, pages in enumerate((1, 2, 10_000), 1))
+    columns = tuple(HeatmapColumn(NOW_NS, NOW_NS, number, number, exact=True) for number in (1, 2))
+    history = history_of(insight_pb2.HistoryStatus(name="h/1@2", first_round=1, last_round=2, page_size=4096))
+
+    InsightPrinter(NOW_NS).heatmap(Heatmap(history, rows, columns, ((0, 1), (1, 2), (1, 10_000))))
+
+    shown = [line.split()[3] for line in capsys.readouterr().out.splitlines() if line.startswith("0x")]
+    assert shown == ["@", "+@", ".@"]
