@@ -148,8 +148,8 @@ def _known(
     """Give what is known of a target, or why that is too little."""
     if history.stretch_count < STRETCHES_MIN:
         return too_few(record)
-    found = replace(writes(history, record.started.page_size), old_because=old_because)
-    return Known(record, found, history.dirty_pages_per_second())
+    found = writes(history, record.started.page_size)
+    return Known(record, replace(found, old_because=old_because or found.old_because), history.dirty_pages_per_second())
 
 
 def _why_nothing(record: TargetRecord) -> str:

@@ -12,10 +12,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from wetink_collector.errors import MessageTooLarge
 from wetink_collector.identity import IncarnationKey
 from wetink_collector.insight.history import KeptRounds, page_numbers
 from wetink_collector.insight.mapped import SharedRange
-from wetink_collector.insight.page_index import PageIndex
+from wetink_collector.insight.page_index import PageIndex, row_count
 from wetink_collector.insight.working_set import Stretch, WorkingSet
 from wetink_collector.round_log import Block
 
@@ -29,6 +30,12 @@ ROUNDS_MAX: Final = 2048
 
 STILL_TICKS: Final = 3
 """A target of which nothing came for so many ticks has ended or is cut off: the others are not held up by it."""
+
+PAGES_MAX: Final = 1 << 24
+"""Bound on the pages that such an answer merges: some seconds' work. Of fewer rounds where they had more."""
+
+ROWS_MAX: Final = 1 << 18
+"""Bound on the rows of ``PageIndex`` that they are in: a gibibyte."""
 
 TICKS_MAX: Final = 256
 """Bound on the ticks of one answer."""
@@ -86,6 +93,7 @@ def together(members: Sequence[Member], spaces: Spaces) -> WorkingSet:
 
     Raises:
         RecordDamaged: A round's sets are none.
+        MessageTooLarge: Their newest rounds alone had too many pages, or they are in too many places.
     """
     ticks = _ticks(members)
     index = PageIndex()
@@ -95,6 +103,9 @@ def together(members: Sequence[Member], spaces: Spaces) -> WorkingSet:
     for number, end in enumerate(ticks[1:], 1):
         parts = [part for reader in readers for part in reader.until(end)]
         keys = distinct(np.concatenate([_NONE, *(part.keys for part in parts)]))
+        if max(index.row_count, row_count(keys)) > ROWS_MAX:
+            message = f"the pages of {len(members)} targets are in too many places to be merged; ask for fewer together"
+            raise MessageTooLarge(message)
         before = index.write(keys, stretch=number, round_count=1)
         still, late = _under_way(readers, end)
         found.add(
@@ -169,6 +180,15 @@ def _ticks(members: Sequence[Member]) -> list[int]:
     with_rounds = [member.kept for member in members if member.kept]
     count = max(1, min(TICKS_MAX, ROUNDS_MAX // len(with_rounds)))
     newest = [kept[-count:] for kept in with_rounds]
+    while (page_count := sum(one.block.written_page_count for kept in newest for one in kept)) > PAGES_MAX:
+        if count == 1:
+            message = (
+                f"{page_count} pages are in the newest rounds of {len(members)} targets, and at most {PAGES_MAX} can "
+                "be merged; ask for fewer targets together"
+            )
+            raise MessageTooLarge(message)
+        count //= 2
+        newest = [kept[-count:] for kept in with_rounds]
     length = max(1, *((kept[-1].until_ns - kept[0].since_ns) // len(kept) for kept in newest))
     ends = [kept[-1].until_ns for kept in newest]
     end = min(one for one in ends if one >= max(ends) - STILL_TICKS * length)

@@ -7,17 +7,20 @@ that is populated or was written; wide holes between them are folded away.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap64
 
-from wetink.pages import runs
+from wetink_collector.errors import MessageTooLarge
 from wetink_collector.insight.history import KeptRounds, page_numbers
 
 HOLE_PAGES_MIN: Final = 64
 """A hole of fewer pages is drawn as what it is, memory that nobody writes: 256 KiB."""
+
+RUNS_MAX: Final = 1 << 22
+"""Bound on the runs of adjacent pages that are looked at together: each takes some tens of bytes."""
 
 LABELS_MAX: Final = 4
 """Bound on the mappings that one row names."""
@@ -46,8 +49,12 @@ class KnownPages:
     """The pages that are drawn: those that are populated, or were written."""
 
     def __init__(self, pages: BitMap64, *, start: int, end: int) -> None:
-        """Take those from ``start`` to before ``end``."""
-        starts, ends = runs(pages)
+        """Take those from ``start`` to before ``end``.
+
+        Raises:
+            MessageTooLarge: They lie in too many places.
+        """
+        starts, ends = _runs(pages)
         inside = (ends > np.uint64(start)) & (starts < np.uint64(end))
         self.starts = np.maximum(starts[inside], np.uint64(start)).astype(np.int64)
         self.ends = np.minimum(ends[inside], np.uint64(end)).astype(np.int64)
@@ -98,14 +105,47 @@ def rows(known: KnownPages, count_max: int, mappings: Sequence[Mapping] = ()) ->
 
 
 def counts(columns: Iterable[BitMap64], rows: Sequence[Row]) -> NDArray[np.uint32]:
-    """Give how many of each column's pages are in each row: an array of rows by columns."""
+    """Give how many of each column's pages are in each row, as far as the contract counts: an array of rows by columns.
+
+    Raises:
+        MessageTooLarge: They lie in too many places.
+    """
     starts = np.array([row.start for row in rows], np.uint64)
     ends = np.array([row.end for row in rows], np.uint64)
     found = []
     for pages in columns:
-        numbers = page_numbers(pages)
-        found.append(np.searchsorted(numbers, ends) - np.searchsorted(numbers, starts))
+        runs = _runs(pages)
+        found.append(np.minimum(_below(runs, ends) - _below(runs, starts), _UINT32_MAX))
     return np.array(found, np.uint32).reshape(len(found), len(rows)).T
+
+
+_UINT32_MAX: Final = (1 << 32) - 1
+
+_Runs: TypeAlias = tuple[NDArray[np.uint64], NDArray[np.uint64]]
+
+
+def _runs(pages: BitMap64) -> _Runs:
+    """Give the first page of each run, and the page after its last, both ascending; in memory by them, not by pages."""
+    moved = pages.shift(1)
+    firsts, ends = pages - moved, moved - pages
+    if len(firsts) > RUNS_MAX:
+        message = (
+            f"the pages to be drawn lie in {len(firsts)} places, and at most {RUNS_MAX} can be looked at; "
+            "ask for a shorter time, or draw another target"
+        )
+        raise MessageTooLarge(message)
+    return page_numbers(firsts), page_numbers(ends)
+
+
+def _below(runs: _Runs, pages: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Give for each of some pages how many in runs are below it."""
+    starts, ends = runs
+    if not starts.size:
+        return np.zeros(pages.size, np.uint64)
+    before = np.concatenate((np.zeros(1, np.uint64), np.cumsum(ends - starts)))
+    begun = np.searchsorted(starts, pages)
+    last = np.maximum(begun - 1, 0)
+    return np.where(begun > 0, before[last] + np.minimum(pages, ends[last]) - starts[last], np.uint64(0))
 
 
 def _regions(known: KnownPages, count_max: int, mappings: Sequence[Mapping]) -> list[tuple[int, int]]:

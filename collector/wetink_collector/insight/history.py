@@ -13,13 +13,20 @@ from numpy.typing import NDArray
 from pyroaring import BitMap64
 
 from wetink_collector.identity import IncarnationKey
-from wetink_collector.insight.page_index import PageIndex
+from wetink_collector.insight.page_index import PageIndex, row_count
 from wetink_collector.insight.working_set import ENDS_MAX, STARTS_MAX, Point, Stretch, WorkingSet
 from wetink_collector.round_log import BLOCKS_A_LEVEL_MAX, BLOCKS_MERGED, Block, RoundPages, fold, united
 from wetink_collector.store.interface import decode_stored, encode_stored
 
 ROUNDS_MAX: Final = 4096
 """Bound on the stretches that are kept apart: the rounds of an hour, at one a second. Older ones are merged."""
+
+COUNTED_PAGES_MAX: Final = 1 << 23
+"""Bound on the pages of a round that is counted: 32 GiB of memory, and most of a second's work. A few bytes can say
+that all the memory of a host was written, and to count a page takes some twenty."""
+
+COUNTED_ROWS_MAX: Final = 1 << 15
+"""Bound on the rows of ``PageIndex`` that they are in: each takes some kilobytes, for one page as for all of it."""
 
 TIME_NS_MAX: Final = 1 << 62
 """Bound on the times of rounds, a century from now: an agent's clock may say anything, and what is counted from times
@@ -122,6 +129,7 @@ class History:
         self._single_pages = 0
         self._single_ns = 0
         self._exact = True
+        self._too_large_round = 0
 
     @property
     def last(self) -> Block | None:
@@ -142,6 +150,11 @@ class History:
     def exact(self) -> bool:
         """Whether every round came here single, and the counts of none were let go of."""
         return self._exact
+
+    @property
+    def too_large_round(self) -> int:
+        """The last round that had too many pages to be counted: it all begins afresh after it. 0 means none."""
+        return self._too_large_round
 
     @property
     def size_bytes(self) -> int:
@@ -165,7 +178,7 @@ class History:
         return self._working_set.stretch if self._working_set else 0
 
     def append(self, block: Block, written: bytes, vanished: bytes) -> None:
-        """Take the next rounds.
+        """Take the next rounds. Those of too many pages are not counted: what is told begins after them.
 
         Raises:
             RecordDamaged: The sets are none.
@@ -175,15 +188,21 @@ class History:
             block = replace(block, last_time_ns=TIME_NS_MAX)
         if self._working_set is None:
             # When the pages of the first round were written nobody knows.
-            self._working_set = WorkingSet(block.last_time_ns, starts_max=self._starts_max, ends_max=self._ends_max)
+            self._begin(block)
         else:
             assert self._last is not None
             kept = KeptRounds(block, self._last.last_time_ns, written, vanished)
-            self._count(kept, kept.pages(self.incarnation), self._working_set)
-            self._kept.append(kept)
-            self._kept_bytes += kept.size_bytes
-            if len(self._kept) > ROUNDS_MAX:
-                self._merge_kept()
+            pages = _counted(kept, kept.pages(self.incarnation))
+            if pages is None:
+                self._too_large_round = block.last_round
+                self._exact = False
+                self._begin(block)
+            else:
+                self._count(kept, *pages, self._working_set)
+                self._kept.append(kept)
+                self._kept_bytes += kept.size_bytes
+                if len(self._kept) > ROUNDS_MAX:
+                    self._merge_kept()
         self._last = block
 
     def points(self) -> list[Point]:
@@ -228,9 +247,19 @@ class History:
         ]
         return any(shrink() for _, shrink in sorted(ways, key=lambda way: way[0], reverse=True))
 
-    def _count(self, kept: KeptRounds, pages: RoundPages, working_set: WorkingSet) -> None:
+    def _begin(self, block: Block) -> None:
+        """Count from the end of some rounds on."""
+        self._working_set = WorkingSet(block.last_time_ns, starts_max=self._starts_max, ends_max=self._ends_max)
+        self._index = PageIndex()
+        self._ends_ns, self._ends_dropped = [], 0
+        self._kept, self._kept_bytes = [], 0
+        self._uncounted_round_count = 0
+        self._single_pages = self._single_ns = 0
+
+    def _count(
+        self, kept: KeptRounds, written: NDArray[np.uint64], vanished: NDArray[np.uint64], working_set: WorkingSet
+    ) -> None:
         number = working_set.stretch + 1
-        written = page_numbers(pages.written)
         before = self._index.write(written, stretch=number, round_count=kept.round_count)
         gone = 0
         if kept.single:
@@ -238,8 +267,8 @@ class History:
             self._single_ns += max(1, kept.until_ns - kept.since_ns)
         else:
             self._exact = False
-            gone = len(pages.vanished)
-            self._index.maybe_write(page_numbers(pages.vanished), round_count=kept.round_count)
+            gone = len(vanished)
+            self._index.maybe_write(vanished, round_count=kept.round_count)
         working_set.add(
             Stretch(
                 first_round=kept.block.first_round,
@@ -291,6 +320,19 @@ class History:
         self._uncounted_round_count = self.round
         self._exact = False
         return True
+
+
+def _counted(kept: KeptRounds, pages: RoundPages) -> tuple[NDArray[np.uint64], NDArray[np.uint64]] | None:
+    """Give the pages of rounds that are counted: written ones, and vanished ones. None where they are too many."""
+    sets = pages.written, BitMap64() if kept.single else pages.vanished
+    if sum(map(len, sets)) > COUNTED_PAGES_MAX:
+        return None
+    written, vanished = map(page_numbers, sets)
+    # Few pages are in few rows.
+    rows = written.size + vanished.size
+    if rows > COUNTED_ROWS_MAX:
+        rows = row_count(written) + row_count(vanished)
+    return (written, vanished) if rows <= COUNTED_ROWS_MAX else None
 
 
 def written_in(some: Iterable[KeptRounds], incarnation: IncarnationKey) -> BitMap64:

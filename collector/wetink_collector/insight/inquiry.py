@@ -14,7 +14,7 @@ from wetink_collector.answer import status, without_pages
 from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.errors import HistoryTooShort, RequestMalformed, StoreUnavailable, TargetUnknown
 from wetink_collector.insight.histories import Histories
-from wetink_collector.insight.history import History
+from wetink_collector.insight.history import COUNTED_PAGES_MAX, History
 from wetink_collector.round_log import RoundPages, fold
 from wetink_collector.selection import Chosen, parse_non_empty, resolve
 from wetink_collector.store.interface import RecordDamaged, Store, StoreFailed
@@ -201,7 +201,10 @@ def without_history(message: HistoryStatus, record: TargetRecord) -> HistoryStat
 def too_short(record: TargetRecord) -> str:
     """Say that there is no history, and why."""
     if record.round:
-        return f"of {record.name} there is only the first round yet: ask again when the next has come"
+        return (
+            f"of {record.name} there is only the first round yet, or the last had too many pages to be counted "
+            f"({COUNTED_PAGES_MAX} are the most): ask again when the next has come"
+        )
     return f"no round of {record.name} is here yet: ask again when two have come"
 
 

@@ -103,7 +103,8 @@ async def look(inquiry: Inquiry, record: TargetRecord) -> Known:
     def known(history: History) -> Known | str:
         if history.stretch_count < STRETCHES_MIN:
             return too_few(record)
-        writes = replace(writes_of(history, record.started.page_size), old_because=old_because)
+        writes = writes_of(history, record.started.page_size)
+        writes = replace(writes, old_because=old_because or writes.old_because)
         stretches = [
             Stretch(rate.since_ns / 1e9, rate.until_ns / 1e9, rate.written_page_count) for rate in history.rates()
         ]

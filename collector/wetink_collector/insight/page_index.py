@@ -16,6 +16,9 @@ ROW_PAGES: Final = 1 << ROW_BITS
 
 _ROWS_FIRST: Final = 16
 
+_AT_ONCE: Final = 1 << 16
+"""So many pages are looked up together: what is needed besides for each of them takes four times as much as it."""
+
 
 class PageIndex:
     """Stretches of rounds are numbered from 1; a page that was written in none has 0."""
@@ -29,6 +32,11 @@ class PageIndex:
         self._least = np.zeros((_ROWS_FIRST, ROW_PAGES), np.uint32)
         # The same array while every stretch is one round.
         self._most = self._least
+
+    @property
+    def row_count(self) -> int:
+        """How many rows there are."""
+        return self._rows.size
 
     @property
     def size_bytes(self) -> int:
@@ -47,21 +55,25 @@ class PageIndex:
         Returns:
             In which stretch each page was written last before this; 0 for none.
         """
-        places = self._places(pages)
-        before = self._last.reshape(-1)[places]
-        self._last.reshape(-1)[places] = stretch
         if round_count > 1:
             self._tell_apart()
-        self._least.reshape(-1)[places] += np.uint32(1)
-        if self._most is not self._least:
-            self._most.reshape(-1)[places] += np.uint32(round_count)
+        before = np.empty(pages.size, np.uint32)
+        for begin in range(0, pages.size, _AT_ONCE):
+            some = slice(begin, begin + _AT_ONCE)
+            places = self._places(pages[some])
+            before[some] = self._last.reshape(-1)[places]
+            self._last.reshape(-1)[places] = stretch
+            self._least.reshape(-1)[places] += np.uint32(1)
+            if self._most is not self._least:
+                self._most.reshape(-1)[places] += np.uint32(round_count)
         return before
 
     def maybe_write(self, pages: NDArray[np.uint64], *, round_count: int) -> None:
         """Note that pages may have been written in some rounds, and were gone after them."""
-        places = self._places(pages)
         self._tell_apart()
-        self._most.reshape(-1)[places] += np.uint32(round_count)
+        for begin in range(0, pages.size, _AT_ONCE):
+            places = self._places(pages[begin : begin + _AT_ONCE])
+            self._most.reshape(-1)[places] += np.uint32(round_count)
 
     def written(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]:
         """Give each page that was written, ascending: its last stretch, and in how many rounds at least and at most."""
@@ -102,9 +114,7 @@ class PageIndex:
         self._most = self._least if is_same else most
 
     def _places(self, pages: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Give where pages are in the flat arrays; rows are made for those that have none."""
-        if not pages.size:
-            return np.empty(0, np.int64)
+        """Give where pages, at least one, are in the flat arrays; rows are made for those that have none."""
         chunks = pages >> np.uint64(ROW_BITS)
         begins = np.concatenate(([0], np.flatnonzero(chunks[1:] != chunks[:-1]) + 1))
         lengths = np.diff(np.concatenate((begins, [chunks.size])))
@@ -128,6 +138,12 @@ class PageIndex:
         if needed > len(self._last):
             self._take(np.arange(used), max(needed, 2 * len(self._last)))
         return np.insert(self._chunks, at, fresh), np.insert(self._rows, at, np.arange(used, needed))
+
+
+def row_count(pages: NDArray[np.uint64]) -> int:
+    """Give in how many rows pages are, which ascend."""
+    rows = pages >> np.uint64(ROW_BITS)
+    return int(np.count_nonzero(rows[1:] != rows[:-1])) + min(1, rows.size)
 
 
 def _grown(array: NDArray[np.uint32], rows: NDArray[np.int64], capacity: int) -> NDArray[np.uint32]:

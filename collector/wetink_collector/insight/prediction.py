@@ -53,7 +53,7 @@ class Writes:
 
     ``mean``, ``p50`` and ``p95`` are W(T) over the starting points of windows. They are measured from
     ``shortest_seconds`` on, the length of a round, to ``history_seconds``, and continued beyond. ``old_because`` says
-    why the history is not about now, and is empty where it is.
+    why the history is not about now, or not about everything, and is empty where it is.
     """
 
     populated_pages: int

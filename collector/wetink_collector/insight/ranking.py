@@ -70,12 +70,12 @@ def coldest_first(populated: BitMap64, written: WrittenPages, class_count: int) 
         written: Every page that was written, also those that are not populated any more.
         class_count: How many classes at most, at least 2.
     """
-    pages = page_numbers(populated)
-    at = np.minimum(np.searchsorted(written.pages, pages), max(0, written.pages.size - 1))
-    found = written.pages[at] == pages if written.pages.size else np.zeros(pages.size, np.bool_)
-    if not found.all():
-        yield ColdClass(_bitmap(pages[~found]), 0, 0.0)
-    pages, at = pages[found], at[found]
+    # Page by page only those that were written: of the others there may be as many as a host has memory.
+    known = _bitmap(written.pages)
+    if never := populated - known:
+        yield ColdClass(never, 0, 0.0)
+    pages = page_numbers(populated & known)
+    at = np.searchsorted(written.pages, pages)
     times = written.last_until_ns[at]
     for low, high in _classes(times, class_count - 1):
         inside = (times >= low) & (times <= high)

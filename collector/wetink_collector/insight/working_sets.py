@@ -24,6 +24,10 @@ POPULATED_READ_MAX: Final = 64
 """Bound on the targets whose populated pages are read to count shared ones once: some milliseconds each."""
 
 
+POPULATED_PAGES_MAX: Final = 1 << 24
+"""Bound on the pages that are read for that, of all targets: each takes some tens of bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """What one target's history said."""
@@ -121,7 +125,8 @@ async def _group(inquiry: Inquiry, found: Sequence[_Found]) -> pb.GroupWorkingSe
     sharing = _sharing(found)
     if len(sharing) > POPULATED_READ_MAX:
         unknown += [one.record.name for one in sharing[POPULATED_READ_MAX:]]
-    twice = await _counted_twice(inquiry, sharing[:POPULATED_READ_MAX])
+    twice, unread = await _counted_twice(inquiry, sharing[:POPULATED_READ_MAX])
+    unknown += unread
     working_set.populated_page_count = populated - twice
     return pb.GroupWorkingSet(
         working_set=working_set, targets_without_mappings=sorted(set(unknown)), shared_page_count=twice
@@ -165,18 +170,27 @@ def _sharing(found: Sequence[_Found]) -> list[_Found]:
     return [found[number] for number in sorted(several)]
 
 
-async def _counted_twice(inquiry: Inquiry, sharing: Sequence[_Found]) -> int:
-    """Give how many populated pages are another's as well, each counted once for every target but one."""
+async def _counted_twice(inquiry: Inquiry, sharing: Sequence[_Found]) -> tuple[int, list[str]]:
+    """Give how many populated pages are another's as well, each counted once for every target but one.
+
+    Returns:
+        The count, and the targets of which that is not known.
+    """
     spaces = Spaces()
     parts = [np.empty(0, np.uint64)]
-    count = 0
+    unread: list[str] = []
+    count, room = 0, POPULATED_PAGES_MAX
     for one in sharing:
         populated = await inquiry.populated(one.record, one.last_round)
+        if len(populated) > room:
+            unread.append(one.record.name)
+            continue
+        room -= len(populated)
         pages = await inquiry.on_thread(page_numbers, populated)
         inside = await inquiry.on_thread(_inside, pages, one.member.ranges)
         count += inside.size
         parts.append(spaces.keys(one.member.incarnation, one.member.ranges, inside))
-    return count - distinct(np.concatenate(parts)).size
+    return count - distinct(np.concatenate(parts)).size, unread
 
 
 def _inside(pages: "np.typing.NDArray[np.uint64]", ranges: Sequence[SharedRange]) -> "np.typing.NDArray[np.uint64]":

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 
 from wetink_collector.insight.curve import Curve
-from wetink_collector.insight.history import History
+from wetink_collector.insight.history import COUNTED_PAGES_MAX, History
 from wetink_collector.insight.prediction import Hits, Writes
 
 STRETCHES_MIN: Final = 4
@@ -39,6 +39,7 @@ def writes_of(history: History, page_size: int) -> Writes:
         shortest_seconds=seconds[0],
         history_seconds=history_seconds(history),
         hits=_hits(history),
+        old_because=_left_out(history),
     )
 
 
@@ -55,6 +56,7 @@ def mean_writes_of(history: History, page_size: int) -> Writes:
         p95=mean,
         shortest_seconds=points[0][0] / 1e9,
         history_seconds=history_seconds(history),
+        old_because=_left_out(history),
     )
 
 
@@ -65,6 +67,16 @@ def history_seconds(history: History) -> float:
 
 def _populated(history: History) -> int:
     return history.last.populated_page_count if history.last else 0
+
+
+def _left_out(history: History) -> str:
+    """Say what is not in a history that may come again."""
+    if not history.too_large_round:
+        return ""
+    return (
+        f"round {history.too_large_round} had too many pages to be counted ({COUNTED_PAGES_MAX} are the most), "
+        "and only what was written after it is known"
+    )
 
 
 def _hits(history: History) -> Hits:

@@ -10,11 +10,12 @@ from typing import cast
 import grpc
 import pytest
 from google.protobuf.message import Message
+from pyroaring import BitMap64
 
 from tests.integration.collector.wire import PATIENCE_SECONDS, T0_NS, Agent, batch, channel, refused, start, target
 from tests.support.collector import CollectorProcess, running_collector
 from wetink.pages import decode
-from wetink.v1 import dirty_pb2, ingest_pb2, types_pb2
+from wetink.v1 import dirty_pb2, ingest_pb2, prediction_pb2, types_pb2
 from wetink.v1 import insight_pb2 as pb
 from wetink.v1.insight_pb2_grpc import InsightServiceStub
 
@@ -315,6 +316,49 @@ def test_answer_about_several_hosts_says_which_are_missing(
     assert "not connected" in far.history.incomplete_message
     assert [one.working_set.writable_page_count for one in (near, far)] == [3, 4]
     assert answer.group.working_set.writable_page_count == 7
+
+
+def test_memory_of_a_whole_host_in_a_few_bytes_is_answered_about(here: Here) -> None:
+    """Four billion pages, populated and then written: each answer is about what is known, or says why it is not."""
+    large = BitMap64()
+    large.add_range(1 << 20, (1 << 20) + (1 << 32))
+    large.run_optimize()
+    small = [{5, 6, number} for number in range(100, 106)]
+    about = pb.GetHeatmapRequest(target=here.name, address_bin_count=2)
+    predict = prediction_pb2.PredictMigrationRequest(target=here.name, bandwidths_bytes_per_second=[10**9])
+    with here as (agent, stub):
+        agent.deliver(here.one, large, *small)
+        agent.deliver(here.target(2), *small)
+        table = mapping(1 << 20, 1 << 32, "/memfd:large", inode=7)
+        agent.say(mappings(here.one, table, mapping(5, 1, "/memfd:small", inode=8)))
+        agent.say(mappings(here.target(2), table, mapping(5, 1, "/memfd:small", inode=8)))
+        both = working_set(stub, hosts=[here.host])
+        assert [one.working_set.writable_page_count for one in both.targets] == [8, 7]
+        drawn = stub.GetHeatmap(about, timeout=PATIENCE_SECONDS)
+        assert sum(row.page_count for row in drawn.rows) == (1 << 32) + 8
+        assert sum(drawn.page_counts) > 0
+        parts = list(stub.GetColdFirst(pb.GetColdFirstRequest(target=here.name), timeout=PATIENCE_SECONDS))
+        assert sum(part.pages.page_count for part in parts if part.class_index == 0) == 1 << 32
+        assert sum(part.pages.page_count for part in parts) == (1 << 32) + 8
+        assert stub.PredictMigration(predict, timeout=PATIENCE_SECONDS).basis.stretch_count == len(small)
+
+        agent.say(batch(here.one, 8, written=large))
+        agent.acknowledged(here.one, 8)
+        for ask in (
+            lambda: working_set(stub, here.name),
+            lambda: stub.GetHeatmap(about, timeout=PATIENCE_SECONDS),
+            lambda: stub.PredictMigration(predict, timeout=PATIENCE_SECONDS),
+        ):
+            with refused() as refusal:
+                ask()
+            assert refusal.reason == "HISTORY_TOO_SHORT"
+            assert "too many pages" in refusal.message
+        agent.say(*(batch(here.one, number, written=[number]) for number in range(9, 14)))
+        agent.acknowledged(here.one, 13)
+        predicted = stub.PredictMigration(predict, timeout=PATIENCE_SECONDS)
+        assert predicted.predictions[0].confidence == prediction_pb2.CONFIDENCE_LOW
+        assert "round 8 had too many pages" in predicted.predictions[0].confidence_reason
+        assert predicted.basis.stretch_count == 5
 
 
 def test_writers_are_counted(here: Here) -> None:

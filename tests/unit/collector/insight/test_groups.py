@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from random import Random
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroaring import BitMap64
 
 from tests.support.histories import PAGES, Batch, batches, taken
+from wetink_collector.errors import MessageTooLarge
 from wetink_collector.identity import IncarnationKey, TargetKey
+from wetink_collector.insight import groups
 from wetink_collector.insight.groups import Member, Spaces, distinct, together
 from wetink_collector.insight.mapped import SharedRange
 from wetink_collector.round_log import RoundPages
@@ -89,6 +92,24 @@ def test_round_that_goes_on_at_the_end_of_a_window_may_be_in_it() -> None:
 def keys(spaces: Spaces, pid: int, ranges: Sequence[SharedRange], *pages: int, host_id: str = "host-1") -> list[int]:
     """Give the keys of some pages."""
     return list(spaces.keys(of(pid, host_id), ranges, np.array(pages, np.uint64)).tolist())
+
+
+def test_pages_that_are_too_many_together_are_of_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to the newest; where that is too much as well, or they are in too many places, it is told."""
+    some = [Batch([RoundPages(BitMap64([number, 999]), BitMap64())], [number * 10**9]) for number in range(1, 10)]
+    history, _ = taken(some)
+    members = [Member(of(pid), history.kept, []) for pid in (1, 2)]
+
+    assert together(members, Spaces()).stretch == 8
+    monkeypatch.setattr(groups, "PAGES_MAX", 8)
+    assert together(members, Spaces()).stretch == 2
+    monkeypatch.setattr(groups, "PAGES_MAX", 3)
+    with pytest.raises(MessageTooLarge, match="4 pages are in the newest rounds of 2 targets"):
+        together(members, Spaces())
+    monkeypatch.setattr(groups, "PAGES_MAX", 8)
+    monkeypatch.setattr(groups, "ROWS_MAX", 1)
+    with pytest.raises(MessageTooLarge, match="too many places"):
+        together(members, Spaces())
 
 
 def test_page_of_an_object_has_one_key_wherever_it_is_mapped() -> None:

@@ -1,13 +1,16 @@
 """Heat and rankings against counting afresh, page by page, on random histories; and what is right when they merge."""
 
+import tracemalloc
 from collections.abc import Sequence
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroaring import BitMap64
 
 from tests.support.histories import INCARNATION, PAGES, Batch, Truth, batches, block_of, taken
+from wetink_collector.errors import MessageTooLarge
 from wetink_collector.insight import heatmap as heat
 from wetink_collector.insight.history import History
 from wetink_collector.insight.ranking import coldest_first, hottest
@@ -125,6 +128,35 @@ def test_rows_cover_each_page_once_and_cells_count_them(
         assert [len([page for page in pages if row.start <= page < row.end]) for pages in columns] == counts.tolist()
         if named and row.end <= 64:
             assert row.label == "[heap]"
+
+
+def test_memory_of_a_whole_host_takes_no_memory_page_by_page() -> None:
+    """Four billion of them in a few bytes: what is told of them is counted, and they are not."""
+    history, _ = taken([Batch([RoundPages(BitMap64([number, 7]), BitMap64())], [number * 10**9]) for number in (1, 2)])
+    populated = BitMap64()
+    populated.add_range(0, 1 << 32)
+    tracemalloc.start()
+    try:
+        never, last = coldest_first(populated, history.written(), 4)
+        known = heat.KnownPages(populated, start=10, end=1 << 52)
+        rows = heat.rows(known, 4)
+        cells = heat.counts([populated, BitMap64([1 << 30])], rows)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak_bytes < 1 << 20
+    assert (len(never.pages), list(last.pages)) == ((1 << 32) - 2, [2, 7])
+    assert [row.page_count for row in rows] == cells[:, 0].tolist()
+    assert sum(cells[:, 0].tolist()) == (1 << 32) - 10
+    assert cells[:, 1].tolist() == [1, 0, 0, 0]
+
+
+def test_memory_in_too_many_places_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that is told."""
+    monkeypatch.setattr(heat, "RUNS_MAX", 3)
+    with pytest.raises(MessageTooLarge, match="in 4 places"):
+        heat.KnownPages(BitMap64([1, 3, 5, 7]), start=0, end=100)
 
 
 @EXAMPLES

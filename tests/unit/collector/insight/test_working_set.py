@@ -1,17 +1,26 @@
 """W(T) against counting afresh: each window of each history, page by page."""
 
+import tracemalloc
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from math import log2
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pyroaring import BitMap64
 
-from tests.support.histories import INCARNATION, Arrived, Batch, Truth, batches, taken
+from tests.support.histories import INCARNATION, Arrived, Batch, Truth, batches, block_of, taken
+from wetink_collector.insight import history as module
+from wetink_collector.insight import page_index
 from wetink_collector.insight.history import History
 from wetink_collector.insight.working_set import GRID_NS, Point, Statistics, statistics
+from wetink_collector.insight.writes import mean_writes_of, writes_of
+from wetink_collector.round_log import RoundPages
+from wetink_collector.store.interface import encode_stored
 
 EXAMPLES = settings(max_examples=40)
 
@@ -130,6 +139,61 @@ def test_only_the_newest_windows_are_kept(some: list[Batch], ends_max: int) -> N
     book = [plain_statistics(counts[-ends_max:]) for _, counts in sorted(newest.items())]
     assert [point.most.max for point in history.points()] == [one.max for one in book]
     assert [point.most.p50 for point in history.points()] == [one.p50 for one in book]
+
+
+@EXAMPLES
+@given(batches(united=True))
+def test_pages_that_are_looked_up_in_pieces_are_counted_alike(some: list[Batch]) -> None:
+    """However small the pieces are."""
+    whole, _ = taken(some)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_index, "_AT_ONCE", 2)
+        pieces, _ = taken(some)
+
+    assert pieces.points() == whole.points()
+    for mine, other in zip(columns(pieces), columns(whole), strict=True):
+        assert mine.tolist() == other.tolist()
+
+
+def columns(history: History) -> tuple[NDArray[Any], ...]:
+    """Give what is told of each page that was written."""
+    written = history.written()
+    return written.pages, written.last_until_ns, written.rounds_least, written.rounds_most
+
+
+def round_of(number: int, written: BitMap64) -> Batch:
+    """Give a round, a second after the one before."""
+    return Batch([RoundPages(written, BitMap64())], [10**18 + number * 10**9])
+
+
+@pytest.mark.parametrize("bounds", [(1 << 23, 1 << 15), (1 << 40, 100), (1 << 40, 1)])
+def test_round_of_too_many_pages_begins_a_history_afresh(bounds: tuple[int, int]) -> None:
+    """Four billion in a few bytes, or a few that take kilobytes each: what came later is told, and that."""
+    large = BitMap64()
+    if bounds[1] == 1 << 15:
+        large.add_range(0, 1 << 32)
+    else:
+        large.update(range(0, 1000 << 12, 1 << 12))
+    before = [round_of(number, BitMap64([1, 2, number])) for number in range(1, 7)]
+    after = [round_of(number, BitMap64([1, 2])) for number in range(8, 12)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "COUNTED_PAGES_MAX", bounds[0])
+        patch.setattr(module, "COUNTED_ROWS_MAX", bounds[1])
+        tracemalloc.start()
+        history, _ = taken([*before, round_of(7, large)])
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert (history.round, history.stretch_count, history.writable(), history.points()) == (7, 0, (0, 0), [])
+        assert peak_bytes < 1 << 22
+        for number, batch in enumerate(after, 8):
+            one = block_of(number, number, batch.rounds[0], oldest_round=number, until_ns=batch.times_ns[0])
+            history.append(one, encode_stored(batch.rounds[0].written), b"")
+
+    assert (history.first_round, history.round, history.stretch_count) == (8, 11, 4)
+    assert (history.writable(), history.written().pages.tolist(), len(history.kept)) == ((2, 2), [1, 2], 4)
+    assert (history.exact, history.too_large_round) == (False, 7)
+    assert "round 7 had too many pages" in writes_of(history, 4096).old_because
+    assert "round 7 had too many pages" in mean_writes_of(history, 4096).old_because
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
