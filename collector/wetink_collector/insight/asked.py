@@ -25,6 +25,9 @@ HORIZON_SECONDS_MAX: Final = 86_400.0
 ROUNDS_MAX: Final = 4096
 """As the contract says."""
 
+REPORT_BYTES_MAX: Final = 1 << 62
+"""As the contract says: more than a year over the fastest link."""
+
 REPORT_SECONDS_MAX: Final = 1e6
 """Bound on the time of a round or a downtime that is reported: eleven days."""
 
@@ -125,6 +128,9 @@ def report(asked: pb.ReportMigrationRequest) -> Report:
         raise RequestMalformed(message)
     if not 1 <= len(asked.round_bytes) <= ROUNDS_MAX:
         message = f"the report has {len(asked.round_bytes)} rounds; give from 1 to {ROUNDS_MAX}"
+        raise RequestMalformed(message)
+    if sum(asked.round_bytes) + asked.final_bytes > REPORT_BYTES_MAX:
+        message = f"the report has more than {REPORT_BYTES_MAX} bytes in all"
         raise RequestMalformed(message)
     downtime_seconds = _seconds(asked.downtime_seconds, "downtime_seconds", REPORT_SECONDS_MAX)
     if not asked.switched and (downtime_seconds or asked.final_bytes):

@@ -89,7 +89,12 @@ def rows(known: KnownPages, count_max: int, mappings: Sequence[Mapping] = ()) ->
         known: What is drawn.
         count_max: At least 1.
         mappings: What lies where, ascending; none where that is not known.
+
+    Returns:
+        The rows, ascending; none where nothing is drawn.
     """
+    if not known.starts.size:
+        return []
     regions = _regions(known, count_max, mappings)
     room = count_max - len(regions)
     total = sum(end - start for start, end in regions)

@@ -972,7 +972,7 @@ class ReportMigrationRequest(_message.Message):
     """
     @_builtins.property
     def round_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Bytes that each round sent while the target ran, at most 4096 rounds."""
+        """Bytes that each round sent while the target ran, at most 4096 rounds. With `final_bytes` they are at most 2^62."""
 
     @_builtins.property
     def round_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:

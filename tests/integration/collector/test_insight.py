@@ -172,7 +172,10 @@ def test_heatmap_of_a_part(here: Here) -> None:
     with here as (agent, stub):
         agent.deliver(here.one, *rounds)
         answer = stub.GetHeatmap(request, timeout=20)
+        request.start_address, request.end_address = 1 << 40, 1 << 41
+        nothing = stub.GetHeatmap(request, timeout=20)
 
+    assert (list(nothing.rows), list(nothing.page_counts), len(nothing.columns)) == ([], [], 1)
     written = set().union(*rounds[30:])
     assert [row.range.start_address // 4096 for row in answer.rows] == [105, 106, 107]
     assert list(answer.page_counts) == [page in written for page in (105, 106, 107)]

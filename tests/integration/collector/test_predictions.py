@@ -411,6 +411,15 @@ MISTAKES: Final[dict[str, tuple[CODE, str, Callable[[InsightServiceStub, str], M
             )
         ),
     ),
+    "report of more bytes than there are": (
+        CODE.INVALID_ARGUMENT,
+        "REQUEST_MALFORMED",
+        lambda stub, name: stub.ReportMigration(
+            pb.ReportMigrationRequest(
+                target=name, bandwidth_bytes_per_second=SPEED, round_bytes=[1 << 62, 1], round_seconds=[1.0, 1.0]
+            )
+        ),
+    ),
     "report of a downtime that was not": (
         CODE.INVALID_ARGUMENT,
         "REQUEST_MALFORMED",

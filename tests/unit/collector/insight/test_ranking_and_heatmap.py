@@ -152,6 +152,14 @@ def test_memory_of_a_whole_host_takes_no_memory_page_by_page() -> None:
     assert cells[:, 1].tolist() == [1, 0, 0, 0]
 
 
+def test_part_without_pages_has_no_rows() -> None:
+    """Nothing is drawn, of no column."""
+    found = heat.rows(heat.KnownPages(BitMap64([1, 5000]), start=10, end=1000), 4, [heat.Mapping(0, 64, "[heap]")])
+
+    assert found == []
+    assert heat.counts([BitMap64([1]), BitMap64()], found).size == 0
+
+
 def test_memory_in_too_many_places_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """And that is told."""
     monkeypatch.setattr(heat, "RUNS_MAX", 3)
