@@ -14,7 +14,7 @@ from wetink_collector.insight.accuracy import Accuracy
 from wetink_collector.insight.drain import Job, Schedule, all_at_once, lane_counts, one_by_one, plan_drain
 from wetink_collector.insight.history import History
 from wetink_collector.insight.inquiry import Inquiry, too_short
-from wetink_collector.insight.migrations import CAUSE_OF, END_OF, bytes_of, too_few, why_old
+from wetink_collector.insight.migrations import CAUSE_OF, END_OF, bytes_of, no_time, too_few, why_old
 from wetink_collector.insight.prediction import Plan, Prediction, Writes, predict
 from wetink_collector.insight.writes import STRETCHES_MIN, mean_writes_of, writes_of
 from wetink_collector.selection import TARGETS_MAX
@@ -148,6 +148,8 @@ def _known(
     """Give what is known of a target, or why that is too little."""
     if history.stretch_count < STRETCHES_MIN:
         return too_few(record)
+    if not history.has_windows:
+        return no_time(record)
     found = writes(history, record.started.page_size)
     return Known(record, replace(found, old_because=old_because or found.old_because), history.dirty_pages_per_second())
 

@@ -7,6 +7,7 @@ differ by then. A page of shared memory is keyed by the object behind it, on its
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -85,7 +86,8 @@ def together(members: Sequence[Member], spaces: Spaces) -> WorkingSet:
     """Give the working sets of targets together.
 
     Time is cut into ticks, and a round counts in the tick in which it ends. A round that began before a window may have
-    pages from before it, and one that goes on after its end has pages from in it: the bounds allow for both.
+    pages from before it, and one that goes on after its end has pages from in it: the bounds allow for both, and
+    not for clocks of hosts that differ.
 
     Args:
         members: At least one has rounds.
@@ -95,10 +97,12 @@ def together(members: Sequence[Member], spaces: Spaces) -> WorkingSet:
         RecordDamaged: A round's sets are none.
         MessageTooLarge: Their newest rounds alone had too many pages, or they are in too many places.
     """
-    ticks = _ticks(members)
+    readers = [_Reader(member, spaces) for member in members]
+    ticks = _ticks(readers)
     index = PageIndex()
     found = WorkingSet(ticks[0], starts_max=TICKS_MAX + 1)
-    readers = [_Reader(member, spaces, ticks[0]) for member in members]
+    for reader in readers:
+        reader.begin(ticks[0])
     early, late = _under_way(readers, ticks[0])
     for number, end in enumerate(ticks[1:], 1):
         parts = [part for reader in readers for part in reader.until(end)]
@@ -133,15 +137,30 @@ class _Part:
 class _Reader:
     """Goes through the rounds of one target."""
 
-    def __init__(self, member: Member, spaces: Spaces, begin_ns: int) -> None:
+    def __init__(self, member: Member, spaces: Spaces) -> None:
         self._member = member
         self._spaces = spaces
-        self._place = bisect_right(member.kept, begin_ns, key=lambda one: one.until_ns)
+        # A clock that was set back does not run backwards here.
+        self.ends = list(accumulate((one.until_ns for one in member.kept), max))
+        self._place = 0
+
+    def newest(self, count: int) -> Sequence[KeptRounds]:
+        """Give the newest rounds, so many at most."""
+        return self._member.kept[-count:]
+
+    def since_ns(self, place: int) -> int:
+        """Give the time after which a round's pages were written."""
+        return self.ends[place - 1] if place else min(self.ends[0], self._member.kept[0].since_ns)
+
+    def begin(self, begin_ns: int) -> None:
+        """Go on with the first round that ends after a time."""
+        self._place = bisect_right(self.ends, begin_ns)
 
     def until(self, end_ns: int) -> Iterator[_Part]:
         """Give the rounds that end by then."""
         kept = self._member.kept
-        while self._place < len(kept) and (one := kept[self._place]).until_ns <= end_ns:
+        while self._place < len(kept) and self.ends[self._place] <= end_ns:
+            one = kept[self._place]
             self._place += 1
             pages = one.pages(self._member.incarnation)
             written = page_numbers(pages.written)
@@ -154,7 +173,7 @@ class _Reader:
     def under_way(self, time_ns: int) -> Block | None:
         """Give the rounds that began before a time, up to which they were read, and go on."""
         kept = self._member.kept
-        going_on = self._place < len(kept) and kept[self._place].since_ns < time_ns
+        going_on = self._place < len(kept) and self.since_ns(self._place) < time_ns
         return kept[self._place].block if going_on else None
 
 
@@ -172,29 +191,34 @@ def distinct(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))] if ordered.size else ordered
 
 
-def _ticks(members: Sequence[Member]) -> list[int]:
+def _ticks(readers: Sequence[_Reader]) -> list[int]:
     """Cut the time of the newest rounds into ticks of the length of the slowest target's rounds.
 
     The last one ends where every target that goes on is known up to.
     """
-    with_rounds = [member.kept for member in members if member.kept]
+    with_rounds = [reader for reader in readers if reader.ends]
     count = max(1, min(TICKS_MAX, ROUNDS_MAX // len(with_rounds)))
-    newest = [kept[-count:] for kept in with_rounds]
-    while (page_count := sum(one.block.written_page_count for kept in newest for one in kept)) > PAGES_MAX:
+    while (page_count := _page_count(with_rounds, count)) > PAGES_MAX:
         if count == 1:
             message = (
-                f"{page_count} pages are in the newest rounds of {len(members)} targets, and at most {PAGES_MAX} can "
+                f"{page_count} pages are in the newest rounds of {len(readers)} targets, and at most {PAGES_MAX} can "
                 "be merged; ask for fewer targets together"
             )
             raise MessageTooLarge(message)
         count //= 2
-        newest = [kept[-count:] for kept in with_rounds]
-    length = max(1, *((kept[-1].until_ns - kept[0].since_ns) // len(kept) for kept in newest))
-    ends = [kept[-1].until_ns for kept in newest]
+    counts = [min(count, len(reader.ends)) for reader in with_rounds]
+    ends = [reader.ends[-1] for reader in with_rounds]
+    begins = [reader.since_ns(len(reader.ends) - some) for reader, some in zip(with_rounds, counts, strict=True)]
+    length = max(1, *((end - begin) // some for begin, end, some in zip(begins, ends, counts, strict=True)))
     end = min(one for one in ends if one >= max(ends) - STILL_TICKS * length)
-    begin = min(kept[0].since_ns for kept in newest)
+    begin = min(begins)
     count = max(1, min(count, (end - begin) // length))
     return [end - length * before for before in range(count, -1, -1)]
+
+
+def _page_count(readers: Sequence[_Reader], count: int) -> int:
+    """Give how many pages the newest rounds have, so many of each target at most."""
+    return sum(one.block.written_page_count for reader in readers for one in reader.newest(count))
 
 
 _NONE: Final = np.empty(0, np.uint64)

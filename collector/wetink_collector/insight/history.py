@@ -205,6 +205,11 @@ class History:
                     self._merge_kept()
         self._last = block
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether there is any W(T). There is none where no time passed on the host's clock, which may be set back."""
+        return self._working_set is not None and self._working_set.has_windows
+
     def points(self) -> list[Point]:
         """Give W(T), by ascending T."""
         return self._working_set.points() if self._working_set else []
@@ -278,7 +283,8 @@ class History:
                 vanished_count=gone,
             )
         )
-        self._ends_ns.append(kept.until_ns)
+        # A clock that was set back makes no page that is written now older than those before.
+        self._ends_ns.append(max(kept.until_ns, self._ends_ns[-1] + 1) if self._ends_ns else kept.until_ns)
         if len(self._ends_ns) > 2 * ROUNDS_MAX:
             del self._ends_ns[:ROUNDS_MAX]
             self._ends_dropped += ROUNDS_MAX

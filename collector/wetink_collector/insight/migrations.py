@@ -103,6 +103,8 @@ async def look(inquiry: Inquiry, record: TargetRecord) -> Known:
     def known(history: History) -> Known | str:
         if history.stretch_count < STRETCHES_MIN:
             return too_few(record)
+        if not history.has_windows:
+            return no_time(record)
         writes = writes_of(history, record.started.page_size)
         writes = replace(writes, old_because=old_because or writes.old_because)
         stretches = [
@@ -127,6 +129,14 @@ def too_few(record: TargetRecord) -> str:
     """Say that there are too few rounds to predict from."""
     return (
         f"of {record.name} fewer than {STRETCHES_MIN} rounds after the first are known: ask again when they have come"
+    )
+
+
+def no_time(record: TargetRecord) -> str:
+    """Say that rounds have come, and that they are of no time."""
+    return (
+        f"by the clock of its host no time passed in the rounds of {record.name}, as where it was set back: "
+        "ask again when it is later than it was before"
     )
 
 
@@ -207,7 +217,8 @@ def _hold_back(held: Held, without: Outcome) -> pb.HoldBack:
 def _find_window(known: Known, plan: Plan, over: int, horizon_seconds: float) -> pb.FindWindowResponse:
     needed_seconds = predict(known.writes, plan, over, in_full=False).outcome.total_seconds
     response = pb.FindWindowResponse(basis=known.basis, migration_seconds=needed_seconds)
-    if not any(stretch.end_seconds > stretch.start_seconds for stretch in known.stretches):
+    ends = [stretch.end_seconds for stretch in known.stretches]
+    if not ends or max(ends) <= known.stretches[0].start_seconds:
         response.reason = "the rounds that are kept took no time"
         return response
     series = series_of(known.stretches)

@@ -152,6 +152,11 @@ class WorkingSet:
             ring.limit(self._ends_max)
         return True
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether any window was as long as the shortest T."""
+        return bool(self._rings)
+
     def points(self) -> list[Point]:
         """Give W(T), by ascending T."""
         return [ring.point() for _, ring in sorted(self._rings.items()) if ring.count]

@@ -89,7 +89,7 @@ def _working_set(history: History) -> pb.WorkingSet:
     least, most = history.writable()
     newest = history.kept[-1:] or ()
     return pb.WorkingSet(
-        points=[_point(point) for point in history.points()],
+        points=[_point(point, exact=point.exact) for point in history.points()],
         dirty_pages_per_second=history.dirty_pages_per_second(),
         dirty_pages_per_second_now=sum(
             one.block.written_page_count * 1e9 / max(1, one.until_ns - one.since_ns) for one in newest
@@ -100,13 +100,13 @@ def _working_set(history: History) -> pb.WorkingSet:
     )
 
 
-def _point(point: Point) -> pb.WorkingSetPoint:
+def _point(point: Point, *, exact: bool) -> pb.WorkingSetPoint:
     return pb.WorkingSetPoint(
         window_ns=point.window_ns,
         window_count=point.window_count,
         pages=_statistics(point.most),
-        pages_at_least=None if point.exact else _statistics(point.least),
-        exact=point.exact,
+        pages_at_least=None if exact else _statistics(point.least),
+        exact=exact,
     )
 
 
@@ -143,9 +143,11 @@ def _together(found: Sequence[_Found], spaces: Spaces) -> pb.WorkingSet:
         for one in found
     )
     points = curve.points()
+    one_host = len({one.record.target.host_id for one in found}) == 1
     shortest = points[0] if points else None
     return pb.WorkingSet(
-        points=[_point(point) for point in points],
+        # What two hosts wrote at the same time is known only as far as their clocks agree.
+        points=[_point(point, exact=point.exact and one_host) for point in points],
         dirty_pages_per_second=shortest.most.mean * 1e9 / shortest.window_ns if shortest else 0.0,
         dirty_pages_per_second_now=sum(one.message.working_set.dirty_pages_per_second_now for one in found),
         writable_page_count=written + doubt,

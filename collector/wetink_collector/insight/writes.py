@@ -16,7 +16,7 @@ def writes_of(history: History, page_size: int) -> Writes:
     """Give the curves of a history, with their percentiles, and how often pages are written.
 
     Args:
-        history: Has at least one stretch of rounds.
+        history: Has windows.
         page_size: Bytes a page.
     """
     points = history.points()
@@ -61,8 +61,8 @@ def mean_writes_of(history: History, page_size: int) -> Writes:
 
 
 def history_seconds(history: History) -> float:
-    """Give how long a history is."""
-    return (history.last.last_time_ns - history.since_ns) / 1e9 if history.last else 0.0
+    """Give how long a history is, as far as the clock that it is told by was not set back."""
+    return max(0, history.last.last_time_ns - history.since_ns) / 1e9 if history.last else 0.0
 
 
 def _populated(history: History) -> int:

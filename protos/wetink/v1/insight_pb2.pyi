@@ -283,7 +283,7 @@ class GroupWorkingSet(_message.Message):
         """Of all targets together. A page of shared memory counts once, by the object behind it, where mappings are known.
         Of several targets the curve has bounds: their rounds do not begin and end at the same time. It is of their newest
         rounds, 2048 of all targets together, or fewer where they have many millions of pages; the writable pages are of all
-        their histories.
+        their histories. Of targets of several hosts it is never exact, and its bounds hold as far as their clocks agree.
         """
 
     @_builtins.property

@@ -321,6 +321,24 @@ def test_answer_about_several_hosts_says_which_are_missing(
     assert answer.group.working_set.writable_page_count == 7
 
 
+def test_nothing_is_exact_across_hosts(here: Here, shared_collector: CollectorProcess, host: str) -> None:
+    """Where each round ends with another's it is on one host; between two only if their clocks agree."""
+    away = f"{host[:50]}.away"
+    rounds = [range(10), [1], [2, 3], [1]]
+    with here as (agent, stub), Agent(shared_collector.address, away) as other:
+        other.hello()
+        agent.deliver(here.one, *rounds)
+        agent.deliver(here.target(2), *rounds)
+        other.deliver(target(1, host_id=away), *rounds)
+        near = working_set(stub, hosts=[here.host]).group.working_set
+        far = working_set(stub, hosts=[here.host, away]).group.working_set
+
+    assert all(point.exact and not point.HasField("pages_at_least") for point in near.points)
+    assert not any(point.exact for point in far.points)
+    assert all(point.HasField("pages_at_least") for point in far.points)
+    assert 0 < len(near.points) == len(far.points)
+
+
 def test_memory_of_a_whole_host_in_a_few_bytes_is_answered_about(here: Here) -> None:
     """Four billion pages, populated and then written: each answer is about what is known, or says why it is not."""
     large = BitMap64()

@@ -14,7 +14,16 @@ from tests.support.collector import CollectorProcess
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink.v1 import prediction_pb2 as pb
 from wetink.v1.insight_pb2_grpc import InsightServiceStub
-from wetink_client import AsyncCollector, Collector, InvalidRequest, MigrationPlan, MigrationReport, Refused, Selection
+from wetink_client import (
+    AsyncCollector,
+    Collector,
+    HistoryTooShort,
+    InvalidRequest,
+    MigrationPlan,
+    MigrationReport,
+    Refused,
+    Selection,
+)
 
 PAGE: Final = 4096
 SPEED: Final = 100 * PAGE
@@ -101,6 +110,31 @@ def test_prediction_is_the_recursion_over_what_was_written(
     assert said.basis.populated_page_count == 1061
     assert said.basis.history_seconds == pytest.approx(60)
     assert said.costs.report_count == 0
+
+
+def test_target_whose_clock_was_set_back_spoils_no_other_s_answer(
+    connected: Agent, shared_collector: CollectorProcess, one: types_pb2.Target, name: str, host: str
+) -> None:
+    """Of it nothing is predicted until its clock is where it was; the others are ranked, and the host is drained."""
+    other = target(2, host_id=host)
+    connected.deliver(one, range(10))
+    for number in range(2, 9):
+        later = batch(one, number, written=[number])
+        later.last_time_ns = later.first_time_ns = T0_NS - (100 - number) * 10**9
+        connected.say(later)
+    connected.acknowledged(one, 8)
+    connected.deliver(other, *round_and_round(50, 200, 10))
+
+    with Collector(shared_collector.address) as collector:
+        with pytest.raises(HistoryTooShort, match="no time passed"):
+            collector.predict(name, [SPEED], FREE)
+        ranking = collector.rank(Selection(hosts=(host,)), SPEED, FREE)
+        drain = collector.plan_drain(host, SPEED, FREE)
+
+    for left_out in (ranking.left_out, drain.cannot_move):
+        assert [one.name for one in left_out] == [name]
+        assert "no time passed" in left_out[0].reason
+    assert [one.name for one in ranking.candidates] == [one.name for one in drain.moves] == [f"{host}/2@100"]
 
 
 def test_prediction_says_what_it_cannot_know(

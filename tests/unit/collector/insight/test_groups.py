@@ -94,6 +94,17 @@ def keys(spaces: Spaces, pid: int, ranges: Sequence[SharedRange], *pages: int, h
     return list(spaces.keys(of(pid, host_id), ranges, np.array(pages, np.uint64)).tolist())
 
 
+def test_rounds_after_a_clock_was_set_back_are_in_the_windows() -> None:
+    """All of them, though they are said to have ended before others that came earlier."""
+    times_ns = [number * 10**9 for number in (*range(1, 10), 3, 4, 5)]
+    some = [
+        Batch([RoundPages(BitMap64([page]), BitMap64())], [until_ns]) for page, until_ns in enumerate(times_ns, 10**6)
+    ]
+    history, _ = taken(some)
+
+    assert together([Member(of(1), history.kept, [])], Spaces()).writable()[1] == 11
+
+
 def test_pages_that_are_too_many_together_are_of_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Down to the newest; where that is too much as well, or they are in too many places, it is told."""
     some = [Batch([RoundPages(BitMap64([number, 999]), BitMap64())], [number * 10**9]) for number in range(1, 10)]

@@ -152,6 +152,19 @@ def test_memory_of_a_whole_host_takes_no_memory_page_by_page() -> None:
     assert cells[:, 1].tolist() == [1, 0, 0, 0]
 
 
+def test_page_that_was_written_last_is_the_last_whatever_the_clock_says() -> None:
+    """It was set back after the third round, and is not yet where it was."""
+    times_ns = [10**9, 101 * 10**9, 102 * 10**9, 50 * 10**9, 51 * 10**9]
+    history, _ = taken(
+        [Batch([RoundPages(BitMap64([page]), BitMap64())], [until_ns]) for page, until_ns in enumerate(times_ns)]
+    )
+    written = history.written()
+    classes = coldest_first(BitMap64(range(5)), written, 10)
+
+    assert [run.page for run in hottest(written, 4, by_age=True)] == [4, 3, 2, 1]
+    assert [list(one.pages) for one in classes] == [[0], [1], [2], [3], [4]]
+
+
 def test_part_without_pages_has_no_rows() -> None:
     """Nothing is drawn, of no column."""
     found = heat.rows(heat.KnownPages(BitMap64([1, 5000]), start=10, end=1000), 4, [heat.Mapping(0, 64, "[heap]")])
