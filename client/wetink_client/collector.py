@@ -6,6 +6,7 @@ and ``errors``, for both alike.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -118,8 +119,8 @@ class Collector(MigrationCalls, InsightCalls, SessionCalls):
         self.close()
 
     def close(self) -> None:
-        """Close the connection, and with it every call that is under way."""
-        for channel in self._connection.all():
+        """Close the connection, and every call under way, which raises CollectorUnavailable. Later ones are invalid."""
+        for channel in self._connection.close():
             channel.close()
 
     def hosts(self) -> tuple[Host, ...]:
@@ -443,6 +444,11 @@ class Collector(MigrationCalls, InsightCalls, SessionCalls):
         line = self._connection.take()
         try:
             yield line
+        except ValueError as error:
+            # What gRPC raises where the channel was closed between taking it and calling.
+            if not self._connection.is_closed:
+                raise
+            raise _client_closed(self.address) from error
         finally:
             for channel in self._connection.give_back(line):
                 channel.close()
@@ -475,8 +481,8 @@ class AsyncCollector(AsyncMigrationCalls, AsyncInsightCalls, AsyncSessionCalls):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection, and with it every call that is under way."""
-        for channel in self._connection.all():
+        """As ``Collector.close``."""
+        for channel in self._connection.close():
             await channel.close()
 
     async def hosts(self) -> tuple[Host, ...]:
@@ -704,6 +710,12 @@ class AsyncCollector(AsyncMigrationCalls, AsyncInsightCalls, AsyncSessionCalls):
         line = self._connection.take()
         try:
             yield line
+        except (asyncio.CancelledError, grpc.aio.UsageError) as error:
+            # gRPC cancels whoever waits where a channel is closed, as if somebody had cancelled the task.
+            task = asyncio.current_task()
+            if not self._connection.is_closed or (task is not None and task.cancelling()):
+                raise
+            raise _client_closed(self.address) from error
         finally:
             for channel in self._connection.give_back(line):
                 await channel.close()
@@ -752,6 +764,10 @@ def _event_reader() -> EventReader:
     from wetink_client.events import EventReader  # noqa: PLC0415
 
     return EventReader()
+
+
+def _client_closed(address: str) -> CollectorUnavailable:
+    return CollectorUnavailable(f"this client of collector {address} was closed before it had an answer")
 
 
 def _watch_ended(address: str) -> CollectorUnavailable:

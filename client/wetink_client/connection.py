@@ -50,10 +50,23 @@ class Connection(Generic[ChannelT, StubT]):
         except SecurityUnusable as error:
             raise InvalidRequest(str(error)) from error
         self._older: list[Line[ChannelT, StubT]] = []
+        self._is_closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._is_closed
 
     def take(self) -> Line[ChannelT, StubT]:
-        """Give the channel for a call."""
+        """Give the channel for a call.
+
+        Raises:
+            InvalidRequest: The connection was closed.
+        """
         with self._lock:
+            if self._is_closed:
+                message = f"this client of collector {self._address} was closed: make another"
+                raise InvalidRequest(message)
             if self._security and self._security.stamp() != self._line.stamp:
                 self._renew()
             self._line.call_count += 1
@@ -67,9 +80,10 @@ class Connection(Generic[ChannelT, StubT]):
             self._older = [older for older in self._older if older.call_count]
             return [older.channel for older in idle]
 
-    def all(self) -> list[ChannelT]:
-        """Give every channel, to be closed."""
+    def close(self) -> list[ChannelT]:
+        """Give every channel, to be closed, and none for a call any more."""
         with self._lock:
+            self._is_closed = True
             return [line.channel for line in (*self._older, self._line)]
 
     def _renew(self) -> None:

@@ -33,10 +33,12 @@ MARGIN_SECONDS: Final = 5.0
 CHANNEL_OPTIONS: Final = (
     # A fixed window: the estimate would let megabytes queue before a reader that is busy copying.
     ("grpc.http2.bdp_probe", 0),
-    # A collector that hangs is found after 15 s; the last of the three is needed where its kernel still answers.
+    # A collector that hangs is found after 15 s. The third of these is needed where its kernel still answers; the fourth
+    # where nothing is said for a while, as in a watch over what does not change: it would be a minute then.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # Also the bound on one attempt to connect, which is 20 s otherwise. A collector that comes back is found soon.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 3_000),

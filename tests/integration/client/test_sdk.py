@@ -16,6 +16,7 @@ from wetink_client import (
     AsyncCollector,
     Backend,
     Collector,
+    CollectorUnavailable,
     Consistency,
     DirtyCounts,
     DirtySet,
@@ -376,7 +377,7 @@ def test_closing_ends_a_watch_in_another_thread(collector: str, agent: RawAgent,
     seen = threading.Event()
 
     def look_on() -> None:
-        with suppress(WetinkError):
+        with suppress(CollectorUnavailable):
             for _ in client.watch(name):
                 seen.set()
 
@@ -387,6 +388,47 @@ def test_closing_ends_a_watch_in_another_thread(collector: str, agent: RawAgent,
     thread.join(10)
 
     assert not thread.is_alive()
+
+
+def test_closing_ends_calls_of_asyncio_with_an_error(collector: str, agent: RawAgent, name: str) -> None:
+    """As it ends those of threads: who waits is not cancelled by it, and who is cancelled is."""
+    agent.start(7, [1])
+    agent.answers_barriers = False
+
+    async def watch(client: AsyncCollector) -> None:
+        async for _ in client.watch(name):
+            pass
+
+    async def ask() -> None:
+        client = AsyncCollector(collector)
+        waiting = [asyncio.ensure_future(client.barrier(name)), asyncio.ensure_future(watch(client))]
+        cancelled = asyncio.ensure_future(watch(client))
+        await client.hosts()
+        await asyncio.sleep(0.2)
+        cancelled.cancel()
+        await client.close()
+
+        for error in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(error, CollectorUnavailable)
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        with pytest.raises(InvalidRequest, match="was closed: make another"):
+            await client.hosts()
+        with pytest.raises(InvalidRequest, match="was closed: make another"):
+            await watch(client)
+
+    asyncio.run(ask())
+
+
+def test_closed_client_says_so(collector: str) -> None:
+    """Both kinds of call."""
+    client = Collector(collector)
+    client.close()
+
+    with pytest.raises(InvalidRequest, match="was closed: make another"):
+        client.hosts()
+    with pytest.raises(InvalidRequest, match="was closed: make another"):
+        client.dirty("host-1/7")
 
 
 def test_readers_do_not_disturb_each_other(collector: str, agent: RawAgent, name: str) -> None:

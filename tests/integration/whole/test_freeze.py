@@ -190,7 +190,10 @@ def test_a_target_goes_on_when_no_hold_is_left_on_it(client: Collector) -> None:
         assert not procfs.is_frozen(writer.pid)
         # A script must hear that it had run before, by itself say.
         again = wetink(*command)
-        assert (again.returncode, again.stderr) == (4, f"wetink: hold 'two' was not on {name}: it may have run before\n")
+        assert (again.returncode, again.stderr) == (
+            4,
+            f"wetink: hold 'two' was not on {name}: it may have run before\n",
+        )
         assert wetink(*command[:-2]).returncode == 0
 
 

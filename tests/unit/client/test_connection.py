@@ -40,7 +40,7 @@ def test_calls_share_a_channel(token: Path) -> None:
     assert first is second
     assert shared.give_back(first) == []
     assert shared.give_back(second) == []
-    assert shared.all() == [first.channel]
+    assert shared.close() == [first.channel]
 
 
 def test_changed_file_takes_later_calls_to_another_channel(token: Path) -> None:
@@ -53,9 +53,18 @@ def test_changed_file_takes_later_calls_to_another_channel(token: Path) -> None:
 
     assert later.channel is not watching.channel
     assert shared.give_back(later) == []
-    assert set(shared.all()) == {watching.channel, later.channel}
+    assert set(shared.close()) == {watching.channel, later.channel}
     assert shared.give_back(watching) == [watching.channel]
-    assert shared.all() == [later.channel]
+    assert shared.close() == [later.channel]
+
+
+def test_closed_gives_no_channel() -> None:
+    """The caller's mistake, which to ask again does not mend."""
+    shared = connection(None)
+    shared.close()
+
+    with pytest.raises(InvalidRequest, match=f"this client of collector {ADDRESS} was closed: make another"):
+        shared.take()
 
 
 @pytest.mark.parametrize("text", ["", "short", "two words of a token"])

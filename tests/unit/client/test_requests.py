@@ -1,6 +1,7 @@
 import pytest
 
 from wetink.v1 import dirty_pb2
+from wetink_agent import uplink
 from wetink_client import InvalidRequest, Selection, requests
 
 
@@ -75,3 +76,13 @@ def test_request_says_what_was_asked() -> None:
     assert requests.untrack("h/1@2").target == "h/1@2"
     assert (requests.track("h", 7).host_id, requests.track("h", 7).pid) == ("h", 7)
     assert not requests.targets(None).HasField("selection")
+
+
+def test_collector_that_hangs_is_found_as_soon_by_readers_as_by_agents() -> None:
+    """Also where nothing was said for a while: gRPC of itself would then send a ping a minute, after two."""
+    pings = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    ours, of_agents = dict(requests.CHANNEL_OPTIONS), dict(uplink.CHANNEL_OPTIONS)
+
+    for option in (*pings, "grpc.http2.max_pings_without_data"):
+        assert ours[option] == of_agents[option], option
+    assert ours["grpc.http2.max_pings_without_data"] == 0
