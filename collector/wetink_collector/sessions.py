@@ -171,9 +171,8 @@ class SessionService(SessionServiceServicer):
             raise RequestMalformed(message)
         parse_non_empty(request.selection)
         key = (CALLER.get().name, request.session)
-        async with self._opening:
-            if (session := self._living(key)) is None:
-                session = await self._open_new(key, request)
+        # It goes on where the caller goes away: what is durable is known here too, and is forgotten with its lease.
+        session = await asyncio.shield(self._opened(key, request))
         if session.open.selection != request.selection:
             message = f"there is a session {request.session} over other targets: close it, or take another name"
             raise SessionDiffers(message)
@@ -186,14 +185,24 @@ class SessionService(SessionServiceServicer):
         session.renew()
         return pb.OpenSessionResponse(rounds=[_without_targets(one) for one in session.rounds.values()])
 
+    async def _opened(self, key: _Key, request: pb.OpenSessionRequest) -> SessionState:
+        async with self._opening:
+            return self._living(key) or await self._open_new(key, request)
+
     async def _open_new(self, key: _Key, request: pb.OpenSessionRequest) -> SessionState:
         if key not in self._sessions and len(self._sessions) >= SESSIONS_MAX:
             message = f"there are {SESSIONS_MAX} sessions already; close those that are done, or try again later"
             raise SessionsTooMany(message)
         session = SessionState(_copy_of_open(request), {})
-        await self._committer.commit([SessionKept(*key, stored(session.open, session.rounds))])
-        session.renew()
+        # Before it is durable: one of that name whose lease is over is not to be forgotten behind it.
         self._sessions[key] = session
+        with session.called():
+            try:
+                await self._committer.commit([SessionKept(*key, stored(session.open, session.rounds))])
+            except StoreUnavailable:
+                # It may be there all the same: it is forgotten like one whose lease is over, and in nobody's hands.
+                self._sessions[key] = SessionState(session.open, {})
+                raise
         return session
 
     async def _begin(self, session: SessionState, request: pb.BeginRoundRequest) -> pb.SessionRound:

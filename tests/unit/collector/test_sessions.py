@@ -1,0 +1,84 @@
+"""Sessions as they are opened: what is durable of them is known, whoever goes away and whatever is over meanwhile."""
+
+import asyncio
+from typing import Any, Final, cast
+
+import pytest
+
+from tests.unit.collector.bench import Bench, runs, until
+from wetink.v1 import session_pb2 as pb
+from wetink.v1.dirty_pb2 import Selection
+from wetink_collector import sessions
+from wetink_collector.agents import Agents
+from wetink_collector.errors import StoreUnavailable
+from wetink_collector.sessions import SessionService
+from wetink_collector.store.interface import StoreFailed
+
+SOON: Final = 0.005
+
+
+@pytest.fixture(autouse=True)
+def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what is over at once."""
+    monkeypatch.setattr(sessions, "LOOK_SECONDS", SOON)
+
+
+def service_of(one: Bench) -> SessionService:
+    """Give the service; nobody asks for pages."""
+    return SessionService(one.catalog, Agents(one.catalog), one.committer, cast("Any", None), ())
+
+
+def opening(service: SessionService, lease_ms: int) -> asyncio.Task[pb.OpenSessionResponse]:
+    """Open a session, or renew it."""
+    request = pb.OpenSessionRequest(session="move-7", selection=Selection(targets=["host-1/1"]), lease_ms=lease_ms)
+    return asyncio.create_task(service._open(request))
+
+
+def kept(one: Bench) -> list[str]:
+    """Give the sessions that are durable."""
+    return [session.name for session in one.store.contents().sessions]
+
+
+@runs
+async def test_session_whose_opener_went_away_is_forgotten_with_its_lease(one: Bench) -> None:
+    """It had become durable, and nobody would have asked for it again."""
+    service = service_of(one)
+    one.store.gate.clear()
+    call = opening(service, lease_ms=1)
+    await asyncio.sleep(SOON)
+    call.cancel()
+    await asyncio.wait([call])
+    one.store.gate.set()
+    await until(lambda: kept(one) == ["move-7"])
+
+    async with service.running():
+        await until(lambda: not kept(one))
+
+
+@runs
+async def test_session_that_is_opened_again_after_its_lease_stays(one: Bench) -> None:
+    """That the one before is over is found out while this one becomes durable."""
+    service = service_of(one)
+    await opening(service, lease_ms=1)
+    await asyncio.sleep(10 * SOON)
+    one.store.gate.clear()
+    call = opening(service, lease_ms=60_000)
+    await asyncio.sleep(SOON)
+    async with service.running():
+        await asyncio.sleep(10 * SOON)
+        one.store.gate.set()
+        await call
+        await one.committer.settle("")
+
+    assert kept(one) == ["move-7"]
+
+
+@runs
+async def test_session_that_could_not_be_written_is_not_open(one: Bench) -> None:
+    """Whether or not it is there when the store is back, it is forgotten."""
+    service = service_of(one)
+    one.store.failing = StoreFailed("the disk is full")
+    with pytest.raises(StoreUnavailable):
+        await opening(service, lease_ms=60_000)
+
+    assert service._living(next(iter(service._sessions))) is None
