@@ -3,7 +3,7 @@
 An ``Intake`` knows how far each incarnation has come in its stream: what is durable, and what of it is on its way.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,6 +13,7 @@ from wetink.names import NameMalformed, check_host_id, check_labels
 from wetink.pages import CONTAINERS_MAX, CorruptPageSet, container_count, decode
 from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetMappings, TargetStarted, WriteProtectBatch
 from wetink.v1.types_pb2 import (
+    END_REASON_EXITED,
     END_REASON_LOST,
     END_REASON_REFUSED,
     END_REASON_UNSPECIFIED,
@@ -152,7 +153,7 @@ def open_stream(hello: Hello, records: Iterable[TargetRecord], now_ns: int) -> O
 class Intake:
     """How far each incarnation of one stream has come."""
 
-    def __init__(self, hello: Hello, records: Iterable[TargetRecord], limits: Limits = DEFAULTS) -> None:
+    def __init__(self, hello: Hello, records: Collection[TargetRecord], limits: Limits = DEFAULTS) -> None:
         """Begin where what is durable ends.
 
         Args:
@@ -169,8 +170,9 @@ class Intake:
         }
         self._living = {target for target, track in self._tracks.items() if not track.end}
         self._refused = {target for target, track in self._tracks.items() if track.end == END_REASON_REFUSED}
-        # In the order of their ends.
-        self._ended = dict.fromkeys(self._tracks.keys() - self._living - self._refused)
+        # Of whom no more comes, in the order of their ends.
+        ends = {record.target: record.ended.time_ns for record in records if record.ended}
+        self._ended = dict.fromkeys(sorted(self._tracks.keys() - self._living - self._refused, key=ends.__getitem__))
 
     def started(self, message: TargetStarted) -> IncarnationStarted | None:
         """Take the start of an incarnation; None where it is known.
@@ -202,6 +204,7 @@ class Intake:
         Raises:
             MessageMalformed, BatchCorrupt, RoundGap: As ``Stream`` documents them.
             RoundTooLarge, PagesTooMany: It is over a limit. From now on its target is known as refused.
+            RefusedTooMany: As ``started``.
         """
         incarnation = _key(message.target, message.incarnation, self._hello)
         _check_batch(message)
@@ -234,6 +237,17 @@ class Intake:
         track = self._tracks.get(incarnation.target)
         return track is not None and track.incarnation == incarnation and track.end == END_REASON_REFUSED
 
+    def is_one_too_many(self, message: TargetStarted) -> bool:
+        """Whether a target that is new could not even be refused, since too many others are."""
+        target = TargetKey.of(message.target)
+        return target not in self._living and self._is_one_too_many(target)
+
+    def forget_refused(self, is_known: Callable[[TargetKey], bool]) -> None:
+        """Forget those refused targets that nobody knows any more: their agent has not tried for very long."""
+        for target in [target for target in self._refused if not is_known(target)]:
+            self._refused.discard(target)
+            del self._tracks[target]
+
     def mappings(self, message: TargetMappings) -> IncarnationKey | None:
         """Take a table of mappings: whose it is; None where its incarnation is not the one that goes on here.
 
@@ -265,30 +279,35 @@ class Intake:
             text = f"the end of {incarnation.target} has no reason"
             raise MessageMalformed(text)
         track = self._tracks.get(incarnation.target)
-        if track is None or track.incarnation != incarnation or track.end:
+        if track is None or track.incarnation != incarnation:
+            return None
+        if track.end == END_REASON_REFUSED and message.reason == END_REASON_EXITED:
+            # It need not be remembered as one that would be missing from answers.
+            self._refused.discard(incarnation.target)
+            self._put_ended(incarnation.target)
+        if track.end:
             return None
         track.end = message.reason
         self._living.discard(incarnation.target)
-        self._ended[incarnation.target] = None
+        self._put_ended(incarnation.target)
+        # Our clock, not the agent's: retention counts from it.
+        return IncarnationEnded(incarnation, message.reason, now_ns, message.message[:COMMAND_CHARACTERS_MAX])
+
+    def _put_ended(self, target: TargetKey) -> None:
+        self._ended[target] = None
         if len(self._ended) > ENDED_KNOWN_MAX:
             oldest = next(iter(self._ended))
             del self._ended[oldest], self._tracks[oldest]
-        # Our clock, not the agent's: retention counts from it.
-        return IncarnationEnded(incarnation, message.reason, now_ns, message.message[:COMMAND_CHARACTERS_MAX])
 
     def _check_room(self, incarnation: IncarnationKey) -> None:
         target = incarnation.target
         if target in self._living or len(self._living) < self._limits.targets:
             return
-        may = f"an agent may have {self._limits.targets} targets (--agent-targets of the collector)"
-        if target not in self._refused and len(self._refused) >= REFUSED_MAX:
-            text = (
-                f"{may}, and that of host {target.host_id} has as many and {REFUSED_MAX} more that are refused: "
-                "nothing of the host is covered until it tracks fewer"
-            )
-            raise RefusedTooMany(text)
         self._refuse(incarnation)
-        text = f"{target} is not covered: {may}, and this one has as many; let it track fewer"
+        text = (
+            f"{target} is not covered: an agent may have {self._limits.targets} targets (--agent-targets of the "
+            "collector), and this one has as many; let it track fewer"
+        )
         raise TargetsTooMany(text, target=str(target), incarnation=str(incarnation.incarnation), round="0")
 
     def _check_pages(self, message: WriteProtectBatch, round_count: int) -> None:
@@ -300,14 +319,28 @@ class Intake:
             )
             raise PagesTooMany(text, **_metadata(message))
 
+    def _is_one_too_many(self, target: TargetKey) -> bool:
+        return target not in self._refused and len(self._refused) >= REFUSED_MAX
+
     def _refuse(self, incarnation: IncarnationKey) -> None:
-        """Take no more of an incarnation."""
-        known = self._tracks.get(incarnation.target)
+        """Take no more of an incarnation.
+
+        Raises:
+            RefusedTooMany: Too many are refused already.
+        """
+        target = incarnation.target
+        if self._is_one_too_many(target):
+            text = (
+                f"{target} is over a limit, and the agent of host {target.host_id} has {REFUSED_MAX} targets that are "
+                "refused already: nothing of the host is covered until it tracks fewer"
+            )
+            raise RefusedTooMany(text)
+        known = self._tracks.get(target)
         last_round = known.last_round if known and known.incarnation == incarnation else 0
-        self._tracks[incarnation.target] = _Track(incarnation, last_round, END_REASON_REFUSED)
-        self._living.discard(incarnation.target)
-        self._ended.pop(incarnation.target, None)
-        self._refused.add(incarnation.target)
+        self._tracks[target] = _Track(incarnation, last_round, END_REASON_REFUSED)
+        self._living.discard(target)
+        self._ended.pop(target, None)
+        self._refused.add(target)
 
 
 @dataclass(slots=True)

@@ -59,7 +59,7 @@ from wetink_collector.errors import (
 )
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.intake import COMMAND_CHARACTERS_MAX, AlreadyHere, Intake, Superseded
-from wetink_collector.limits import Limits, Meter
+from wetink_collector.limits import REFUSED_MAX, Limits, Meter
 from wetink_collector.store.interface import (
     Change,
     IncarnationEnded,
@@ -99,7 +99,8 @@ class Session:
         self._meter = Meter(limits.bytes_per_second, time.monotonic())
         self._was_slowed = False
         self._acknowledged_at = time.monotonic()
-        self._refused: set[IncarnationKey] = set()
+        # The newest incarnation of each target of which the agent was told that it is refused.
+        self._told: dict[TargetKey, IncarnationKey] = {}
         self._listens_since: float | None = None
         self._context = context
         self._committer = committer
@@ -367,12 +368,15 @@ class Session:
             case Superseded():
                 metrics.BATCHES.labels("superseded").inc()
                 self._acknowledge(taken.incarnation, taken.last_round)
-                if self._intake.is_refused(taken.incarnation) and taken.incarnation not in self._refused:
+                is_told = self._told.get(taken.incarnation.target) == taken.incarnation
+                if self._intake.is_refused(taken.incarnation) and not is_told:
                     await self._refuse_again(taken.incarnation)
             case None:
                 metrics.BATCHES.labels("part").inc()
 
     async def _take_start(self, message: TargetStarted) -> None:
+        if self._intake.is_one_too_many(message):
+            await self._forget_refused()
         try:
             started = self._intake.started(message)
         except TargetsTooMany as refusal:
@@ -381,6 +385,12 @@ class Session:
             return
         if started:
             await self._submit(started, size_bytes=message.ByteSize())
+
+    async def _forget_refused(self) -> None:
+        # The catalog knows those that were refused just now when that is durable.
+        if self._submitted:
+            await self._submitted
+        self._intake.forget_refused(lambda target: self._catalog.get(target) is not None)
 
     async def _refuse(self, incarnation: IncarnationKey, refusal: TargetRefusal, *before: Change) -> None:
         """Take no more of an incarnation, durably, and tell the agent.
@@ -407,7 +417,11 @@ class Session:
     async def _tell_refused(
         self, incarnation: IncarnationKey, reason: str, refusal: TargetRefusal, retry_seconds: float
     ) -> None:
-        self._refused.add(incarnation)
+        self._told.pop(incarnation.target, None)
+        self._told[incarnation.target] = incarnation
+        if len(self._told) > REFUSED_MAX:
+            # Told again, should it come to that.
+            del self._told[next(iter(self._told))]
         if not self.hello.can_be_refused:
             # What an older agent gives one target up for. First it must be known here: it comes back at once.
             if self._submitted:

@@ -13,6 +13,7 @@ from wetink.v1.ingest_pb2 import AgentMessage, CollectorMessage, Hello, WritePro
 from wetink.v1.types_pb2 import TargetPosition
 from wetink_collector.agents import SILENCE_SECONDS_MAX, Agents
 from wetink_collector.errors import AgentSilent, Deposed, Refusal, RoundGap
+from wetink_collector.limits import Limits
 from wetink_collector.room import IN_ALL_BYTES_MAX, Place
 from wetink_collector.session import Session
 from wetink_collector.store.interface import TargetForgotten
@@ -23,13 +24,15 @@ ONE = incarnation()
 class Wire:
     """The agent's side of one stream, without a transport."""
 
-    def __init__(self, agents: Agents, one: Bench) -> None:
+    def __init__(self, agents: Agents, one: Bench, *, can_be_refused: bool = False) -> None:
         """Open it, and say Hello."""
         self._said: asyncio.Queue[Any] = asyncio.Queue()
         self.heard: list[CollectorMessage] = []
         self.serving = asyncio.create_task(agents.serve(self, one.committer))  # type: ignore[arg-type]  # what is used of it
         position = TargetPosition(target=ONE.target.message(), incarnation=1, round=1)
-        self.say(hello=Hello(protocol_version=1, host_id="host-1", boot_id="boot-1", positions=[position]))
+        hello = Hello(protocol_version=1, host_id="host-1", boot_id="boot-1", positions=[position])
+        hello.can_be_refused = can_be_refused
+        self.say(hello=hello)
 
     def say(self, **message: Any) -> None:  # noqa: ANN401 (any field of the message)
         """Say something."""
@@ -137,6 +140,25 @@ async def test_round_that_the_store_does_not_keep_is_not_acknowledged(one: Bench
         await wire.serving
     assert refusal.value.metadata == {"target": str(ONE.target), "incarnation": "1", "round": "2"}
     assert "ack" not in wire.kinds()
+
+
+@runs
+async def test_what_a_stream_remembers_of_refused_targets_does_not_grow(one: Bench) -> None:
+    """Whoever tries again and again is one target, and who has not tried for long is forgotten."""
+    agents = Agents(one.catalog, Limits(targets=1))
+    wire = Wire(agents, one, can_be_refused=True)
+    wire.say(target_started=started(ONE).started)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wetink_collector.intake.REFUSED_MAX", 1)
+        for number in range(1, 6):
+            wire.say(target_started=started(incarnation(2, number)).started)
+        await until(lambda: wire.kinds().count("target_refused") == 5)
+        assert len(agents._sessions["host-1"]._told) == 1
+        await one.committer.commit([TargetForgotten(incarnation(2, 5))])
+        wire.say(target_started=started(incarnation(3)).started)
+        await until(lambda: wire.kinds().count("target_refused") == 6)
+    wire.half_close()
+    await wire.serving
 
 
 @runs

@@ -427,6 +427,19 @@ def test_of_very_many_ended_targets_the_oldest_is_unknown(stream: Intake, monkey
         stream.batch(batch(1, key=keys[0]))
 
 
+def test_the_oldest_is_the_one_that_ended_first_also_before_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever order those that ended before are told in."""
+    monkeypatch.setattr(intake, "ENDED_KNOWN_MAX", 20)
+    keys = [incarnation(pid) for pid in range(2, 22)]
+    records = [record(key, 1, ended(key, time_ns=number)) for number, key in enumerate(keys)]
+    stream = Intake(hello(), [record(ONE), *reversed(records)])
+    stream.ended(end(), now_ns=100)
+
+    assert [stream.batch(batch(1, key=key)) for key in keys[1:]] == [AlreadyHere(key) for key in keys[1:]]
+    with pytest.raises(MessageMalformed, match="before its TargetStarted"):
+        stream.batch(batch(1, key=keys[0]))
+
+
 def test_hello_of_another_version_is_refused() -> None:
     """An agent that speaks otherwise is not half understood."""
     with pytest.raises(MessageMalformed, match="version 2"):

@@ -87,6 +87,37 @@ def test_more_than_can_be_refused_end_the_stream(monkeypatch: pytest.MonkeyPatch
         stream.started(start(target(3), incarnation=2))
 
 
+@pytest.mark.parametrize("gone", ["exited", "forgotten"])
+def test_refused_targets_that_are_gone_are_not_remembered(monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
+    """Else a stream that lives for long would end because of processes that do not."""
+    monkeypatch.setattr("wetink_collector.intake.REFUSED_MAX", 2)
+    stream = Intake(HELLO, (), Limits(targets=1))
+    stream.started(start(target(1)))
+    for pid in range(2, 10):
+        with pytest.raises(TargetsTooMany):
+            stream.started(start(target(pid)))
+        assert stream.is_refused(started(pid))
+        if gone == "exited":
+            message = TargetEnded(target=target(pid), incarnation=1, reason=END_REASON_EXITED)
+            assert stream.ended(message, 1) is None
+            assert stream.batch(batch(target(pid), 1, written=[1])) == Superseded(started(pid), 1)
+        elif stream.is_one_too_many(start(target(pid + 1))):
+            stream.forget_refused(lambda key: key.pid == 1)
+    assert isinstance(stream.batch(batch(target(1), 1, written=[1])), RoundsAppended)
+
+
+def test_target_with_too_many_pages_is_no_way_round_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody could remember that it is refused."""
+    monkeypatch.setattr("wetink_collector.intake.REFUSED_MAX", 1)
+    stream = Intake(HELLO, (), Limits(pages=2))
+    for pid in (1, 2):
+        stream.started(start(target(pid)))
+    with pytest.raises(PagesTooMany):
+        stream.batch(batch(target(1), 1, written=range(3)))
+    with pytest.raises(RefusedTooMany):
+        stream.batch(batch(target(2), 1, written=range(3)))
+
+
 @pytest.mark.parametrize("counted", ["populated", "written", "vanished", "parts"])
 def test_target_with_too_many_pages_is_refused(counted: str) -> None:
     """Whether it says so, or its round has them, in one part or in several."""
