@@ -74,7 +74,7 @@ def decode(message: PageSet) -> BitMap64:
             text = f"page set of {message.page_count} pages has no bitmap"
             raise CorruptPageSet(text)
         return BitMap64()
-    found = _checksum(message.roaring64)
+    found = checksum(message.roaring64)
     if found != message.crc32:
         text = f"page set has checksum {found:#010x}, its message says {message.crc32:#010x}"
         raise CorruptPageSet(text)
@@ -89,16 +89,21 @@ def decode(message: PageSet) -> BitMap64:
     return pages
 
 
-def _checksum(data: bytes) -> int:
-    """Sum up a set. zlib lets go of the interpreter's lock for over 5 KiB at a time, and in a busy collector it takes
-    ten times as long to get that back as to sum up the set of an ordinary round.
+def checksum(data: bytes, before: int = 0) -> int:
+    """Give the CRC-32 of a set, as ``zlib.crc32`` does.
+
+    That lets go of the interpreter's lock for over 5 KiB at a time, and in a busy collector it takes ten times as long
+    to get it back as to sum up the set of an ordinary round. Here it is kept.
+
+    Args:
+        data: Encoded pages.
+        before: The checksum of what comes before them.
     """
     if len(data) > _SUMMED_BYTES_MAX:
-        return crc32(data)
-    checksum = 0
+        return crc32(data, before)
     for at in range(0, len(data), _HELD_BYTES):
-        checksum = crc32(data[at : at + _HELD_BYTES], checksum)
-    return checksum
+        before = crc32(data[at : at + _HELD_BYTES], before)
+    return before
 
 
 def container_count(pages: BitMap64) -> int:

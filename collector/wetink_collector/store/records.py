@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
 from zlib import crc32
 
 from google.protobuf.message import DecodeError
 
-from wetink.pages import PAGE_SIZE
+from wetink.pages import PAGE_SIZE, checksum
 from wetink.v1.ingest_pb2 import TargetStarted
 from wetink.v1.types_pb2 import EndReason
 from wetink_collector.identity import IncarnationKey, TargetKey
@@ -35,6 +36,16 @@ BLOCK_FIELD_COUNT: Final = len(fields(Block))
 _block_values: Final = attrgetter(*(column.name for column in fields(Block)))
 _FROZEN: Final = [column.name for column in fields(Block)].index("frozen")
 _RECORD: Final = struct.Struct("<qqq")
+
+_AT_ONCE: Final = (32, 4, 1)
+"""How many rows one statement writes. Each gives the interpreter's lock away, and a busy event loop keeps it
+for as long as some rows take. SQLite of before 3.32 takes at most 999 values in one."""
+
+_ROW: Final = f"({', '.join('?' * (len(fields(Block)) + 5))})"
+_INSERT: Final = {
+    count: f"INSERT INTO block (incarnation_id, {BLOCK_COLUMNS}, crc32, {SETS}) VALUES {', '.join([_ROW] * count)}"  # noqa: S608 (our own column names)
+    for count in _AT_ONCE
+}
 
 
 @dataclass(slots=True)
@@ -87,8 +98,8 @@ def rescued(connection: sqlite3.Connection) -> list[Change]:
 
 def sessions(connection: sqlite3.Connection) -> Iterator[SessionKept | SessionForgotten]:
     """Read the sessions; of one that is not what was written, only that nothing is known of it."""
-    for owner, name, data, checksum in connection.execute("SELECT owner, name, data, crc32 FROM session"):
-        whole = isinstance(data, bytes) and checksum == session_checksum(str(owner), str(name), data)
+    for owner, name, data, written_with in connection.execute("SELECT owner, name, data, crc32 FROM session"):
+        whole = isinstance(data, bytes) and written_with == session_checksum(str(owner), str(name), data)
         yield SessionKept(owner, name, data) if whole else SessionForgotten(owner, name)
 
 
@@ -96,8 +107,7 @@ def apply_session(cursor: sqlite3.Cursor, change: SessionKept | SessionForgotten
     """Write a session down, or remove it."""
     cursor.execute("DELETE FROM session WHERE owner = ? AND name = ?", (change.owner, change.name))
     if isinstance(change, SessionKept):
-        checksum = session_checksum(change.owner, change.name, change.data)
-        row = (change.owner, change.name, change.data, checksum)
+        row = (change.owner, change.name, change.data, session_checksum(change.owner, change.name, change.data))
         cursor.execute("INSERT INTO session (owner, name, data, crc32) VALUES (?, ?, ?, ?)", row)
 
 
@@ -140,11 +150,14 @@ def load(connection: sqlite3.Connection) -> tuple[dict[TargetKey, Log], deque[in
     return {log.incarnation.target: log for log in logs.values()}, deque(dropped), damaged
 
 
-def insert(cursor: sqlite3.Cursor, row: int, block: Block, sets: tuple[bytes, ...]) -> None:
-    """Write a block down."""
-    values = (row, *_block_values(block), _checksum(block, sets), *sets)
-    columns = f"incarnation_id, {BLOCK_COLUMNS}, crc32, {SETS}"
-    cursor.execute(f"INSERT INTO block ({columns}) VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 (as above)
+def insert(cursor: sqlite3.Cursor, blocks: Sequence[tuple[int, Block, tuple[bytes, ...]]]) -> None:
+    """Write blocks down: the row of each one's log, what it is, and its sets."""
+    rows = [(row, *_block_values(block), _checksum(block, sets), *sets) for row, block, sets in blocks]
+    done = 0
+    for count in _AT_ONCE:
+        while len(rows) - done >= count:
+            cursor.execute(_INSERT[count], list(chain.from_iterable(rows[done : done + count])))
+            done += count
 
 
 def stored_block(row: tuple[Any, ...], incarnation: IncarnationKey) -> StoredBlock:
@@ -154,11 +167,11 @@ def stored_block(row: tuple[Any, ...], incarnation: IncarnationKey) -> StoredBlo
         RecordDamaged: It is not what was written.
     """
     block = block_of(row[:BLOCK_FIELD_COUNT])
-    checksum, *sets = row[BLOCK_FIELD_COUNT:]
+    written_with, *sets = row[BLOCK_FIELD_COUNT:]
     rounds = f"rounds {block.first_round} to {block.last_round}"
     if not all(isinstance(data, bytes) for data in sets):
         raise RecordDamaged(incarnation, f"{rounds} have no page sets")
-    if checksum != _checksum(block, sets):
+    if written_with != _checksum(block, sets):
         raise RecordDamaged(incarnation, f"{rounds} do not have the checksum they were written with")
     return StoredBlock(block, RoundPages(*(decode_stored(data, incarnation) for data in sets)))
 
@@ -170,7 +183,7 @@ def block_of(row: tuple[Any, ...]) -> Block:
 
 def _checksum(block: Block, sets: Iterable[bytes]) -> int:
     """Sum up a record: its rounds and its pages, so that neither can be taken for another's."""
-    checksum = crc32(_RECORD.pack(block.first_round, block.last_round, block.oldest_round))
+    found = crc32(_RECORD.pack(block.first_round, block.last_round, block.oldest_round))
     for data in sets:
-        checksum = crc32(data, checksum)
-    return checksum
+        found = checksum(data, found)
+    return found

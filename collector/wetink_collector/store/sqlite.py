@@ -57,9 +57,11 @@ from wetink_collector.store.interface import (
     TargetUnwanted,
     TargetWanted,
     Usage,
+    decode_stored,
     encode_stored,
     nowhere,
 )
+from wetink_collector.store.recent import RecentSets
 from wetink_collector.store.records import (
     BLOCK_COLUMNS,
     BLOCK_FIELD_COUNT,
@@ -144,8 +146,15 @@ class SqliteStore:
     def commit(self, changes: Sequence[Change]) -> None:
         """Write changes in one transaction, and in the index in memory when they are on disk."""
         with self._transaction() as cursor:
+            rounds: list[RoundsAppended] = []
             for change in changes:
+                if isinstance(change, RoundsAppended):
+                    rounds.append(change)
+                    continue
+                self._append(cursor, rounds)
+                rounds.clear()
                 self._apply(cursor, change)
+            self._append(cursor, rounds)
 
     def maintain(self, ends: Ends = nowhere) -> bool:
         """Tell of a log that was found damaged, free some of what was dropped, or merge old blocks of some logs."""
@@ -220,6 +229,7 @@ class SqliteStore:
         if damaged:
             # They stay where they are until one of that name is opened: who starts on a full disk can write nothing.
             log.error("sessions_damaged", sessions=damaged, consequence="who goes on with one is told to open it again")
+        self._recent = RecentSets()
         self._grown = dict.fromkeys(log.incarnation for log in self._logs.values())
 
     def _set_aside(self, damage: FileDamaged) -> None:
@@ -255,8 +265,6 @@ class SqliteStore:
                 cursor.execute("INSERT OR REPLACE INTO host VALUES (?, ?, ?, ?)", _host_values(change))
             case IncarnationStarted():
                 self._start(cursor, change)
-            case RoundsAppended():
-                self._append(cursor, change)
             case IncarnationEnded():
                 self._end(cursor, change)
             case RoundsExpired():
@@ -296,13 +304,18 @@ class SqliteStore:
     def _unwant(self, cursor: sqlite3.Cursor, target: TargetKey) -> None:
         cursor.execute(f"DELETE FROM wanted WHERE {_TARGET}", _target_values(target))  # noqa: S608 (as above)
 
-    def _append(self, cursor: sqlite3.Cursor, change: RoundsAppended) -> None:
-        if log := self._kept(change.incarnation):
-            check_follows(change.block, log.blocks[-1].last_round if log.blocks else 0)
-            sets = change.written, change.vanished, change.uncertain
-            insert(cursor, log.row, change.block, sets)
-            log.append(change.block, sum(map(len, sets)))
-            self._grown[change.incarnation] = None
+    def _append(self, cursor: sqlite3.Cursor, changes: Sequence[RoundsAppended]) -> None:
+        rows = []
+        for change in changes:
+            if log := self._kept(change.incarnation):
+                check_follows(change.block, log.blocks[-1].last_round if log.blocks else 0)
+                sets = change.written, change.vanished, change.uncertain
+                rows.append((log.row, change.block, sets))
+                log.append(change.block, sum(map(len, sets)))
+                self._grown[change.incarnation] = None
+        insert(cursor, rows)
+        for row in rows:
+            self._recent.put(*row)
 
     def _expire(self, change: RoundsExpired) -> None:
         if log := self._kept(change.incarnation):
@@ -381,11 +394,16 @@ class SqliteStore:
                     "DELETE FROM block WHERE incarnation_id = ? AND last_round BETWEEN ? AND ?",
                     (one.log.row, one.block.first_round, one.block.last_round),
                 )
-                insert(cursor, one.log.row, one.block, one.sets)
+            insert(cursor, [(one.log.row, one.block, one.sets) for one in merged])
         for one in merged:
+            self._recent.drop(one.log.row, one.blocks)
             one.log.replace(one.blocks, one.block, sum(map(len, one.sets)))
 
     def _pages(self, log: Log, blocks: Sequence[Block]) -> Iterator[RoundPages]:
+        if recent := self._recent.of(log.row, blocks):
+            for sets in recent:
+                yield RoundPages(*(decode_stored(data, log.incarnation) for data in sets))
+            return
         with failing_as_store(log.incarnation), closing(self._connection.cursor()) as cursor:
             cursor.execute(
                 f"SELECT {BLOCK_COLUMNS}, crc32, {SETS} FROM block"  # noqa: S608 (our own column names)

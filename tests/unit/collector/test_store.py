@@ -25,7 +25,7 @@ from wetink_collector.round_log import (
     is_expired,
     is_whole,
 )
-from wetink_collector.store import sqlite
+from wetink_collector.store import recent, sqlite
 from wetink_collector.store.interface import (
     Change,
     HostSeen,
@@ -486,6 +486,13 @@ def damage(directory: Path, statement: str) -> None:
         assert connection.execute(statement).rowcount
 
 
+@pytest.fixture
+def nothing_recent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every merge read what it merges."""
+    monkeypatch.setattr(recent, "RECENT_BYTES_MAX", 0)
+
+
+@pytest.mark.usefixtures("nothing_recent")
 @pytest.mark.parametrize(
     "statement",
     [
@@ -510,6 +517,7 @@ def test_damaged_record_is_found_out_and_never_read(file: SqliteStore, tmp_path:
     assert reading.value.incarnation == merging.value.incarnation == ONE
 
 
+@pytest.mark.usefixtures("nothing_recent")
 def test_record_that_is_not_there_is_found_out_by_a_merge(file: SqliteStore, tmp_path: Path) -> None:
     """The index says that there is a block, the file has none."""
     file.commit([started(ONE), *rounds(ONE, 20)])
@@ -545,6 +553,7 @@ def test_logs_that_are_due_together_are_merged_together(tmp_path: Path, monkeypa
     assert alone == joined * len(keys)
 
 
+@pytest.mark.usefixtures("nothing_recent")
 def test_damage_of_one_target_does_not_touch_others(file: SqliteStore, tmp_path: Path) -> None:
     """Maintenance reports it once and goes on with the rest."""
     other = incarnation(2)
