@@ -42,6 +42,10 @@ CHANGE_BYTES: Final = 1 << 10
 MAINTAIN_SECONDS_MAX: Final = 0.02
 """How long merging may go on before the writer looks whether somebody waits. One piece may take longer."""
 
+SETTLED_AT_ONCE: Final = 16
+"""Of how many items of a group it is told at a time: some two milliseconds of the event loop with their
+acknowledgements, where all of a group were thirty."""
+
 RECOVER_SECONDS: Final = RETRY_SECONDS_OF[StoreUnavailable]
 """How often a store that failed is tried again: callers are told as much."""
 
@@ -81,6 +85,8 @@ class Committer:
         self._work = _Work()
         self._loop = asyncio.get_running_loop()
         self._room = Room()
+        # Written, and not yet told of, in the order in which it was.
+        self._durable: deque[_Item] = deque()
         self._failed = False
         self._recovering: asyncio.Task[None] | None = None
 
@@ -97,6 +103,7 @@ class Committer:
                 self._recovering.cancel()
             self._work.put_last(None)
             await asyncio.to_thread(thread.join)
+            self._settle_all()
 
     async def submit(self, changes: Sequence[Change], *, size_bytes: int = 0) -> asyncio.Future[None]:
         """Queue changes; wait only while what waits is over its bounds.
@@ -160,7 +167,7 @@ class Committer:
             elif isinstance(work, _Question):
                 self._tell(_settle, work.answer, None if failed else self._usage())
             elif failed:
-                self._tell(self._on_settled, work, STORE_SENTENCE)
+                self._tell(self._on_failed, work, STORE_SENTENCE)
             else:
                 failed = bool(work) and not self._commit(work)
                 if not failed:
@@ -173,10 +180,10 @@ class Committer:
             with tracing.of_commit(change_count=len(changes), size_bytes=sum(item.place.size_bytes for item in group)):
                 self._store.commit(changes)
         except Exception as error:  # noqa: BLE001 (whatever it was, nothing of the group may be acknowledged)
-            self._tell(self._on_settled, group, _sentence(error))
+            self._tell(self._on_failed, group, _sentence(error))
             return False
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
-        self._tell(self._on_settled, group, None)
+        self._tell(self._on_durable, group)
         return True
 
     def _maintain(self) -> tuple[bool, bool]:
@@ -189,7 +196,7 @@ class Committer:
             except RecordDamaged as damage:
                 self._tell(self._listener.record_damaged, damage)
             except Exception as error:  # noqa: BLE001 (as in _commit)
-                self._tell(self._on_settled, [], _sentence(error))
+                self._tell(self._on_failed, [], _sentence(error))
                 return True, False
             metrics.MERGE_SECONDS.observe(time.perf_counter() - began)
         return False, idle
@@ -212,20 +219,36 @@ class Committer:
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         self._loop.call_soon_threadsafe(callback, *arguments)
 
-    def _on_settled(self, group: list[_Item], error: str | None) -> None:
-        if error is not None:
-            self._fail(error)
+    def _on_durable(self, group: list[_Item]) -> None:
+        if not self._durable:
+            self._loop.call_soon(self._settle_some)
+        self._durable.extend(group)
+
+    def _on_failed(self, group: list[_Item], error: str) -> None:
+        self._settle_all()
+        self._fail(error)
         for item in group:
-            if error is None:
-                self._catalog.apply(item.changes)
-            # Whoever waited may have been cancelled meanwhile; the changes are durable all the same.
-            if item.settled.done():
-                continue
-            if error is None:
-                item.settled.set_result(None)
-            else:
+            if not item.settled.done():
                 item.settled.set_exception(StoreUnavailable(STORE_SENTENCE))
-        self._room.leave(item.place for item in group)
+        self._leave(group)
+
+    def _settle_some(self) -> None:
+        """Tell of what is durable, some at a time: readers wait for the event loop too."""
+        some = [self._durable.popleft() for _ in range(min(SETTLED_AT_ONCE, len(self._durable)))]
+        for item in some:
+            self._catalog.apply(item.changes)
+            # Whoever waited may have been cancelled meanwhile; the changes are durable all the same.
+            _settle(item.settled, None)
+        self._leave(some)
+        if self._durable:
+            self._loop.call_soon(self._settle_some)
+
+    def _settle_all(self) -> None:
+        while self._durable:
+            self._settle_some()
+
+    def _leave(self, items: list[_Item]) -> None:
+        self._room.leave(item.place for item in items)
         metrics.UNACKED_BYTES.set(self._room.size_bytes)
 
     def _fail(self, error: str) -> None:
