@@ -299,16 +299,16 @@ class DirtyService(DirtyServiceServicer):
 
     async def _stream_events(self, request: pb.StreamEventsRequest) -> AsyncIterator[pb.StreamEventsResponse]:
         target = self._target(request.target).target
-        index, forgotten_from = 0, 0
+        number, forgotten_from = 0, 0
         with self._catalog.bell((target,)) as bell:
             while True:
                 # Looked at first: what comes with the end is there by then.
                 record = self._catalog.get(target)
-                chunks = self._catalog.events.since(target, index)
+                chunks = self._catalog.events.since(target, number)
                 for chunk in chunks:
-                    index = chunk.end_index
+                    number = chunk.number + 1
                     if chunk.incarnation == request.after_incarnation and chunk.last_round <= request.after_round:
-                        forgotten_from = index
+                        forgotten_from = chunk.end_index
                         continue
                     yield pb.StreamEventsResponse(
                         incarnation=chunk.incarnation,
@@ -317,8 +317,10 @@ class DirtyService(DirtyServiceServicer):
                         events=chunk.columns,
                         forgotten_count=chunk.first_index - forgotten_from,
                     )
-                    forgotten_from = index
+                    forgotten_from = chunk.end_index
                 if chunks:
+                    # Nothing is sent of what is passed over, and it may be much: others are served meanwhile.
+                    await asyncio.sleep(0)
                     continue
                 if not request.follow or record is None or record.ended:
                     return

@@ -7,7 +7,6 @@ many it has missed.
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Final
 
 from wetink.v1.types_pb2 import EventColumns
@@ -23,8 +22,13 @@ AT_ONCE: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Events of one message. ``first_index`` is how many events of the target came before it, since the start."""
+    """Events of one message.
 
+    ``number`` is how many chunks of the target came before it, since the start, and ``first_index`` how many events:
+    some have none, and only say how many are missing.
+    """
+
+    number: int
     incarnation: int
     first_round: int
     last_round: int
@@ -39,7 +43,11 @@ class Chunk:
 
 @dataclass(slots=True)
 class _Kept:
-    chunks: deque[Chunk] = field(default_factory=deque)
+    """The chunks of a target by their numbers, which follow each other."""
+
+    chunks: dict[int, Chunk] = field(default_factory=dict)
+    first_number: int = 0
+    end_number: int = 0
     end_index: int = 0
 
 
@@ -57,9 +65,9 @@ class EventHistory:
         """Take the events of rounds, first and last, message by message."""
         for column in columns:
             kept = self._kept[incarnation.target]
-            chunk = Chunk(incarnation.incarnation, *rounds, kept.end_index, column)
-            kept.chunks.append(chunk)
-            kept.end_index = chunk.end_index
+            chunk = Chunk(kept.end_number, incarnation.incarnation, *rounds, kept.end_index, column)
+            kept.chunks[chunk.number] = chunk
+            kept.end_number, kept.end_index = chunk.number + 1, chunk.end_index
             self._order.append(incarnation.target)
             self._size_bytes += column.ByteSize()
             metrics.EVENTS.inc(count(column))
@@ -73,17 +81,22 @@ class EventHistory:
     def forget(self, target: TargetKey) -> None:
         """Drop what is kept of a target."""
         if kept := self._kept.pop(target, None):
-            self._size_bytes -= sum(chunk.columns.ByteSize() for chunk in kept.chunks)
+            self._size_bytes -= sum(chunk.columns.ByteSize() for chunk in kept.chunks.values())
             self._order = deque(key for key in self._order if key != target)
 
-    def since(self, target: TargetKey, index: int) -> list[Chunk]:
-        """Give the next few chunks of a target from an index on: a reader that is slow holds no more than these."""
+    def since(self, target: TargetKey, number: int) -> list[Chunk]:
+        """Give the next few chunks of a target from a number on: a reader that is slow holds no more than these."""
         kept = self._kept.get(target)
-        return list(islice((chunk for chunk in kept.chunks if chunk.first_index >= index), AT_ONCE)) if kept else []
+        if kept is None:
+            return []
+        first = max(number, kept.first_number)
+        return [kept.chunks[one] for one in range(first, min(first + AT_ONCE, kept.end_number))]
 
     def _drop(self, target: TargetKey) -> None:
         # What came first of all came first of its target too.
-        self._size_bytes -= self._kept[target].chunks.popleft().columns.ByteSize()
+        kept = self._kept[target]
+        self._size_bytes -= kept.chunks.pop(kept.first_number).columns.ByteSize()
+        kept.first_number += 1
 
 
 def count(columns: EventColumns) -> int:

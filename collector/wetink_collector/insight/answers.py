@@ -152,11 +152,11 @@ async def writers(inquiry: Inquiry, request: pb.GetWritersRequest) -> pb.GetWrit
     record = inquiry.target(request.target)
     names = mapped.names(inquiry.catalog.mappings.get(record.incarnation), record.started.page_size)
     counted = Writers(record.started.page_size, names)
-    index = 0
+    number = 0
     first: Chunk | None = None
     last: Chunk | None = None
-    while chunks := inquiry.catalog.events.since(record.target, index):
-        index = chunks[-1].end_index
+    while chunks := inquiry.catalog.events.since(record.target, number):
+        number = chunks[-1].number + 1
         own = [one for one in chunks if one.incarnation == record.incarnation.incarnation]
         if own:
             first, last = first or own[0], own[-1]

@@ -67,13 +67,14 @@ def test_events_come_back_as_they_were_told(served: tuple[Agent, Collector, str]
     for part in range(3):
         more = batch(target(), 2, written={10 + part}, part=part, part_count=3)
         agent.say(with_events(more, columns(part * 4096, lost=part)))
-    agent.acknowledged(target(), 2)
+    agent.say(with_events(batch(target(), 3, written={3}), columns(lost=4)))
+    agent.acknowledged(target(), 3)
 
     batches = list(client.events(NAME))
 
     assert addresses(batches) == [4096, 8192, 0, 4096, 8192]
-    assert [one.last_round for one in batches] == [1, 2, 2, 2]
-    assert [one.lost_count for one in batches] == [0, 0, 1, 2]
+    assert [one.last_round for one in batches] == [1, 2, 2, 2, 3]
+    assert [one.lost_count for one in batches] == [0, 0, 1, 2, 4]
     first = batches[0].events[1]
     assert (first.thread_id, first.thread_name, first.mapping) == (7, "writer", "[heap]")
     assert (first.time_ns, first.code_address, first.uffd_flags) == (1, 0x1000, None)
