@@ -88,7 +88,8 @@ PROBE_SECONDS_MAX: Final = 5
 """How long such a connection lives, with a second more for what it has just asked."""
 
 READERS: Final = 2
-"""Threads that read and merge pages for answers. Merging holds the interpreter's lock, so more would gain nothing."""
+"""Threads that read and merge pages for answers. Merging holds the interpreter's lock, so more would gain nothing.
+Insight has as many of its own: what it counts takes long at times, and nobody who copies memory waits for that."""
 
 SWITCH_SECONDS: Final = 0.0005
 """How long the event loop waits for the interpreter's lock where a thread has it. With Python's own 5 ms each of its
@@ -165,7 +166,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _handshakes_audited(tls),
         _metrics_served(settings.metrics) as metrics_address,
         _store(settings.data) as store,
-        _threads() as threads,
+        _threads("reader") as threads,
+        _threads("insight-reader") as insight_threads,
     ):
         contents = store.contents()
         catalog = Catalog(store.store_id, contents)
@@ -177,7 +179,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             answerer = Answerer(store, catalog, threads, collector.drop, bookmarks)
             dirty = DirtyService(catalog, collector.agents, committer, answerer)
             histories = Histories(store, catalog)
-            insight = InsightService(Inquiry(catalog, store, histories, threads))
+            insight = InsightService(Inquiry(catalog, store, histories, insight_threads))
             sessions = SessionService(catalog, collector.agents, committer, answerer, contents.sessions)
             housekeeping = Housekeeping(catalog, committer, sessions, settings.retention)
             where = peers.address if peers else settings.listen
@@ -426,7 +428,7 @@ def _metrics_served(address: TcpAddress | None) -> Iterator[TcpAddress | None]:
 
 
 @contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
+def _threads(name: str) -> Iterator[ThreadPoolExecutor]:
     sys.setswitchinterval(SWITCH_SECONDS)
-    with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as threads:
+    with ThreadPoolExecutor(READERS, thread_name_prefix=name) as threads:
         yield threads

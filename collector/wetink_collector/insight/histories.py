@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
 from typing import Final, TypeVar
 
 import structlog
@@ -40,6 +41,12 @@ from wetink_collector.store.interface import (
 HISTORIES_BYTES_MAX: Final = 256 << 20
 """Bound on all histories together: an hour of a round a second for ten targets that write a few thousand pages in each.
 What takes most gives way: old rounds are merged, then windows and pages of long ago are let go of."""
+
+_FREED_SHARE: Final = 1 / 256
+"""What is let go of at a time, as a part of that: to find who takes most takes a look at all."""
+
+_STUCK_SHARE: Final = 1 / 64
+"""Where nobody can let go of anything, they are asked again when they take so much more, as a part of it."""
 
 BACKLOG_BYTES_MAX: Final = 64 << 20
 """Bound on the rounds that wait to be counted. Beyond it they are dropped here, and read from the store later."""
@@ -75,6 +82,8 @@ class _Work:
     failure: str = ""
     failed_seconds: float = 0.0
     readers: list[asyncio.Future[None]] = field(default_factory=list)
+    # What the history took when it could let go of nothing more.
+    least_bytes: int = -1
 
 
 class Histories:
@@ -102,6 +111,8 @@ class Histories:
         self._using = threading.Lock()
         self._sizes: dict[TargetKey, int] = {}
         self._size_bytes = 0
+        # What all took when none could let go of anything; 0 where they could.
+        self._stuck_bytes = 0
         catalog.follow(self)
         self.loaded()
 
@@ -349,27 +360,36 @@ class Histories:
 
     def _account(self, work: _Work) -> None:
         self._note_size(work)
-        while self._size_bytes > self._bytes_max and self._shrink_one():
-            pass
+        self._stuck_bytes = min(self._stuck_bytes, self._size_bytes)
+        if self._size_bytes > max(self._bytes_max, self._stuck_bytes * (1 + _STUCK_SHARE)):
+            self._shrink()
 
-    def _shrink_one(self) -> bool:
+    def _shrink(self) -> None:
+        """Let what takes most give way, until there is room again or nobody can."""
         with self._lock:
-            heaviest_first = sorted(self._sizes, key=self._sizes.__getitem__, reverse=True)
-            works = [self._kept[target] for target in heaviest_first]
-        for work in works:
+            heaviest = [
+                (-size, number, work)
+                for number, (target, size) in enumerate(self._sizes.items())
+                if (work := self._kept[target]).least_bytes != size
+            ]
+        heapify(heaviest)
+        while heaviest and self._size_bytes > self._bytes_max * (1 - _FREED_SHARE):
+            _, number, work = heaviest[0]
             if work.history.shrink():
-                self._note_size(work)
-                return True
-        return False
+                heapreplace(heaviest, (-self._note_size(work), number, work))
+            else:
+                work.least_bytes = work.history.size_bytes
+                heappop(heaviest)
+        self._stuck_bytes = self._size_bytes if self._size_bytes > self._bytes_max else 0
 
-    def _note_size(self, work: _Work) -> None:
+    def _note_size(self, work: _Work) -> int:
         target = work.incarnation.target
+        size_bytes = work.history.size_bytes
         with self._lock:
-            if self._kept.get(target) is not work:
-                return
-            size_bytes = work.history.size_bytes
-            self._size_bytes += size_bytes - self._sizes.get(target, 0)
-            self._sizes[target] = size_bytes
+            if self._kept.get(target) is work:
+                self._size_bytes += size_bytes - self._sizes.get(target, 0)
+                self._sizes[target] = size_bytes
+        return size_bytes
 
     def _fail(self, work: _Work, error: Exception) -> None:
         """Tell who waits, and read it all again when somebody asks the next time."""

@@ -14,7 +14,8 @@ ROW_BITS: Final = 9
 
 ROW_PAGES: Final = 1 << ROW_BITS
 
-_ROWS_FIRST: Final = 16
+_ROWS_KEPT: Final = 4
+"""So few rows are not worth forgetting any: 16 KiB. Of thousands of targets most have no more."""
 
 _AT_ONCE: Final = 1 << 16
 """So many pages are looked up together: what is needed besides for each of them takes four times as much as it."""
@@ -28,8 +29,8 @@ class PageIndex:
         # Chunks of the address space in ascending order, and the row that each has.
         self._chunks = np.empty(0, np.uint64)
         self._rows = np.empty(0, np.int64)
-        self._last = np.zeros((_ROWS_FIRST, ROW_PAGES), np.uint32)
-        self._least = np.zeros((_ROWS_FIRST, ROW_PAGES), np.uint32)
+        self._last = np.zeros((0, ROW_PAGES), np.uint32)
+        self._least = np.zeros((0, ROW_PAGES), np.uint32)
         # The same array while every stretch is one round.
         self._most = self._least
 
@@ -90,14 +91,14 @@ class PageIndex:
             The stretch up to which nothing may be concluded any more from a page that is not here. 0 where none was
             freed.
         """
-        if len(self._last) <= _ROWS_FIRST or not self._rows.size:
+        if self._rows.size <= _ROWS_KEPT:
             return 0
         newest = self._last[self._rows].max(axis=1)
         middle = (newest.size - 1) // 2
         horizon = int(np.partition(newest, middle)[middle])
         kept = newest > horizon
         rows = self._rows[kept]
-        self._take(rows, max(_ROWS_FIRST, rows.size))
+        self._take(rows, rows.size)
         self._chunks, self._rows = self._chunks[kept], np.arange(rows.size)
         return horizon
 

@@ -145,12 +145,12 @@ class WorkingSet:
 
     def halve(self) -> bool:
         """Keep half of the windows; say whether there was anything to gain."""
-        if self._ends_max <= ENDS_MIN:
-            return False
-        self._ends_max = max(ENDS_MIN, self._ends_max // 2)
-        for ring in self._rings.values():
-            ring.limit(self._ends_max)
-        return True
+        before = self.size_bytes
+        while self._ends_max > ENDS_MIN and self.size_bytes == before:
+            self._ends_max = max(ENDS_MIN, self._ends_max // 2)
+            for ring in self._rings.values():
+                ring.limit(self._ends_max)
+        return self.size_bytes < before
 
     @property
     def has_windows(self) -> bool:

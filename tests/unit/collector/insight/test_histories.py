@@ -2,8 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -11,77 +9,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyroaring import BitMap64
 
 from tests.unit.collector.changes import incarnation, started
+from tests.unit.collector.insight.kept import ONE, PATIENCE_SECONDS, kept, own, round_
 from wetink.v1.types_pb2 import END_REASON_LOST, Pace
-from wetink_collector.catalog import Catalog
+from wetink_collector.catalog import ENDED_KEPT_MAX
 from wetink_collector.errors import HistoryTooShort, StoreUnavailable
 from wetink_collector.identity import IncarnationKey
 from wetink_collector.insight import histories as module
 from wetink_collector.insight import share
-from wetink_collector.insight.histories import Histories
 from wetink_collector.insight.history import History
 from wetink_collector.insight.share import Share
-from wetink_collector.round_log import Block
 from wetink_collector.store.interface import (
-    Change,
     IncarnationEnded,
-    RoundsAppended,
     StoreFailed,
     TargetForgotten,
-    encode_stored,
 )
 from wetink_collector.store.memory import MemoryStore
-
-ONE = incarnation(1)
-PATIENCE_SECONDS = 60
-
-
-class Kept:
-    """A store, what is known of it, and histories of it."""
-
-    def __init__(self, store: MemoryStore, bytes_max: int) -> None:
-        """Begin with what the store has."""
-        self.store = store
-        self.catalog = Catalog(store.store_id, store.contents())
-        self.histories = Histories(store, self.catalog, bytes_max)
-
-    def commit(self, *changes: Change) -> None:
-        """Make changes durable, then known."""
-        self.store.commit(changes)
-        self.catalog.apply(changes)
-
-    async def look(self, key: IncarnationKey = ONE) -> tuple[int, int, bool, tuple[int, int]] | None:
-        """Give first and last round of a history, whether it is exact, and how many pages were written."""
-        record = self.catalog.get(key.target)
-        assert record
-        await asyncio.wait_for(self.histories.current(record), PATIENCE_SECONDS)
-        return await asyncio.to_thread(
-            self.histories.read,
-            key,
-            lambda history: (history.first_round, history.round, history.exact, history.writable()),
-        )
-
-
-@asynccontextmanager
-async def kept(store: MemoryStore | None = None, bytes_max: int = 1 << 30) -> AsyncIterator[Kept]:
-    """Run histories."""
-    one = Kept(store or MemoryStore(), bytes_max)
-    async with one.histories.running():
-        yield one
-
-
-def round_(number: int, pages: Iterable[int], key: IncarnationKey = ONE) -> RoundsAppended:
-    """Give a round, a second after the one before."""
-    written = BitMap64(pages)
-    block = Block(number, number, number, 0, number * 10**9, number * 10**9, False, len(written), 0, 100, 0)  # noqa: FBT003
-    return RoundsAppended(key, block, encode_stored(written), b"")
-
-
-def own(number: int) -> list[int]:
-    """Give the pages of a round: two that come again, and three of its own."""
-    return [1, 2, *range(1000 * number, 1000 * number + 3)]
 
 
 def test_what_is_committed_is_in_the_history_when_somebody_asks() -> None:
@@ -274,6 +218,67 @@ def test_memory_keeps_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "WAIT_SECONDS_MAX", 60.0)
     asyncio.run(run())
+
+
+def test_thousands_of_targets_that_write_little_have_room() -> None:
+    """As many as are kept that have ended, in a part of what all may take."""
+    some = [History(incarnation(pid)) for pid in range(1, 101)]
+    for one in some:
+        for number in range(1, 5):
+            change = round_(number, own(number))
+            one.append(change.block, change.written, change.vanished)
+
+    assert sum(one.size_bytes for one in some) * ENDED_KEPT_MAX / len(some) < module.HISTORIES_BYTES_MAX / 2
+
+
+def test_who_has_nothing_to_let_go_of_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often another one has to."""
+    shrinking: Any = History.shrink
+    asked: list[IncarnationKey] = []
+
+    def shrink(self: History) -> bool:
+        asked.append(self.incarnation)
+        return bool(self.incarnation == ONE and shrinking(self))
+
+    monkeypatch.setattr(History, "shrink", shrink)
+    others = [incarnation(pid) for pid in range(2, 6)]
+
+    async def run() -> None:
+        async with kept(bytes_max=1_000_000) as one:
+            one.commit(started(ONE))
+            for key in others:
+                one.commit(started(key), round_(1, [], key), round_(2, range(0, 50 << 9, 1 << 9), key))
+                await one.look(key)
+            for number in range(1, 500):
+                one.commit(round_(number, [number % 7]))
+            await one.look()
+            assert one.histories._size_bytes <= 1_000_000
+
+    asyncio.run(run())
+    assert len(asked) - asked.count(ONE) <= len(others)
+    assert asked.count(ONE) > 10
+
+
+def test_nobody_is_asked_again_at_each_round_where_none_can_let_go_of_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But when they have grown by some part."""
+    asked: list[IncarnationKey] = []
+
+    def shrink(self: History) -> bool:
+        asked.append(self.incarnation)
+        return False
+
+    monkeypatch.setattr(History, "shrink", shrink)
+
+    async def run() -> None:
+        async with kept(bytes_max=100_000) as one:
+            one.commit(started(ONE))
+            for number in range(1, 1000):
+                one.commit(round_(number, [number % 7]))
+            await one.look()
+            assert one.histories._size_bytes > 400_000
+
+    asyncio.run(run())
+    assert 10 < len(asked) < 200
 
 
 def test_an_incarnation_that_is_over_leaves_nothing() -> None:

@@ -15,7 +15,7 @@ from pyroaring import BitMap64
 
 from tests.support.histories import INCARNATION, Arrived, Batch, Truth, batches, block_of, taken
 from wetink_collector.insight import history as module
-from wetink_collector.insight import page_index
+from wetink_collector.insight import page_index, working_set
 from wetink_collector.insight.history import History
 from wetink_collector.insight.working_set import GRID_NS, Point, Statistics, statistics
 from wetink_collector.insight.writes import mean_writes_of, writes_of
@@ -139,6 +139,21 @@ def test_only_the_newest_windows_are_kept(some: list[Batch], ends_max: int) -> N
     book = [plain_statistics(counts[-ends_max:]) for _, counts in sorted(newest.items())]
     assert [point.most.max for point in history.points()] == [one.max for one in book]
     assert [point.most.p50 for point in history.points()] == [one.p50 for one in book]
+
+
+@EXAMPLES
+@given(batches(united=False, max_size=40), st.integers(1, 20), st.integers(1, 20))
+def test_windows_are_let_go_of_until_it_is_something(some: list[Batch], ends_max: int, ends_min: int) -> None:
+    """Or else it is said that there is nothing to gain."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(working_set, "ENDS_MIN", ends_min)
+        found, _ = taken(some, History(INCARNATION, ends_max=ends_max * 16))
+        assert found._working_set
+        before = found._working_set.size_bytes
+        while found._working_set.halve():
+            assert found._working_set.size_bytes < before
+            before = found._working_set.size_bytes
+        assert found._working_set.size_bytes == before
 
 
 @EXAMPLES
