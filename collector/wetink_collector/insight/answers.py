@@ -89,10 +89,12 @@ async def hot_pages(inquiry: Inquiry, request: pb.GetHotPagesRequest) -> pb.GetH
         )
         raise RequestMalformed(message)
     found = [await _hot(inquiry, record, limit, by_age=request.order == pb.HOT_ORDER_AGE) for record in records]
-    check_any(records, found)
+    check_any(found)
     response = pb.GetHotPagesResponse(
         targets=[
-            one or pb.TargetHotPages(history=without_history(inquiry.status(record), record))
+            pb.TargetHotPages(history=without_history(inquiry.status(record), one))
+            if isinstance(one, HistoryTooShort)
+            else one
             for record, one in zip(records, found, strict=True)
         ]
     )
@@ -237,16 +239,18 @@ def _of_rounds(status: pb.HistoryStatus, kept: Sequence[KeptRounds]) -> pb.Histo
     return status
 
 
-async def _hot(inquiry: Inquiry, record: TargetRecord, limit: int, *, by_age: bool) -> pb.TargetHotPages | None:
+async def _hot(
+    inquiry: Inquiry, record: TargetRecord, limit: int, *, by_age: bool
+) -> pb.TargetHotPages | HistoryTooShort:
     status = inquiry.status(record)
     labels = mapped.Labels(mapped.names(inquiry.catalog.mappings.get(record.incarnation), record.started.page_size))
 
     def look(history: History) -> tuple[pb.HistoryStatus, WrittenPages]:
         return describe(status, history), history.written()
 
-    found = await inquiry.look(record, look)
-    if found is None:
-        return None
+    found = await inquiry.look_at_each(record, look)
+    if isinstance(found, HistoryTooShort):
+        return found
     status, written = found
     runs = await inquiry.on_thread(lambda: hottest(written, limit, by_age=by_age))
     return pb.TargetHotPages(

@@ -8,7 +8,7 @@ from wetink.names import NameMalformed, check_host_id
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.v1 import prediction_pb2 as pb
 from wetink_collector.catalog import TargetRecord
-from wetink_collector.errors import HostUnknown, MessageTooLarge, RequestMalformed, StoreUnavailable
+from wetink_collector.errors import HistoryTooShort, HostUnknown, MessageTooLarge, RequestMalformed, StoreUnavailable
 from wetink_collector.insight import asked
 from wetink_collector.insight.accuracy import Accuracy
 from wetink_collector.insight.drain import Job, Schedule, all_at_once, lane_counts, one_by_one, plan_drain
@@ -135,7 +135,7 @@ async def _look_at_all(
         match looked.get(record.target):
             case Known() as known:
                 found.append(known)
-            case StoreUnavailable() as error:
+            case StoreUnavailable() | HistoryTooShort() as error:
                 left_out.append(pb.LeftOut(name=record.name, reason=str(error)))
             case reason:
                 left_out.append(pb.LeftOut(name=record.name, reason=reason or _why_nothing(record)))

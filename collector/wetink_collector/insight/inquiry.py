@@ -75,6 +75,7 @@ class Inquiry:
 
         Raises:
             StoreUnavailable: The history cannot be read now.
+            HistoryTooShort: The record of its rounds is damaged, or they cannot be counted.
         """
         await self._histories.current(record)
 
@@ -85,7 +86,7 @@ class Inquiry:
 
     async def look_at_many(
         self, records: Sequence[TargetRecord], function: Callable[[TargetRecord, History], T]
-    ) -> list[T | StoreUnavailable | None]:
+    ) -> list[T | StoreUnavailable | HistoryTooShort | None]:
         """Look at the histories of many targets, in one go on a thread: a way there and back for each takes longer.
 
         Args:
@@ -94,20 +95,23 @@ class Inquiry:
 
         Returns:
             For each target what the function gives. None where there is no round yet after the first, or all were lost;
-            an exception where the history cannot be read now.
+            an exception where the history cannot be read now, or the record of its rounds is damaged.
         """
         behind = [record for record in records if not self._histories.is_current(record)]
         waited = await asyncio.gather(*(self._histories.current(record) for record in behind), return_exceptions=True)
         failures = dict(zip((record.target for record in behind), waited, strict=True))
         for failed in failures.values():
-            if failed is not None and not isinstance(failed, StoreUnavailable):
+            if failed is not None and not isinstance(failed, StoreUnavailable | HistoryTooShort):
                 raise failed
 
-        def look() -> list[T | StoreUnavailable | None]:
-            found: list[T | StoreUnavailable | None] = []
+        def look() -> list[T | StoreUnavailable | HistoryTooShort | None]:
+            found: list[T | StoreUnavailable | HistoryTooShort | None] = []
             for record in records:
                 failed = failures.get(record.target)
-                found.append(failed if isinstance(failed, StoreUnavailable) else self._look_now(record, function))
+                if isinstance(failed, StoreUnavailable | HistoryTooShort):
+                    found.append(failed)
+                else:
+                    found.append(self._look_now(record, function))
             return found
 
         return await self.on_thread(look)
@@ -116,6 +120,20 @@ class Inquiry:
         return self._histories.read(
             record.incarnation, lambda history: function(record, history) if history.stretch_count else None
         )
+
+    async def look_at_each(self, record: TargetRecord, function: Callable[[History], T]) -> T | HistoryTooShort:
+        """Look at the history of one target among others.
+
+        Returns:
+            What the function gives, or why there is no history: that spoils no answer about the others.
+
+        Raises:
+            StoreUnavailable: As ``look``.
+        """
+        try:
+            return await self.look_at_one(record, function)
+        except HistoryTooShort as error:
+            return error
 
     async def look_at_one(self, record: TargetRecord, function: Callable[[History], T]) -> T:
         """Look at the history of the one target that is asked for.
@@ -130,7 +148,7 @@ class Inquiry:
         return found
 
     async def populated(self, record: TargetRecord, last_round: int) -> BitMap64:
-        """Give the pages that were populated at the end of a round.
+        """Give the pages that were populated at the end of a round, or of one that the store has merged it with.
 
         Raises:
             HistoryTooShort: The record of its rounds is damaged or gone.
@@ -168,13 +186,14 @@ class Inquiry:
         def pages() -> Iterator[RoundPages]:
             nonlocal reached
             for stored in self._store.read(record.incarnation, after_round=0):
-                if stored.block.last_round > last_round:
+                # More rounds may have come, and been merged with it: what is populated at their end is newer.
+                if stored.block.first_round > last_round:
                     return
                 reached = stored.block.last_round
                 yield stored.pages
 
         written = fold(pages()).written
-        if reached != last_round:
+        if reached < last_round:
             raise RecordDamaged(record.incarnation, f"round {last_round} is missing")
         return written
 
@@ -191,10 +210,10 @@ def describe(message: HistoryStatus, history: History) -> HistoryStatus:
     return message
 
 
-def without_history(message: HistoryStatus, record: TargetRecord) -> HistoryStatus:
+def without_history(message: HistoryStatus, why: HistoryTooShort) -> HistoryStatus:
     """Say that there is none."""
     message.complete = False
-    message.incomplete_message = message.incomplete_message or too_short(record)
+    message.incomplete_message = message.incomplete_message or str(why)
     return message
 
 
@@ -208,12 +227,13 @@ def too_short(record: TargetRecord) -> str:
     return f"no round of {record.name} is here yet: ask again when two have come"
 
 
-def check_any(records: Sequence[TargetRecord], found: Sequence[object | None]) -> None:
-    """Accept what was found if it is anything.
+def check_any(found: Sequence[object]) -> None:
+    """Accept what was found of some targets, if it is anything.
 
     Raises:
-        HistoryTooShort: Nothing was, of any target.
+        HistoryTooShort: Nothing was, of any of them.
     """
-    if all(one is None for one in found):
-        others = f", and none of {len(records) - 1} others has more" if len(records) > 1 else ""
-        raise HistoryTooShort(too_short(records[0]) + others)
+    if all(isinstance(one, HistoryTooShort) for one in found):
+        others = f", and none of {len(found) - 1} others has more" if len(found) > 1 else ""
+        message = f"{found[0]}{others}"
+        raise HistoryTooShort(message)

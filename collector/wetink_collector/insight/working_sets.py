@@ -50,24 +50,27 @@ async def working_sets(inquiry: Inquiry, request: pb.GetWorkingSetRequest) -> pb
     """
     chosen, records = inquiry.chosen(request.selection)
     looked = [await _look(inquiry, record, alone=len(records) == 1) for record in records]
-    check_any(records, looked)
+    check_any(looked)
+    there = [found for found in looked if isinstance(found, _Found)]
     response = pb.GetWorkingSetResponse(
         targets=[
-            found.message if found else pb.TargetWorkingSet(history=without_history(inquiry.status(record), record))
+            found.message
+            if isinstance(found, _Found)
+            else pb.TargetWorkingSet(history=without_history(inquiry.status(record), found))
             for record, found in zip(records, looked, strict=True)
         ],
         missing=_missing(inquiry, chosen, records),
     )
     response.complete = all(target.history.complete for target in response.targets) and not response.missing
     if len(records) > 1:
-        response.group.CopyFrom(await _group(inquiry, [found for found in looked if found]))
+        response.group.CopyFrom(await _group(inquiry, there))
     if response.ByteSize() > MESSAGE_BYTES_MAX:
         message = f"the working sets of {len(records)} targets do not fit in one message; ask in several calls"
         raise MessageTooLarge(message)
     return response
 
 
-async def _look(inquiry: Inquiry, record: TargetRecord, *, alone: bool) -> _Found | None:
+async def _look(inquiry: Inquiry, record: TargetRecord, *, alone: bool) -> _Found | HistoryTooShort:
     status = inquiry.status(record)
     table = inquiry.catalog.mappings.get(record.incarnation)
     ranges = mapped.shared(table, record.started.page_size)
@@ -81,7 +84,7 @@ async def _look(inquiry: Inquiry, record: TargetRecord, *, alone: bool) -> _Foun
             last_round=history.round,
         )
 
-    return await inquiry.look(record, look)
+    return await inquiry.look_at_each(record, look)
 
 
 def _working_set(history: History) -> pb.WorkingSet:
@@ -135,14 +138,15 @@ async def _group(inquiry: Inquiry, found: Sequence[_Found]) -> pb.GroupWorkingSe
 
 def _together(found: Sequence[_Found], spaces: Spaces) -> pb.WorkingSet:
     members = [one.member for one in found]
-    curve = together(members, spaces)
+    # Where memory is short, rounds that are kept apart are the first to be let go of.
+    curve = together(members, spaces) if any(member.kept for member in members) else None
     keys = [spaces.keys(one.member.incarnation, one.member.ranges, one.written) for one in found]
     written = distinct(np.concatenate(keys)).size
     doubt = sum(
         one.message.working_set.writable_page_count - one.message.working_set.writable_page_count_at_least
         for one in found
     )
-    points = curve.points()
+    points = curve.points() if curve else []
     one_host = len({one.record.target.host_id for one in found}) == 1
     shortest = points[0] if points else None
     return pb.WorkingSet(
@@ -183,8 +187,11 @@ async def _counted_twice(inquiry: Inquiry, sharing: Sequence[_Found]) -> tuple[i
     unread: list[str] = []
     count, room = 0, POPULATED_PAGES_MAX
     for one in sharing:
-        populated = await inquiry.populated(one.record, one.last_round)
-        if len(populated) > room:
+        try:
+            populated = await inquiry.populated(one.record, one.last_round)
+        except HistoryTooShort:
+            populated = None
+        if populated is None or len(populated) > room:
             unread.append(one.record.name)
             continue
         room -= len(populated)
