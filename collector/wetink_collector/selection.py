@@ -116,18 +116,18 @@ def _named(name: TargetName, catalog: Catalog) -> TargetRecord:
 def _living(chosen: Chosen, catalog: Catalog) -> list[TargetRecord]:
     if chosen.only_names:
         return []
-    anywhere = chosen.cgroups or chosen.labels
-    records = catalog.all() if anywhere else (record for host in chosen.hosts for record in catalog.on_host(host))
-    return [record for record in records if catalog.may_live(record) and _matches(record, chosen)]
+    if chosen.cgroups or chosen.labels:
+        return [record for record in catalog.all() if catalog.may_live(record) and _matches(record, chosen)]
+    return [record for host in chosen.hosts for record in catalog.on_host(host) if catalog.may_live(record)]
 
 
 def _matches(record: TargetRecord, chosen: Chosen) -> bool:
     """Whether a target is on a selected host, or in a selected cgroup or below it, or has all of the labels."""
+    if record.target.host_id in chosen.hosts:
+        return True
     path, labels = record.started.cgroup, record.started.labels
-    return (
-        record.target.host_id in chosen.hosts
-        or any(path == cgroup or path.startswith(cgroup.rstrip("/") + "/") for cgroup in chosen.cgroups)
-        or (bool(chosen.labels) and all(labels.get(key) == value for key, value in chosen.labels))
+    return any(path == cgroup or path.startswith(cgroup.rstrip("/") + "/") for cgroup in chosen.cgroups) or (
+        bool(chosen.labels) and all(labels.get(key) == value for key, value in chosen.labels)
     )
 
 
