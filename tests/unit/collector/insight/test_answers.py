@@ -125,7 +125,7 @@ def test_dirty_pages_do_not_wait_for_insight(tmp_path: Path, monkeypatch: pytest
 
     def read(self: Histories, *arguments: object) -> object:
         began.release()
-        may_go_on.wait(PATIENCE_SECONDS)
+        may_go_on.wait(3 * PATIENCE_SECONDS)
         return reading(self, *arguments)
 
     monkeypatch.setattr(Histories, "read", read)
@@ -157,7 +157,7 @@ def test_dirty_pages_do_not_wait_for_insight(tmp_path: Path, monkeypatch: pytest
 
     switching_seconds = sys.getswitchinterval()
     try:
-        asyncio.run(asyncio.wait_for(run(), PATIENCE_SECONDS))
+        asyncio.run(asyncio.wait_for(run(), 2 * PATIENCE_SECONDS))
     finally:
         may_go_on.set()
         sys.setswitchinterval(switching_seconds)
