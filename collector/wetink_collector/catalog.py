@@ -22,6 +22,7 @@ from wetink_collector.round_log import Block
 from wetink_collector.store.interface import (
     Change,
     Contents,
+    HostForgotten,
     HostSeen,
     IncarnationEnded,
     IncarnationStarted,
@@ -42,6 +43,10 @@ came back without it."""
 MAY_LIVE: Final = frozenset({END_REASON_REFUSED, END_REASON_FAILED, END_REASON_LOST})
 """Reasons for which tracking ends while the process may well write on, and nothing need follow. Not exec: the next
 incarnation does, and of what starts programs one after the other no answer would ever be complete."""
+
+HOST_KEPT_SECONDS: Final = 86_400
+"""How long a host is waited for whose agent is away: who comes back within a day goes on where it was. Then what it
+left is taken for lost, so that a node that is gone for good neither stays for ever nor spoils answers by label."""
 
 ENDED_KEPT_MAX: Final = 4096
 """Bound on ended targets kept: as many as one selection can name."""
@@ -91,13 +96,18 @@ class TargetRecord:
 
 @dataclass(slots=True)
 class HostRecord:
-    """One host. ``connected`` and what follows it are of the stream and are not kept in the store."""
+    """One host. ``connected`` and what follows it are of the stream and are not kept in the store.
+
+    ``durable_time_ns`` is that of its last HostSeen, and ``away_since`` when this saw first that it was away.
+    """
 
     host_id: str
     boot_id: str
     agent_version: str
     last_seen_time_ns: int
+    durable_time_ns: int
     connected: bool = False
+    away_since: float | None = None
     spool_bytes: int = 0
     rounds_united: int = 0
 
@@ -206,6 +216,20 @@ class Catalog:
         self.hosts[host_id].connected = connected
         self.ring(None)
 
+    def hosts_gone(self, now: float) -> list[HostRecord]:
+        """Give the hosts whose agents have been away, since this saw it first, for so long that nobody waits for them.
+
+        Args:
+            now: As in ``to_forget``.
+        """
+        for host in self.hosts.values():
+            if host.connected:
+                host.away_since = None
+            elif host.away_since is None:
+                host.away_since = now
+        hosts = self.hosts.values()
+        return [one for one in hosts if one.away_since is not None and now - one.away_since >= HOST_KEPT_SECONDS]
+
     def ended(self) -> list[IncarnationKey]:
         """Give the incarnations that have ended, in the order in which they did; those refused are not among them."""
         return [self._targets[target].incarnation for target in self._ended]
@@ -267,6 +291,8 @@ class Catalog:
         match change:
             case HostSeen():
                 self._see(change)
+            case HostForgotten():
+                self._forget_host(change)
             case IncarnationStarted():
                 self._arrived.pop(change.incarnation.target, None)
                 self._put(TargetRecord(change.incarnation, change.started))
@@ -280,10 +306,7 @@ class Catalog:
                     _count_pace(change.pace)
                     self.ring(record.target)
             case IncarnationEnded():
-                if record := self._kept(change.incarnation):
-                    last = None if change.rounds_dropped else record.last
-                    self._put(replace(record, last=last, ended=change))
-                    self.ring(None)
+                self._end(change)
             case TargetForgotten():
                 self._forget_ended(change)
             case TargetWanted():
@@ -291,13 +314,27 @@ class Catalog:
             case TargetUnwanted():
                 self._wanted[change.target.host_id].discard(change.target)
 
+    def _end(self, change: IncarnationEnded) -> None:
+        if record := self._kept(change.incarnation):
+            last = None if change.rounds_dropped else record.last
+            self._put(replace(record, last=last, ended=change))
+            self.ring(None)
+
     def _see(self, seen: HostSeen) -> None:
         known = self.hosts.get(seen.host_id)
         if known is None:
-            self.hosts[seen.host_id] = HostRecord(seen.host_id, seen.boot_id, seen.agent_version, seen.time_ns)
+            version, time_ns = seen.agent_version, seen.time_ns
+            self.hosts[seen.host_id] = HostRecord(seen.host_id, seen.boot_id, version, time_ns, time_ns)
         else:
             known.boot_id, known.agent_version = seen.boot_id, seen.agent_version
+            known.durable_time_ns, known.away_since = seen.time_ns, None
             known.last_seen_time_ns = max(known.last_seen_time_ns, seen.time_ns)
+
+    def _forget_host(self, change: HostForgotten) -> None:
+        if (host := self.hosts.get(change.host_id)) and host.durable_time_ns == change.time_ns:
+            del self.hosts[change.host_id]
+            self._wanted.pop(change.host_id, None)
+            self.ring(None)
 
     def _kept(self, incarnation: IncarnationKey) -> TargetRecord | None:
         record = self._targets.get(incarnation.target)

@@ -6,15 +6,25 @@ from typing import Final, Protocol
 
 import structlog
 
+from wetink.v1.types_pb2 import END_REASON_LOST
 from wetink_collector import metrics
 from wetink_collector.catalog import Catalog
 from wetink_collector.committer import Committer
 from wetink_collector.identity import IncarnationKey
 from wetink_collector.retention import Ages, Retention, beyond_size
-from wetink_collector.store.interface import Change, RoundsExpired, TargetForgotten, Usage
+from wetink_collector.store.interface import (
+    Change,
+    HostForgotten,
+    IncarnationEnded,
+    RoundsExpired,
+    TargetForgotten,
+    Usage,
+)
 
 SESSIONS_NAMED_MAX: Final = 16
 """Bound on the sessions that one line of the log names: all that need a target are more than anybody reads."""
+
+GONE_SENTENCE: Final = "the agent of its host has been away for a day"
 
 log = structlog.get_logger()
 
@@ -42,14 +52,19 @@ class Housekeeping:
         self._is_too_large = False
 
     async def let_go(self) -> None:
-        """Forget what ended long ago, and let go of rounds that are old or take too much room.
+        """Forget what ended long ago and hosts that are gone, and let go of rounds that are old or take too much room.
 
         Raises:
             StoreUnavailable: That could not be written. It is said again the next time.
         """
         usage = await self._committer.usage()
         needed = await self._sessions.needed()
-        changes = [*self._forgetting(needed), *self._expiring(needed), *self._shrinking(usage, needed)]
+        changes = [
+            *self._forgetting(needed),
+            *self._giving_up(),
+            *self._expiring(needed),
+            *self._shrinking(usage, needed),
+        ]
         lost = [*self._lost(changes, needed)]
         await self._committer.commit(changes)
         for incarnation, last_round in lost:
@@ -59,6 +74,18 @@ class Housekeeping:
         for incarnation in self._catalog.to_forget(time.monotonic(), needed):
             # An agent that is there was told that it is wanted and has not found it for as long.
             yield TargetForgotten(incarnation, unwanted=self._catalog.connected(incarnation.target.host_id))
+
+    def _giving_up(self) -> Iterator[Change]:
+        """Take what a host left that is gone for lost, so that it is forgotten as all that ended is; then the host."""
+        for host in self._catalog.hosts_gone(time.monotonic()):
+            records = self._catalog.on_host(host.host_id)
+            if not records:
+                log.info("host_forgotten", host=host.host_id, why="its agent has been away for a day")
+                yield HostForgotten(host.host_id, host.durable_time_ns)
+            for record in records:
+                # Of those refused nobody tries again, either.
+                if record.ended is None or record.is_refused:
+                    yield IncarnationEnded(record.incarnation, END_REASON_LOST, time.time_ns(), GONE_SENTENCE)
 
     def _expiring(self, needed: Mapping[IncarnationKey, int]) -> Iterator[Change]:
         if self._ages:

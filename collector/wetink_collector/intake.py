@@ -237,6 +237,11 @@ class Intake:
         track = self._tracks.get(incarnation.target)
         return track is not None and track.incarnation == incarnation and track.end == END_REASON_REFUSED
 
+    def goes_on(self, incarnation: IncarnationKey) -> bool:
+        """Whether an incarnation has not ended, as far as its agent has said."""
+        track = self._tracks.get(incarnation.target)
+        return track is not None and track.incarnation == incarnation and not track.end
+
     def is_one_too_many(self, message: TargetStarted) -> bool:
         """Whether a target that is new could not even be refused, since too many others are."""
         target = TargetKey.of(message.target)

@@ -481,11 +481,13 @@ class Session:
         """Acknowledge a round that is kept, or that a newer incarnation has superseded."""
         incarnation, last_round = change.incarnation, change.block.last_round
         record = self._catalog.get(incarnation.target)
-        if record is not None and record.incarnation >= incarnation:
+        is_kept = record is not None and record.incarnation >= incarnation
+        if is_kept and not (record and record.ended and self._intake.goes_on(incarnation)):
             self._acknowledge(incarnation, last_round)
             return
-        # The store leaves out rounds of what it does not keep: the agent must not let go of them as if they were there.
-        text = f"round {last_round} of {incarnation.target} was not kept: its incarnation is not known here any more"
+        # The store leaves out rounds of what it does not keep, and what was given up while its agent came back is soon
+        # forgotten: the agent must not let go of them as if they were there for good.
+        text = f"round {last_round} of {incarnation.target} is of an incarnation that is not known here any more"
         metadata = {"target": str(incarnation.target), "incarnation": str(incarnation.incarnation)}
         self.end(RoundGap(f"{text}; begin a new one", **metadata, round=str(last_round)))
 

@@ -44,6 +44,17 @@ class HostSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class HostForgotten:
+    """Nothing is kept of a host any more, nor which of its processes are wanted, where it has not been seen since.
+
+    ``time_ns`` is that of its last HostSeen: its agent may come back while this is on its way.
+    """
+
+    host_id: str
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class IncarnationStarted:
     """An incarnation takes the place of whatever is kept of its target, even of itself."""
 
@@ -141,6 +152,7 @@ class SessionForgotten:
 
 Change = (
     HostSeen
+    | HostForgotten
     | IncarnationStarted
     | RoundsAppended
     | IncarnationEnded
@@ -157,7 +169,7 @@ Change = (
 def host_of(change: Change) -> str:
     """Say which host a change is about; empty where it is about none. What is about one is written in its order."""
     match change:
-        case HostSeen():
+        case HostSeen() | HostForgotten():
             return change.host_id
         case IncarnationStarted() | RoundsAppended() | IncarnationEnded() | RoundsExpired() | TargetForgotten():
             return change.incarnation.target.host_id

@@ -21,6 +21,7 @@ from wetink_collector.store.interface import (
     Change,
     Contents,
     Ends,
+    HostForgotten,
     HostSeen,
     IncarnationEnded,
     IncarnationStarted,
@@ -118,16 +119,28 @@ class MemoryStore:
                 if log := self._kept(change.incarnation):
                     log.apply(change)
                     self._grown[change.incarnation] = None
+            case HostForgotten():
+                self._forget_host(change)
             case TargetForgotten():
                 self._forget(change)
             case TargetWanted():
                 self._wanted.add(change.target)
-            case SessionKept():
-                self._sessions[change.owner, change.name] = change
-            case SessionForgotten():
-                self._sessions.pop((change.owner, change.name), None)
             case TargetUnwanted():
                 self._wanted.discard(change.target)
+            case SessionKept() | SessionForgotten():
+                self._apply_session(change)
+
+    def _apply_session(self, change: SessionKept | SessionForgotten) -> None:
+        key = change.owner, change.name
+        if isinstance(change, SessionKept):
+            self._sessions[key] = change
+        else:
+            self._sessions.pop(key, None)
+
+    def _forget_host(self, change: HostForgotten) -> None:
+        if (seen := self._hosts.get(change.host_id)) and seen.time_ns == change.time_ns:
+            del self._hosts[change.host_id]
+            self._wanted = {target for target in self._wanted if target.host_id != change.host_id}
 
     def _forget(self, change: TargetForgotten) -> None:
         if (log := self._kept(change.incarnation)) and log.ended:

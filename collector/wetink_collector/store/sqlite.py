@@ -42,6 +42,7 @@ from wetink_collector.store.interface import (
     Change,
     Contents,
     Ends,
+    HostForgotten,
     HostSeen,
     IncarnationEnded,
     IncarnationStarted,
@@ -263,6 +264,8 @@ class SqliteStore:
         match change:
             case HostSeen():
                 cursor.execute("INSERT OR REPLACE INTO host VALUES (?, ?, ?, ?)", _host_values(change))
+            case HostForgotten():
+                self._forget_host(cursor, change)
             case IncarnationStarted():
                 self._start(cursor, change)
             case IncarnationEnded():
@@ -288,6 +291,11 @@ class SqliteStore:
         )
         assert cursor.lastrowid is not None
         self._logs[target] = Log(cursor.lastrowid, change.incarnation, change.started)
+
+    def _forget_host(self, cursor: sqlite3.Cursor, change: HostForgotten) -> None:
+        cursor.execute("DELETE FROM host WHERE host_id = ? AND time_ns = ?", (change.host_id, change.time_ns))
+        if cursor.rowcount:
+            cursor.execute("DELETE FROM wanted WHERE host_id = ?", (change.host_id,))
 
     def _forget(self, cursor: sqlite3.Cursor, change: TargetForgotten) -> None:
         if (log := self._kept(change.incarnation)) and log.ended:

@@ -104,7 +104,7 @@ class DirtyServiceServicer:
     """
 
     def ListHosts(self, request, context):
-        """Lists the hosts that have, or had, an agent here, in pages.
+        """Lists the hosts that have an agent here, or had one within a day, in pages.
         Errors: as ListTargets, without the selection's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

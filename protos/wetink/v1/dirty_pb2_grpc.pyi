@@ -41,7 +41,7 @@ class DirtyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DirtyServiceAsyncStub: ...
     ListHosts: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.ListHostsRequest, _dirty_pb2.ListHostsResponse]
-    """Lists the hosts that have, or had, an agent here, in pages.
+    """Lists the hosts that have an agent here, or had one within a day, in pages.
     Errors: as ListTargets, without the selection's.
     """
     ListTargets: _grpc.UnaryUnaryMultiCallable[_dirty_pb2.ListTargetsRequest, _dirty_pb2.ListTargetsResponse]
@@ -109,7 +109,7 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListHosts: _aio.UnaryUnaryMultiCallable[_dirty_pb2.ListHostsRequest, _dirty_pb2.ListHostsResponse]  # type: ignore[assignment]
-    """Lists the hosts that have, or had, an agent here, in pages.
+    """Lists the hosts that have an agent here, or had one within a day, in pages.
     Errors: as ListTargets, without the selection's.
     """
     ListTargets: _aio.UnaryUnaryMultiCallable[_dirty_pb2.ListTargetsRequest, _dirty_pb2.ListTargetsResponse]  # type: ignore[assignment]
@@ -180,7 +180,7 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dirty_pb2.ListHostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dirty_pb2.ListHostsResponse, _abc.Awaitable[_dirty_pb2.ListHostsResponse]]:
-        """Lists the hosts that have, or had, an agent here, in pages.
+        """Lists the hosts that have an agent here, or had one within a day, in pages.
         Errors: as ListTargets, without the selection's.
         """
 

@@ -10,7 +10,7 @@ from grpc.aio import EOF
 from tests.unit.collector.bench import Bench, runs, until
 from tests.unit.collector.changes import ended, incarnation, started
 from wetink.v1.ingest_pb2 import AgentMessage, CollectorMessage, Hello, WriteProtectBatch
-from wetink.v1.types_pb2 import TargetPosition
+from wetink.v1.types_pb2 import END_REASON_LOST, TargetPosition
 from wetink_collector.agents import SILENCE_SECONDS_MAX, Agents
 from wetink_collector.errors import AgentSilent, Deposed, Refusal, RoundGap
 from wetink_collector.limits import Limits
@@ -125,14 +125,19 @@ async def test_welcome_counts_what_the_older_stream_got_in_at_the_last_moment(on
     await newer.serving
 
 
-@runs
-async def test_round_that_the_store_does_not_keep_is_not_acknowledged(one: Bench) -> None:
-    """The agent would let go of it as if it were there. It is told to begin anew."""
+@pytest.mark.parametrize("forgets", [True, False], ids=["forgotten", "given up"])
+def test_round_of_what_the_collector_let_go_of_is_not_acknowledged(*, forgets: bool) -> None:
+    """The agent would let go of it as if it were there for good. It is told to begin anew."""
+    runs(lambda one: let_go(one, forgets=forgets))()
+
+
+async def let_go(one: Bench, *, forgets: bool) -> None:
+    """End a target behind its stream's back, and let another round of it come."""
     wire = Wire(Agents(one.catalog), one)
     wire.say(target_started=started(ONE).started)
     wire.batch(1)
     await until(lambda: "ack" in wire.kinds())
-    await one.committer.commit([ended(ONE), TargetForgotten(ONE)])
+    await one.committer.commit([ended(ONE, END_REASON_LOST), *([TargetForgotten(ONE)] if forgets else [])])
     wire.heard.clear()
     wire.batch(2)
 

@@ -7,9 +7,23 @@ import pytest
 from tests.unit.collector.changes import appended, ended, incarnation, started, target
 from wetink.names import TargetName
 from wetink.v1.types_pb2 import END_REASON_FAILED, END_REASON_LOST, EndReason
-from wetink_collector.catalog import ENDED_KEPT_MAX, ENDED_KEPT_SECONDS, REFUSED_KEPT_SECONDS, Catalog
+from wetink_collector.catalog import (
+    ENDED_KEPT_MAX,
+    ENDED_KEPT_SECONDS,
+    HOST_KEPT_SECONDS,
+    REFUSED_KEPT_SECONDS,
+    Catalog,
+)
 from wetink_collector.identity import IncarnationKey
-from wetink_collector.store.interface import Change, Contents, HostSeen, TargetForgotten, TargetUnwanted, TargetWanted
+from wetink_collector.store.interface import (
+    Change,
+    Contents,
+    HostForgotten,
+    HostSeen,
+    TargetForgotten,
+    TargetUnwanted,
+    TargetWanted,
+)
 from wetink_collector.store.memory import MemoryStore
 
 ONE = incarnation()
@@ -111,6 +125,35 @@ def test_targets_that_ended_are_kept_for_an_hour(time_ns: int) -> None:
     assert catalog.to_forget(1000.0 + 2 * ENDED_KEPT_SECONDS - 1) == [incarnation(2)]
     assert catalog.find(TargetName("host-1", 3)) is None
     assert {record.target for record in catalog.on_host("host-1")} == {target(1), target(2)}
+
+
+def test_host_is_gone_when_its_agent_has_been_away_for_a_day() -> None:
+    """Counted from when that was seen first, and anew from when it was there again."""
+    catalog = catalog_of(HostSeen("host-1", "boot-1", "1", 1), HostSeen("host-2", "boot-1", "1", 1))
+    catalog.set_connected("host-2", connected=True)
+
+    def gone(now: float) -> list[str]:
+        return [host.host_id for host in catalog.hosts_gone(now)]
+
+    assert gone(1000.0) == []
+    assert gone(1000.0 + HOST_KEPT_SECONDS - 1) == []
+    assert gone(1000.0 + HOST_KEPT_SECONDS) == ["host-1"]
+    catalog.apply([HostSeen("host-1", "boot-1", "1", 2)])
+    assert gone(1000.0 + HOST_KEPT_SECONDS) == []
+    catalog.set_connected("host-1", connected=True)
+    catalog.set_connected("host-2", connected=False)
+    assert gone(1000.0 + 3 * HOST_KEPT_SECONDS) == []
+    assert gone(1000.0 + 4 * HOST_KEPT_SECONDS) == ["host-2"]
+
+
+def test_host_that_is_seen_again_is_not_forgotten() -> None:
+    """It came back while that was on its way."""
+    catalog = catalog_of(HostSeen("host-1", "boot-1", "1", 1), TargetWanted(ONE.target))
+    catalog.apply([HostSeen("host-1", "boot-1", "1", 2), HostForgotten("host-1", 1)])
+    assert (list(catalog.hosts), catalog.wanted("host-1")) == (["host-1"], [ONE.target])
+
+    catalog.apply([HostForgotten("host-1", 2)])
+    assert (list(catalog.hosts), catalog.wanted("host-1")) == ([], [])
 
 
 def test_target_that_lives_again_is_not_forgotten() -> None:

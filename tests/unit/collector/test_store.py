@@ -28,6 +28,7 @@ from wetink_collector.round_log import (
 from wetink_collector.store import recent, sqlite
 from wetink_collector.store.interface import (
     Change,
+    HostForgotten,
     HostSeen,
     RecordDamaged,
     RoundsAppended,
@@ -178,6 +179,19 @@ def test_forgotten_target_is_gone(store: Store) -> None:
     assert kept(store) == [other]
     assert list(store.read(ONE, after_round=0)) == []
     assert pages_since(store, other).written == BitMap64([5])
+
+
+def test_forgotten_host_is_gone_with_what_was_wanted_of_it(store: Store) -> None:
+    """Others stay; and so does one that has been seen since that was decided."""
+    other = target(2, host_id="host-2")
+    seen = [HostSeen("host-1", "boot-1", "1.0", 5), HostSeen("host-2", "boot-1", "1.0", 6)]
+    store.commit([*seen, TargetWanted(ONE.target), TargetWanted(other)])
+    store.commit([HostForgotten("host-2", 5)])
+    assert len(store.contents().hosts) == 2
+    store.commit([HostForgotten("host-1", 5)])
+
+    assert store.contents().hosts == [seen[1]]
+    assert store.contents().wanted == [other]
 
 
 @pytest.mark.parametrize("begun", [IncarnationKey(ONE.target, 2), ONE], ids=["another", "afresh"])
