@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -57,6 +57,20 @@ class Workload:
 
     name: str
     pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A process that was started for the demonstration, and where it logs."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    @property
+    def last_words(self) -> str:
+        """The last line of its log: why it ended, or what it waits for."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it has said nothing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +123,12 @@ def _move(directory: Path, console: Console, started: contextlib.ExitStack, *, a
     address = f"unix:{directory}/collector.sock"
     workload = started.enter_context(_workload(directory))
     console.print(f"workload: {workload.name}, pid {workload.pid}")
-    _start(started, directory, "wetink-collector", "--listen", address, "--data", str(directory / "data"))
-    _start(started, directory, "wetink-agent", "--collector", address, "--host-id", HOST, "--interval", "250ms")
+    parts = (
+        _start(started, directory, "wetink-collector", "--listen", address, "--data", str(directory / "data")),
+        _start(started, directory, "wetink-agent", "--collector", address, "--host-id", HOST, "--interval", "250ms"),
+    )
     collector = started.enter_context(Collector(address))
-    _wait_for_agent(collector)
+    _wait_for_agent(collector, parts)
     target = collector.track(HOST, workload.pid).name
     console.print(f"target:   {target}, tracked by the agent, asked for over gRPC\n")
     _show_live(collector, target, console)
@@ -206,27 +222,27 @@ def _workload(directory: Path) -> Iterator[Workload]:
                 directory / "redis.log",
                 ["redis-server", "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(directory)],
             )
-            _wait_until(socket.exists, "redis-server made no socket")
+            _wait_until(socket.exists, "redis-server made no socket", server)
             load = ["redis-benchmark", "-s", str(socket), "-t", "set", "-d", "512", "-q"]
             subprocess.run([*load, "-r", "120000", "-n", "200000", "-P", "16"], check=True, capture_output=True)  # noqa: S603
             _spawn(started, directory / "load.log", [*load, "-r", "2000", "-n", "1000000000", "-c", "1"])
-            yield Workload("redis-server under redis-benchmark SET", server.pid)
+            yield Workload("redis-server under redis-benchmark SET", server.process.pid)
         else:
-            process = _spawn(started, directory / "writer.log", [sys.executable, "-c", _WRITER])
-            _wait_until((directory / "writer.log").read_bytes, "the writer did not start")
-            yield Workload("a writer over 96 MiB (redis-server is not installed)", process.pid)
+            writer = _spawn(started, directory / "writer.log", [sys.executable, "-c", _WRITER])
+            _wait_until(writer.log.read_bytes, "the writer did not start", writer)
+            yield Workload("a writer over 96 MiB (redis-server is not installed)", writer.process.pid)
 
 
-def _start(started: contextlib.ExitStack, directory: Path, name: str, *arguments: str) -> None:
+def _start(started: contextlib.ExitStack, directory: Path, name: str, *arguments: str) -> _Part:
     """Start one of our own commands beside this interpreter."""
-    _spawn(started, directory / f"{name}.log", [str(Path(sys.executable).with_name(name)), *arguments])
+    return _spawn(started, directory / f"{name}.log", [str(Path(sys.executable).with_name(name)), *arguments])
 
 
-def _spawn(started: contextlib.ExitStack, log: Path, command: list[str]) -> "subprocess.Popen[bytes]":
+def _spawn(started: contextlib.ExitStack, log: Path, command: list[str]) -> _Part:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)  # noqa: S603
     started.callback(_end, process)
-    return process
+    return _Part(process, log)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -241,20 +257,30 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _wait_for_agent(collector: Collector) -> None:
+def _wait_for_agent(collector: Collector, parts: Sequence[_Part]) -> None:
     def connected() -> bool:
         with contextlib.suppress(WetinkError):
             return any(host.connected for host in collector.hosts())
         return False
 
-    _wait_until(connected, "the agent did not connect to the collector")
+    _wait_until(connected, "the agent did not connect to the collector", *parts)
 
 
-def _wait_until(reached: Callable[[], object], otherwise: str) -> None:
+def _wait_until(reached: Callable[[], object], otherwise: str, *parts: _Part) -> None:
+    """Wait until the parts that are needed for it have reached something.
+
+    Raises:
+        Failure: One of them has ended, or it takes too long; the last words of the one that ended, or of the last, say
+            why.
+    """
     until = time.monotonic() + START_SECONDS_MAX
     while not reached():
+        for part in parts:
+            if (code := part.process.poll()) is not None:
+                message = f"{otherwise}: {part.log.stem} ended with exit code {code}: {part.last_words}"
+                raise Failure(message)
         if time.monotonic() > until:
-            message = f"{otherwise} within {START_SECONDS_MAX:g} s"
+            message = f"{otherwise} within {START_SECONDS_MAX:g} s; {parts[-1].log.stem}: {parts[-1].last_words}"
             raise Failure(message)
         time.sleep(0.02)
 

@@ -33,7 +33,7 @@ MARGIN_SECONDS: Final = 5.0
 CHANNEL_OPTIONS: Final = (
     # A fixed window: the estimate would let megabytes queue before a reader that is busy copying.
     ("grpc.http2.bdp_probe", 0),
-    # A collector that hangs is found after 15 s. The third of these is needed where its kernel still answers; the fourth
+    # A collector that hangs is found after 15 s. The third of these is needed where its kernel still answers, the last
     # where nothing is said for a while, as in a watch over what does not change: it would be a minute then.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),

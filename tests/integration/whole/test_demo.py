@@ -39,17 +39,39 @@ def test_redis_under_load_is_moved_whole() -> None:
     assert result["downtime_seconds"] < result["stop_and_copy_seconds_estimated"] * 2
 
 
-def test_without_redis_a_writer_of_our_own_is_moved(tmp_path: Path) -> None:
-    """A machine without redis-server sees the same on a writer of ours."""
+@pytest.fixture
+def without_redis(tmp_path: Path) -> str:
+    """Give a search path in which there is none."""
     for name in ("env", "sh"):
         found = shutil.which(name)
         assert found is not None
         (tmp_path / name).symlink_to(found)
+    return str(tmp_path)
 
-    result = demo(path=str(tmp_path))[-1]
+
+def test_without_redis_a_writer_of_our_own_is_moved(without_redis: str) -> None:
+    """A machine without redis-server sees the same on a writer of ours."""
+    result = demo(path=without_redis)[-1]
 
     assert result["workload"].startswith("a writer")
     assert result["pages_identical"] == result["pages_compared"] > 20_000
+
+
+def test_what_did_not_start_says_why(without_redis: str) -> None:
+    """At once, in the words of the part that ended."""
+    done = subprocess.run(
+        [sys.executable, "-m", "wetink_client.demo"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PATH": without_redis, "WETINK_AGENT_BACKEND": "nonsense"},
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("make demo: the agent did not connect to the collector: wetink-agent ended with exit")
+    assert "code 2: wetink-agent: " in done.stderr
+    assert "nonsense" in done.stderr
 
 
 def test_without_root_it_says_so_kindly() -> None:
