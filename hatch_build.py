@@ -24,11 +24,13 @@ class CustomBuildHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling's signature
         """Compile, and say that the wheel is for this platform; leave it for any where nothing was compiled."""
+        if self.target_name != "wheel":
+            return  # the libraries of the working tree are in use, by an editable installation say
         compiler = shutil.which("cc")
         for source in SOURCES:
             library = Path(self.root, library_of(source))
             library.unlink(missing_ok=True)
-            if self.target_name != "wheel" or compiler is None:
+            if compiler is None:
                 continue
             command = [compiler, "-O2", "-fPIC", "-shared", "-o", library, Path(self.root, source)]
             if subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603 - nobody gives it input
