@@ -206,21 +206,23 @@ def test_damage_is_found_by_a_reader_with_a_cursor_too(collector: CollectorProce
             reader.dirty(NAME, cursor=cursor)
 
 
-def test_damage_is_found_by_a_merge(collector: CollectorProcess) -> None:
-    """Nobody has to ask for it."""
-    assert collector.data
-    with Agent(collector.address) as agent:
+def test_damage_is_found_by_a_merge(tmp_path: Path) -> None:
+    """Nobody has to ask for it. The collector reads only what it does not have any more: of before it was started, say."""
+    with running_collector(tmp_path) as collector, Agent(collector.address) as agent:
         agent.hello()
         agent.deliver(ONE, [1], [2], [3])
-        damage(collector.data)
-        agent.say(*(batch(ONE, number, written=[number]) for number in range(4, 30)))
+    damage(tmp_path)
+    with running_collector(tmp_path) as collector:
+        with Agent(collector.address) as agent:
+            agent.hello(position(ONE, 3))
+            agent.say(start(ONE), *(batch(ONE, number, written=[number]) for number in range(4, 30)))
 
-        assert agent.error()[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "ROUND_GAP")
-    # The stream ends first, so that nothing more is appended; the next Hello waits for what was queued.
-    with Agent(collector.address) as agent:
-        assert not agent.hello(position(ONE, 29)).positions
-    assert collector.events("record_damaged")
-    assert Reader(collector.address).target(NAME).end_reason == END_REASON_LOST
+            assert agent.error()[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "ROUND_GAP")
+        # The stream ends first, so that nothing more is appended; the next Hello waits for what was queued.
+        with Agent(collector.address) as agent:
+            assert not agent.hello(position(ONE, 29)).positions
+        assert collector.events("record_damaged")
+        assert Reader(collector.address).target(NAME).end_reason == END_REASON_LOST
 
 
 def test_damaged_file_is_set_aside_and_everybody_begins_afresh(tmp_path: Path) -> None:
