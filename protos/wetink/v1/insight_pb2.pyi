@@ -288,7 +288,9 @@ class GroupWorkingSet(_message.Message):
 
     @_builtins.property
     def targets_without_mappings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Targets whose mappings are not known: shared pages of theirs count once for each of them."""
+        """Targets whose mappings are not known, or whose populated pages cannot be read or are too many: shared pages of theirs
+        count once for each of them.
+        """
 
     def __init__(
         self,

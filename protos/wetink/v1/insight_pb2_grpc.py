@@ -34,8 +34,12 @@ class InsightServiceStub:
     incarnation nobody knows when they were written: they count as populated, never as written.
 
     Besides what each call names: INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED; NOT_FOUND TARGET_UNKNOWN;
-    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost; UNAVAILABLE
-    STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for readers and admins.
+    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost or cannot be
+    counted; UNAVAILABLE STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for
+    readers and admins.
+
+    A round of more than 8,388,608 pages, or of pages in more places than can be counted, is not: what is said of its
+    target begins afresh after it, and is not exact from then on.
     """
 
     def __init__(self, channel):
@@ -109,13 +113,19 @@ class InsightServiceServicer:
     incarnation nobody knows when they were written: they count as populated, never as written.
 
     Besides what each call names: INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED; NOT_FOUND TARGET_UNKNOWN;
-    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost; UNAVAILABLE
-    STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for readers and admins.
+    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost or cannot be
+    counted; UNAVAILABLE STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for
+    readers and admins.
+
+    A round of more than 8,388,608 pages, or of pages in more places than can be counted, is not: what is said of its
+    target begins afresh after it, and is not exact from then on.
     """
 
     def GetWorkingSet(self, request, context):
         """How many pages are written in windows of different lengths, how fast pages get dirty, and how many are populated:
         for each target of a selection, and for all of them together.
+        Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many targets do not fit in one message, or have too
+        many pages to be merged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +133,8 @@ class InsightServiceServicer:
 
     def GetHeatmap(self, request, context):
         """Which parts of a target's memory were written when.
-        Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many bins do not fit in one message.
+        Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many bins do not fit in one message, or the pages lie
+        in too many places to be drawn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,8 +284,12 @@ class InsightService:
     incarnation nobody knows when they were written: they count as populated, never as written.
 
     Besides what each call names: INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED; NOT_FOUND TARGET_UNKNOWN;
-    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost; UNAVAILABLE
-    STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for readers and admins.
+    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost or cannot be
+    counted; UNAVAILABLE STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for
+    readers and admins.
+
+    A round of more than 8,388,608 pages, or of pages in more places than can be counted, is not: what is said of its
+    target begins afresh after it, and is not exact from then on.
     """
 
     @staticmethod

@@ -35,8 +35,12 @@ class InsightServiceStub:
     incarnation nobody knows when they were written: they count as populated, never as written.
 
     Besides what each call names: INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED; NOT_FOUND TARGET_UNKNOWN;
-    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost; UNAVAILABLE
-    STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for readers and admins.
+    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost or cannot be
+    counted; UNAVAILABLE STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for
+    readers and admins.
+
+    A round of more than 8,388,608 pages, or of pages in more places than can be counted, is not: what is said of its
+    target begins afresh after it, and is not exact from then on.
     """
 
     @_typing.overload
@@ -46,10 +50,13 @@ class InsightServiceStub:
     GetWorkingSet: _grpc.UnaryUnaryMultiCallable[_insight_pb2.GetWorkingSetRequest, _insight_pb2.GetWorkingSetResponse]
     """How many pages are written in windows of different lengths, how fast pages get dirty, and how many are populated:
     for each target of a selection, and for all of them together.
+    Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many targets do not fit in one message, or have too
+    many pages to be merged.
     """
     GetHeatmap: _grpc.UnaryUnaryMultiCallable[_insight_pb2.GetHeatmapRequest, _insight_pb2.GetHeatmapResponse]
     """Which parts of a target's memory were written when.
-    Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many bins do not fit in one message.
+    Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many bins do not fit in one message, or the pages lie
+    in too many places to be drawn.
     """
     GetHotPages: _grpc.UnaryUnaryMultiCallable[_insight_pb2.GetHotPagesRequest, _insight_pb2.GetHotPagesResponse]
     """The pages that were written in the most rounds, or last."""
@@ -92,18 +99,25 @@ class InsightServiceAsyncStub(InsightServiceStub):
     incarnation nobody knows when they were written: they count as populated, never as written.
 
     Besides what each call names: INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED; NOT_FOUND TARGET_UNKNOWN;
-    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost; UNAVAILABLE
-    STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for readers and admins.
+    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost or cannot be
+    counted; UNAVAILABLE STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for
+    readers and admins.
+
+    A round of more than 8,388,608 pages, or of pages in more places than can be counted, is not: what is said of its
+    target begins afresh after it, and is not exact from then on.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetWorkingSet: _aio.UnaryUnaryMultiCallable[_insight_pb2.GetWorkingSetRequest, _insight_pb2.GetWorkingSetResponse]  # type: ignore[assignment]
     """How many pages are written in windows of different lengths, how fast pages get dirty, and how many are populated:
     for each target of a selection, and for all of them together.
+    Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many targets do not fit in one message, or have too
+    many pages to be merged.
     """
     GetHeatmap: _aio.UnaryUnaryMultiCallable[_insight_pb2.GetHeatmapRequest, _insight_pb2.GetHeatmapResponse]  # type: ignore[assignment]
     """Which parts of a target's memory were written when.
-    Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many bins do not fit in one message.
+    Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many bins do not fit in one message, or the pages lie
+    in too many places to be drawn.
     """
     GetHotPages: _aio.UnaryUnaryMultiCallable[_insight_pb2.GetHotPagesRequest, _insight_pb2.GetHotPagesResponse]  # type: ignore[assignment]
     """The pages that were written in the most rounds, or last."""
@@ -145,8 +159,12 @@ class InsightServiceServicer(metaclass=_abc_1.ABCMeta):
     incarnation nobody knows when they were written: they count as populated, never as written.
 
     Besides what each call names: INVALID_ARGUMENT SELECTION_MALFORMED or REQUEST_MALFORMED; NOT_FOUND TARGET_UNKNOWN;
-    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost; UNAVAILABLE
-    STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for readers and admins.
+    FAILED_PRECONDITION HISTORY_TOO_SHORT where no target has two rounds yet, or the rounds of all were lost or cannot be
+    counted; UNAVAILABLE STORE_UNAVAILABLE; UNAUTHENTICATED and PERMISSION_DENIED as in DirtyService. All calls are for
+    readers and admins.
+
+    A round of more than 8,388,608 pages, or of pages in more places than can be counted, is not: what is said of its
+    target begins afresh after it, and is not exact from then on.
     """
 
     @_abc_1.abstractmethod
@@ -157,6 +175,8 @@ class InsightServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_insight_pb2.GetWorkingSetResponse, _abc.Awaitable[_insight_pb2.GetWorkingSetResponse]]:
         """How many pages are written in windows of different lengths, how fast pages get dirty, and how many are populated:
         for each target of a selection, and for all of them together.
+        Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many targets do not fit in one message, or have too
+        many pages to be merged.
         """
 
     @_abc_1.abstractmethod
@@ -166,7 +186,8 @@ class InsightServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_insight_pb2.GetHeatmapResponse, _abc.Awaitable[_insight_pb2.GetHeatmapResponse]]:
         """Which parts of a target's memory were written when.
-        Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many bins do not fit in one message.
+        Errors besides: RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE where so many bins do not fit in one message, or the pages lie
+        in too many places to be drawn.
         """
 
     @_abc_1.abstractmethod
