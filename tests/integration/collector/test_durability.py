@@ -207,7 +207,7 @@ def test_damage_is_found_by_a_reader_with_a_cursor_too(collector: CollectorProce
 
 
 def test_damage_is_found_by_a_merge(tmp_path: Path) -> None:
-    """Nobody has to ask for it. The collector reads only what it does not have any more: of before it was started, say."""
+    """Nobody has to ask. What is read back is what the collector does not have any more: of its life before, say."""
     with running_collector(tmp_path) as collector, Agent(collector.address) as agent:
         agent.hello()
         agent.deliver(ONE, [1], [2], [3])
