@@ -192,7 +192,7 @@ class SoftDirty:
             mapped=mapped,
             unmapped=unmapped,
             uncertain=uncertain,
-            table=self._unseen.table(),
+            table=self._unseen.table(frozen=frozen),
         )
 
     def forget(self) -> None:

@@ -98,10 +98,14 @@ class Unseen:
         elif not self._is_ring_mapped:
             self.buffers, self._silent = (), ()
 
-    def table(self) -> ingest_pb2.TargetMappings | None:
-        """Give the table of mappings where it is another than it was; None where it is not, or not yet looked at."""
+    def table(self, *, frozen: bool) -> ingest_pb2.TargetMappings | None:
+        """Give the table of mappings where it is another than it was; None where it is not, or not yet looked at.
+
+        Args:
+            frozen: As for ``look``: this table may be the last, and what came within the second must be in it.
+        """
         now = time.monotonic()
-        if self._maps is None or now < self._table_at:
+        if self._maps is None or (now < self._table_at and not frozen):
             return None
         made_of = (self._maps, self.buffers, self._writers())
         if made_of == self._tabled:

@@ -213,7 +213,7 @@ class WpAsync:
             unmapped=unmapped,
             uncertain=uncertain,
             exposed=bool(buffers),
-            table=self._unseen.table(),
+            table=self._unseen.table(frozen=frozen),
             known=self._known,
         )
 

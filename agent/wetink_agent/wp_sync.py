@@ -159,7 +159,7 @@ class WpSync(WpAsync):
             mapped=mapped,
             unmapped=unmapped,
             uncertain=uncertain,
-            table=self._unseen.table(),
+            table=self._unseen.table(frozen=frozen),
             events=named(translated(events, self._pid), self._pid),
         )
 
@@ -211,7 +211,12 @@ class WpSync(WpAsync):
         """
         starts, ends = populated.starts << _PAGE_SHIFT, populated.ends << _PAGE_SHIFT
         for mapping in procfs.parse_maps(self._maps):
-            if mapping.inode or mapping.shared:
+            if mapping.shared:
+                continue
+            if mapping.inode:
+                # Registered by us all the same, where it took the place of other memory just before that was: a zap
+                # leaves marks of protection on its pages, under which is what the file holds.
+                self._ours.remove_range(mapping.start // PAGE_SIZE, mapping.end // PAGE_SIZE)
                 continue
             index = int(np.searchsorted(ends, mapping.start, side="right"))
             if index == ends.size or int(starts[index]) >= mapping.end:

@@ -4,7 +4,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -55,7 +55,7 @@ def facts(pid: int) -> Facts:
     )
     smaps = (process / "smaps").read_text(encoding="utf-8")
     return Facts(
-        descriptors={path.name: str(path.readlink()) for path in (process / "fd").iterdir()},
+        descriptors=dict(_descriptors(process / "fd")),
         threads=len(statuses),
         masks=masks,
         limits=(process / "limits").read_text(encoding="utf-8"),
@@ -64,6 +64,13 @@ def facts(pid: int) -> Facts:
             bool(re.search(r"^(?:State:\t[Tt]|TracerPid:\t[1-9])", s, re.MULTILINE)) for s in statuses
         ),
     )
+
+
+def _descriptors(directory: Path) -> Iterator[tuple[str, str]]:
+    for path in directory.iterdir():
+        # One of its threads opens and closes some all the while.
+        with suppress(FileNotFoundError):
+            yield path.name, str(path.readlink())
 
 
 def settled_facts(pid: int) -> Facts:

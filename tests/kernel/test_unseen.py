@@ -176,9 +176,9 @@ def test_descriptors_are_not_looked_at_in_each_round(monkeypatch: pytest.MonkeyP
 
 
 def test_a_target_that_is_frozen_is_looked_at_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be the last look: a ring of which nothing is mapped is found too."""
+    """It may be the last look, and the last table: a ring of which nothing is mapped is found and told too."""
     monkeypatch.setattr(unseen, "LOOK_SECONDS", 3600.0)
-    monkeypatch.setattr(unseen, "TABLE_SECONDS", 0.0)
+    monkeypatch.setattr(unseen, "TABLE_SECONDS", 3600.0)
     with victim() as process, tracked(process.pid) as tracker:
         process.do(RING)
         tracker.harvest()

@@ -26,6 +26,7 @@ from wetink_agent.events import EVENTS_MAX
 from wetink_agent.resolver import Resolver
 from wetink_agent.resolver_loop import CompiledResolver
 from wetink_agent.runs import Runs
+from wetink_agent.shared_memory import Range
 from wetink_agent.uapi import userfaultfd as uf
 from wetink_agent.wp_sync import WpSync
 
@@ -314,6 +315,38 @@ def test_marks_that_a_lost_registration_leaves_behind_hide_nothing() -> None:
             assert {3, 13} <= within(tracker.harvest(), first, 20)[0]
             target.write(first + 4)
             assert within(tracker.harvest(), first, 20)[0] == {4}
+
+
+def test_a_file_that_is_registered_by_chance_hides_nothing() -> None:
+    """
+    It takes the place of memory between our look at the mappings and its registration. The kernel takes it too, and
+    what is zapped there looks protected from then on, while it holds what the file does.
+    """
+    with victim() as process:
+        process.do("globals()['file'] = os.memfd_create('it'); os.ftruncate(file, 4 * PAGE)")
+        first = process.map(4)
+
+        class Late(WpSync):
+            is_late = True
+
+            def _register_span(self, span: Range) -> None:
+                if self.is_late and span[0] <= first * PAGE < span[1]:
+                    self.is_late = False
+                    process.do(f"mmap(4, {first * PAGE}, flags=0x12, fd=file)")
+                    process.write(*range(first, first + 4))
+                super()._register_span(span)
+
+        tracker = Late(process.pid, take_userfaultfd(process.pid), span_bytes_max=PAGE)
+        try:
+            for _ in range(3):
+                tracker.harvest()
+            assert not tracker.is_late
+            process.do(f"checked(libc.madvise({first * PAGE}, PAGE, 4))")
+            written, vanished = within(tracker.harvest(), first, 4)
+        finally:
+            tracker.close()
+
+    assert 0 in written | vanished
 
 
 def test_threads_of_another_pid_namespace_have_our_ids_and_names() -> None:

@@ -65,7 +65,7 @@ def test_descriptors_that_cannot_be_looked_at_are_said_to_be_unknown() -> None:
     maps = procfs.read_maps(OWN)
     with no_descriptors():
         unseen.look(maps, frozen=False)
-    table = unseen.table()
+    table = unseen.table(frozen=False)
     assert table is not None
     assert any("could not be looked at" in writer.what for writer in table.unseen_writers)
 
