@@ -83,7 +83,7 @@ async def test_newer_stream_is_welcomed_when_what_the_older_queued_is_durable(on
     await a_while()
     assert newer.heard == []
     one.store.gate.set()
-    await a_while()
+    await until(lambda: bool(newer.heard))
 
     assert [position.round for position in newer.heard[0].welcome.positions] == [1]
     assert "ack" not in older.kinds()
@@ -115,7 +115,7 @@ async def test_welcome_counts_what_the_older_stream_got_in_at_the_last_moment(on
         older.batch(2)
         await a_while()
         newer = Wire(agents, one)
-        await a_while()
+        await until(lambda: bool(newer.heard))
 
     (position,) = newer.heard[0].welcome.positions
     record = one.catalog.get(ONE.target)
@@ -182,8 +182,7 @@ async def test_agent_that_is_not_listened_to_is_not_silent(one: Bench) -> None:
     assert one.catalog.connected("host-1")
 
     one.committer._room.leave([full])
-    await a_while()
-    assert "ack" in wire.kinds()
+    await until(lambda: "ack" in wire.kinds())
     wire.half_close()
     await wire.serving
 
@@ -193,8 +192,7 @@ async def test_agent_that_is_silent_for_too_long_is_cut_off(one: Bench) -> None:
     """Whatever its transport says: it does not harvest."""
     agents = Agents(one.catalog)
     silent = Wire(agents, one)
-    await a_while()
-    assert one.catalog.connected("host-1")
+    await until(lambda: one.catalog.connected("host-1"))
 
     agents.end_silent(time.monotonic() + SILENCE_SECONDS_MAX - 1)
     await a_while()
