@@ -38,6 +38,7 @@ from wetink.v1 import types_pb2
 from wetink_agent import offered, procfs, shared_memory
 from wetink_agent.backend import Handle, Harvest
 from wetink_agent.certainty import Certainty
+from wetink_agent.copies import Copies
 from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TargetExited, TargetReplaced, Untrackable
 from wetink_agent.offered import ADDRESS_END, ADDRESS_MIN
 from wetink_agent.probe import FEATURES
@@ -146,7 +147,7 @@ class WpAsync:
         self._audited: list[Range] = []
         self._shared_memory: list[shared_memory.Part] = []
         self._private_files = np.empty((0, 2), dtype=np.uint64)
-        self._writable_files: list[Range] = []
+        self._copies = Copies(pid)
         self._populated_runs: Runs | None = None
         self._populated = BitMap64()
         self._known: BitMap64 | None = None
@@ -192,7 +193,7 @@ class WpAsync:
             cautious |= shared.to_set()
             reported |= cautious
         if frozen:
-            reported |= self._half_written(populated)
+            reported |= self._copies.changed(populated.to_set(), reported)
         told_page_count = len(reported)
         vanished, known_page_count = self._settle(populated, reported)
         cautious_page_count = told_page_count - len(certain)
@@ -202,6 +203,7 @@ class WpAsync:
             self._is_in_doubt = False
         assert self._known is not None
         uncertain = self._certainty.settle(cautious | buffers, certain=certain, reported=reported, known=self._known)
+        self._copies.told(reported, self._known)
         return Harvest(
             began_time_ns=began_time_ns,
             written=reported,
@@ -547,19 +549,6 @@ class WpAsync:
             found += [(max(start, first), min(end, last)) for first, last in inside.tolist()]
         return found
 
-    def _half_written(self, populated: Runs) -> BitMap64:
-        """Give the copies of private file mappings that somebody may have been stopped in the middle of writing to.
-
-        The first store after the zap of a protected copy faults twice: the first fault takes the file's content again,
-        and the page is protected from birth, as the marker was; the second lets the store through and shows it. Whoever
-        is stopped in between, or in a signal handler there, has other content than we know of, and no sign of it.
-        While it runs the store follows; of a target that is frozen this may be the last we look.
-        """
-        copies = BitMap64()
-        for start, end in self._writable_files:
-            copies.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
-        return copies & populated.to_set() if copies else copies
-
     def _whole(self) -> tuple[Range, ...]:
         return self._scope or ((ADDRESS_MIN, self._address_end),)
 
@@ -573,7 +562,7 @@ class WpAsync:
         )
         self._shared_memory = shared_memory.find(self._pid, self._maps, self._scope)
         private_files = [(int(start, 16), int(end, 16), w) for start, end, w in _PRIVATE_FILE_LINE.findall(self._maps)]
-        self._writable_files = [(start, end) for start, end, w in private_files if w == b"w"]
+        self._copies.cover((start, end) for start, end, w in private_files if w == b"w")
         self._private_files = np.array([file[:2] for file in private_files], dtype=np.uint64).reshape(-1, 2)
         plan: list[Range] = []
         for scope_start, scope_end in self._whole():
