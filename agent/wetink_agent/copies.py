@@ -25,6 +25,7 @@ takes some 15 ms."""
 
 _AT_ONCE: Final = 256
 _DIGEST_BYTES: Final = 8
+_HELD_BYTES: Final = 1024
 _IOVEC: Final = np.dtype([("base", np.uint64), ("size_bytes", np.uint64)])
 
 
@@ -36,46 +37,52 @@ class Copies:
         self._pid = pid
         self._files = BitMap64()
         self._digests: dict[int, bytes] = {}
+        self._known = BitMap64()
 
-    def cover(self, writable_files: Iterable[Range]) -> None:
-        """Say where the private mappings of files are that can be written to."""
+    def cover(self, private_files: Iterable[Range]) -> None:
+        """Say where the private mappings of files are, also those that cannot be written to now."""
         self._files = BitMap64()
-        for start, end in writable_files:
+        for start, end in private_files:
             self._files.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
 
-    def told(self, written: BitMap64, known: BitMap64) -> None:
-        """Remember what copies hold that are told now. They are protected: what is written after that is told again.
+    def told(self, written: BitMap64, populated: BitMap64, unprotected: BitMap64) -> None:
+        """Remember what copies hold that are told now; with every round, since what vanishes is known no more.
 
         Args:
             written: The pages of a round that is over.
-            known: The pages that are populated.
+            populated: Those that are there, and protected: what is written from now on is told again.
+            unprotected: Those of them that are not protected all the same.
         """
-        if not self._files or self._files.intersection_cardinality(known) > COPIES_MAX:
-            self._digests.clear()
-        elif told := written & self._files:
-            for page, digest in zip(told, self._look(told), strict=True):
-                self._digests.pop(page, None)
-                if digest is not None:
-                    self._digests[page] = digest
-            if len(self._digests) > COPIES_MAX:
-                # Those that are gone.
-                self._digests = {page: digest for page, digest in self._digests.items() if page in known}
+        copies = populated & self._files
+        told = written & copies
+        if len(copies) > COPIES_MAX:
+            copies, told = BitMap64(), BitMap64()
+        for page in self._known - (copies - told):
+            del self._digests[page]
+        self._known &= copies - told
+        told -= unprotected
+        for page, digest in zip(told, self._look(told), strict=True):
+            if digest is not None:
+                self._digests[page] = digest
+                self._known.add(page)
 
     def changed(self, populated: BitMap64, told: BitMap64) -> BitMap64:
         """Give the copies that may hold something else than when they were told. The process is frozen.
 
         Args:
-            populated: The pages that are populated.
-            told: Those that are told anyway.
+            populated: As for ``told``.
+            told: Pages that are told anyway.
         """
         suspects = (populated & self._files) - told
-        if len(suspects) > COPIES_MAX:
+        if len(suspects) > COPIES_MAX or not self._known:
             return suspects
-        return BitMap64(
+        known = suspects & self._known
+        same = (
             page
-            for page, digest in zip(suspects, self._look(suspects), strict=True)
-            if digest is None or digest != self._digests.get(page)
+            for page, digest in zip(known, self._look(known), strict=True)
+            if digest is not None and digest == self._digests[page]
         )
+        return suspects - BitMap64(same)
 
     def _look(self, pages: BitMap64) -> list[bytes | None]:
         """Give the digest of each page; None of what cannot be read."""
@@ -95,7 +102,16 @@ class Copies:
             # Not permitted, or gone: whoever harvests finds out, and what is not known is told.
             count = 0
         found: list[bytes | None] = [
-            blake2b(content.data[at : at + PAGE_SIZE], digest_size=_DIGEST_BYTES).digest()
-            for at in range(0, count * PAGE_SIZE, PAGE_SIZE)
+            _digest(content.data[at : at + PAGE_SIZE]) for at in range(0, count * PAGE_SIZE, PAGE_SIZE)
         ]
         return found + [None] * (numbers.size - count)
+
+
+def _digest(page: memoryview) -> bytes:
+    """Sum a page up with the interpreter's lock held. For 2 KiB at a time hashlib would let go of it, and a busy agent
+    takes twenty times as long to have it back as for the page, while the process stands still.
+    """
+    state = blake2b(digest_size=_DIGEST_BYTES)
+    for at in range(0, PAGE_SIZE, _HELD_BYTES):
+        state.update(page[at : at + _HELD_BYTES])
+    return state.digest()

@@ -80,7 +80,7 @@ GROWN_LOOKS_MAX: Final = 2
 _KERNEL_START: Final = 1 << 63
 _POPULATED: Final = fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED
 _ANY_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
-_PRIVATE_FILE_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) .(.).p [0-9a-f]+ [0-9a-f:]+ [1-9]", re.MULTILINE)
+_PRIVATE_FILE_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...p [0-9a-f]+ [0-9a-f:]+ [1-9]", re.MULTILINE)
 _KERNEL_MADE: Final = re.compile(r"\[(?:vdso|vvar\w*|vsyscall|uprobes)\]")
 # With inode 0: a file may have such a name too.
 _KERNEL_MADE_LINE: Final = re.compile(
@@ -148,6 +148,7 @@ class WpAsync:
         self._shared_memory: list[shared_memory.Part] = []
         self._private_files = np.empty((0, 2), dtype=np.uint64)
         self._copies = Copies(pid)
+        self._disarmed = BitMap64()
         self._populated_runs: Runs | None = None
         self._populated = BitMap64()
         self._known: BitMap64 | None = None
@@ -203,7 +204,7 @@ class WpAsync:
             self._is_in_doubt = False
         assert self._known is not None
         uncertain = self._certainty.settle(cautious | buffers, certain=certain, reported=reported, known=self._known)
-        self._copies.told(reported, self._known)
+        self._copies.told(reported, self._populated, self._disarmed)
         return Harvest(
             began_time_ns=began_time_ns,
             written=reported,
@@ -409,8 +410,10 @@ class WpAsync:
             if sum(part.starts.size for part in runs) > RUNS_AT_ONCE:
                 written |= joined_runs(runs).to_set()
                 runs.clear()
+        self._disarmed = BitMap64()
         for start, end in replaced:
-            written.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
+            self._disarmed.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
+        written |= self._disarmed
         self._disarm(replaced)
         return joined_runs(populated), written | joined_runs(runs).to_set()
 
@@ -561,9 +564,9 @@ class WpAsync:
             self._whole(), [(int(a, 16), int(b, 16)) for a, b in _KERNEL_MADE_LINE.findall(self._maps)]
         )
         self._shared_memory = shared_memory.find(self._pid, self._maps, self._scope)
-        private_files = [(int(start, 16), int(end, 16), w) for start, end, w in _PRIVATE_FILE_LINE.findall(self._maps)]
-        self._copies.cover((start, end) for start, end, w in private_files if w == b"w")
-        self._private_files = np.array([file[:2] for file in private_files], dtype=np.uint64).reshape(-1, 2)
+        private_files = [(int(start, 16), int(end, 16)) for start, end in _PRIVATE_FILE_LINE.findall(self._maps)]
+        self._copies.cover(private_files)
+        self._private_files = np.array(private_files, dtype=np.uint64).reshape(-1, 2)
         plan: list[Range] = []
         for scope_start, scope_end in self._whole():
             position, mapped = scope_start, 0

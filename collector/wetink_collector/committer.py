@@ -235,13 +235,16 @@ class Committer:
     def _settle_some(self) -> None:
         """Tell of what is durable, some at a time: readers wait for the event loop too."""
         some = [self._durable.popleft() for _ in range(min(SETTLED_AT_ONCE, len(self._durable)))]
-        for item in some:
-            self._catalog.apply(item.changes)
-            # Whoever waited may have been cancelled meanwhile; the changes are durable all the same.
-            _settle(item.settled, None)
-        self._leave(some)
-        if self._durable:
-            self._loop.call_soon(self._settle_some)
+        try:
+            for item in some:
+                self._catalog.apply(item.changes)
+                # Whoever waited may have been cancelled meanwhile; the changes are durable all the same.
+                _settle(item.settled, None)
+        finally:
+            # Whatever went wrong, the others' acknowledgements do not wait for it.
+            self._leave(some)
+            if self._durable:
+                self._loop.call_soon(self._settle_some)
 
     def _settle_all(self) -> None:
         while self._durable:

@@ -13,6 +13,7 @@ from wetink.pages import PAGE_SIZE
 from wetink_agent import copies
 from wetink_agent.copies import Copies
 
+NOTHING = BitMap64()
 PAGES = 300
 """More than are looked at in one call."""
 
@@ -44,7 +45,7 @@ def test_copies_that_hold_what_they_held_are_not_told_again(memory: tuple[int, m
     pages = BitMap64(range(first, first + PAGES))
     all_pages = pages | BitMap64([1, 2])
     kept = own(first)
-    kept.told(all_pages - BitMap64([first + 7]), all_pages)
+    kept.told(all_pages - BitMap64([first + 7]), all_pages, NOTHING)
     mapped[9 * PAGE_SIZE + 100] = 1
     mapped[299 * PAGE_SIZE] = 0
     mapped[11 * PAGE_SIZE] = 0
@@ -57,10 +58,10 @@ def test_page_that_is_told_again_counts_as_it_is_then(memory: tuple[int, mmap.mm
     first, mapped = memory
     pages = BitMap64(range(first, first + PAGES))
     kept = own(first)
-    kept.told(pages, pages)
+    kept.told(pages, pages, NOTHING)
     mapped[0] = 200
     mapped[PAGE_SIZE] = 200
-    kept.told(BitMap64([first]), pages)
+    kept.told(BitMap64([first]), pages, NOTHING)
     assert kept.changed(pages, BitMap64()) == BitMap64([first + 1])
 
     mapped.madvise(mmap.MADV_DONTNEED, 0, PAGE_SIZE)
@@ -73,11 +74,11 @@ def test_what_cannot_be_read_is_told(memory: tuple[int, mmap.mmap]) -> None:
     pages = BitMap64(range(first, first + 10))
     nowhere = BitMap64([1, 2, 3])
     kept = own(1, count=first + 10)
-    kept.told(pages | nowhere, pages | nowhere)
+    kept.told(pages | nowhere, pages | nowhere, NOTHING)
     assert kept.changed(pages | nowhere, BitMap64()) >= nowhere
 
     gone = own(first, pid=1 << 22)
-    gone.told(pages, pages)
+    gone.told(pages, pages, NOTHING)
     assert gone.changed(pages, BitMap64()) == pages
 
 
@@ -87,11 +88,36 @@ def test_of_too_many_all_are_told(memory: tuple[int, mmap.mmap], monkeypatch: py
     pages = BitMap64(range(first, first + PAGES))
     monkeypatch.setattr(copies, "COPIES_MAX", PAGES - 1)
     kept = own(first)
-    kept.told(pages, pages)
+    kept.told(pages, pages, NOTHING)
     assert kept.changed(pages, BitMap64()) == pages
 
     some, others = BitMap64(range(first, first + 200)), BitMap64(range(first + 200, first + PAGES))
-    kept.told(some, some)
-    kept.told(others, others)
+    kept.told(some, some, NOTHING)
+    kept.told(others, others, NOTHING)
     assert kept.changed(others, BitMap64()) == BitMap64()
-    assert len(kept._digests) == len(others)
+    assert set(kept._digests) == set(others)
+
+
+def test_page_that_vanished_or_is_not_protected_is_not_known_any_more(memory: tuple[int, mmap.mmap]) -> None:
+    """
+    A reader drops what has vanished, so it is told when it is back, whatever it holds; and where nothing is protected,
+    what is written later might not be told.
+    """
+    first, _ = memory
+    pages = BitMap64(range(first, first + 10))
+    kept = own(first)
+    kept.told(pages, pages, BitMap64([first + 3]))
+    kept.told(NOTHING, pages - BitMap64([first + 5]), NOTHING)
+    assert kept.changed(pages, NOTHING) == BitMap64([first + 3, first + 5])
+
+
+def test_mapping_that_is_not_a_files_any_more_is_not_known(memory: tuple[int, mmap.mmap]) -> None:
+    """What takes its place may be a file's again in a later round."""
+    first, _ = memory
+    pages = BitMap64(range(first, first + 10))
+    kept = own(first)
+    kept.told(pages, pages, NOTHING)
+    kept.cover([])
+    kept.told(NOTHING, pages, NOTHING)
+    kept.cover([(first * PAGE_SIZE, (first + 10) * PAGE_SIZE)])
+    assert kept.changed(pages, NOTHING) == pages
