@@ -134,7 +134,8 @@ def test_rounds_without_pages_wait_within_the_bound(monkeypatch: pytest.MonkeyPa
                 for key in keys:
                     begins = [started(key)] if number == 1 else []
                     one.commit(*begins, replace(round_(number, [], key), uncertain=bytes(1000), pace=Pace()))
-                    waiting = [change for work in one.histories._kept.values() for change in work.waiting]
+                    with one.histories._lock:
+                        waiting = [change for work in one.histories._kept.values() for change in work.waiting]
                     assert len(waiting) * 1000 <= 100_000
                     assert not any(change.uncertain or change.pace for change in waiting)
             for key in keys:
