@@ -271,8 +271,7 @@ class Answerer:
             pinned = outcome.pinned_round if outcome else None
             record = self._catalog.get(target)
             if record and self._is_uncovered(record) and target not in positions and not chosen.names_target(target):
-                # Its cursor cannot be held: it would come whole with each answer, and be of no
-                # use without the rest.
+                # Its cursor cannot be held: it would come whole with each answer, and be of no use without the rest.
                 statuses.append(status(without_pages(record), connected=True, reached=None))
                 continue
             part = await self._part(target, positions.get(target), pinned, strictness)
