@@ -1,7 +1,8 @@
 """The one writer: everything that is to be durable goes through it, in groups, one transaction each.
 
-The event loop submits changes and gets a future; a thread commits them in groups, and merges old blocks when nothing
-waits. An fsync costs the same for one batch as for a thousand, so a busy collector writes larger groups, not more.
+The event loop submits changes and hears when they are settled; a thread commits them in groups, and merges old blocks
+when nothing waits. An fsync costs the same for one batch as for a thousand, so a busy collector writes larger groups,
+not more.
 
 What is about one host stays in its order. Hosts take turns, so that one that sends as fast as it can delays the others
 by no more than their number says, and cannot take all of the room before the writer either.
@@ -27,6 +28,7 @@ from wetink_collector.catalog import Catalog
 from wetink_collector.errors import RETRY_SECONDS_OF, StoreUnavailable
 from wetink_collector.fair_queue import FairQueue
 from wetink_collector.room import Place, Room
+from wetink_collector.settlement import Settlement
 from wetink_collector.store.interface import Change, Contents, RecordDamaged, Store, StoreFailed, Usage, host_of
 
 GROUP_BYTES_MAX: Final = 4 << 20
@@ -60,7 +62,7 @@ log = structlog.get_logger()
 class _Item:
     changes: Sequence[Change]
     place: Place
-    settled: asyncio.Future[None]
+    settled: Settlement
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Committer:
             await asyncio.to_thread(thread.join)
             self._settle_all()
 
-    async def submit(self, changes: Sequence[Change], *, size_bytes: int = 0) -> asyncio.Future[None]:
+    async def submit(self, changes: Sequence[Change], *, size_bytes: int = 0) -> Settlement:
         """Queue changes; wait only while what waits is over its bounds.
 
         Args:
@@ -114,7 +116,7 @@ class Committer:
             size_bytes: Of the page sets, and whatever else is large, in them.
 
         Returns:
-            A future that is done when they are durable and the catalog has them. It fails with StoreUnavailable.
+            What is settled when they are durable and the catalog has them, or fails with StoreUnavailable.
 
         Raises:
             StoreUnavailable: The store has failed and has not recovered.
@@ -144,16 +146,14 @@ class Committer:
         self._work.put_first(question)
         return await question.answer
 
-    async def _submit(self, host_id: str, changes: Sequence[Change], size_bytes: int) -> asyncio.Future[None]:
+    async def _submit(self, host_id: str, changes: Sequence[Change], size_bytes: int) -> Settlement:
         place = Place(host_id, size_bytes + CHANGE_BYTES * max(1, len(changes)))
         await self._room.enter(place)
         if self._failed:
             self._room.leave([place])
             raise StoreUnavailable(STORE_SENTENCE)
         metrics.UNACKED_BYTES.set(self._room.size_bytes)
-        item = _Item(changes, place, self._loop.create_future())
-        # A stream that has ended does not look at its futures any more; their failure has been told by then.
-        item.settled.add_done_callback(_look_at)
+        item = _Item(changes, place, Settlement())
         self._work.put(item)
         return item.settled
 
@@ -220,29 +220,31 @@ class Committer:
         self._loop.call_soon_threadsafe(callback, *arguments)
 
     def _on_durable(self, group: list[_Item]) -> None:
-        if not self._durable:
-            self._loop.call_soon(self._settle_some)
+        is_told_of = bool(self._durable)
         self._durable.extend(group)
+        if not is_told_of:
+            self._settle_some()
 
     def _on_failed(self, group: list[_Item], error: str) -> None:
         self._settle_all()
         self._fail(error)
         for item in group:
-            if not item.settled.done():
-                item.settled.set_exception(StoreUnavailable(STORE_SENTENCE))
+            item.settled.settle(StoreUnavailable(STORE_SENTENCE))
         self._leave(group)
 
     def _settle_some(self) -> None:
         """Tell of what is durable, some at a time: readers wait for the event loop too."""
-        some = [self._durable.popleft() for _ in range(min(SETTLED_AT_ONCE, len(self._durable)))]
+        told: list[_Item] = []
         try:
-            for item in some:
-                self._catalog.apply(item.changes)
-                # Whoever waited may have been cancelled meanwhile; the changes are durable all the same.
-                _settle(item.settled, None)
+            while self._durable and len(told) < SETTLED_AT_ONCE:
+                told.append(item := self._durable.popleft())
+                try:
+                    self._catalog.apply(item.changes)
+                finally:
+                    item.settled.settle()
         finally:
-            # Whatever went wrong, the others' acknowledgements do not wait for it.
-            self._leave(some)
+            # Whatever went wrong with one, what is durable is acknowledged.
+            self._leave(told)
             if self._durable:
                 self._loop.call_soon(self._settle_some)
 
@@ -336,11 +338,6 @@ class Listener(Protocol):
 def _settle(future: asyncio.Future[T], result: T) -> None:
     if not future.done():
         future.set_result(result)
-
-
-def _look_at(settled: asyncio.Future[None]) -> None:
-    if not settled.cancelled():
-        settled.exception()
 
 
 def _sentence(error: Exception) -> str:

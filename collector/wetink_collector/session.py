@@ -54,12 +54,14 @@ from wetink_collector.errors import (
     Refusal,
     RoundGap,
     RoundTooLarge,
+    StoreUnavailable,
     TargetRefusal,
     TargetsTooMany,
 )
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.intake import COMMAND_CHARACTERS_MAX, AlreadyHere, Intake, Superseded
 from wetink_collector.limits import REFUSED_MAX, Limits, Meter
+from wetink_collector.settlement import Settlement
 from wetink_collector.store.interface import (
     Change,
     IncarnationEnded,
@@ -113,7 +115,9 @@ class Session:
         self._wake = asyncio.Event()
         self._commands: deque[CollectorMessage] = deque()
         self._acks: dict[IncarnationKey, int] = {}
-        self._submitted: asyncio.Future[None] | None = None
+        # Nothing came before.
+        self._submitted = Settlement()
+        self._submitted.settle()
         self._unsettled_count = 0
         self._requests: dict[int, asyncio.Future[Any]] = {}
         self._harvested: dict[int, Callable[[], None]] = {}
@@ -388,8 +392,7 @@ class Session:
 
     async def _forget_refused(self) -> None:
         # The catalog knows those that were refused just now when that is durable.
-        if self._submitted:
-            await self._submitted
+        await self._submitted
         self._intake.forget_refused(lambda target: self._catalog.get(target) is not None)
 
     async def _refuse(self, incarnation: IncarnationKey, refusal: TargetRefusal, *before: Change) -> None:
@@ -424,8 +427,7 @@ class Session:
             del self._told[next(iter(self._told))]
         if not self.hello.can_be_refused:
             # What an older agent gives one target up for. First it must be known here: it comes back at once.
-            if self._submitted:
-                await self._submitted
+            await self._submitted
             raise RoundTooLarge(str(refusal), **refusal.metadata)
         told = TargetRefused(
             target=incarnation.target.message(),
@@ -460,15 +462,12 @@ class Session:
         self.check()
         self._submitted = await self._committer.submit((change, *more), size_bytes=size_bytes)
         self._unsettled_count += 1
-        self._submitted.add_done_callback(lambda settled: self._on_settled(settled, change))
+        self._submitted.then(lambda error: self._on_settled(error, change))
 
-    def _on_settled(self, settled: asyncio.Future[None], change: Change) -> None:
+    def _on_settled(self, error: StoreUnavailable | None, change: Change) -> None:
         self._unsettled_count -= 1
         self._wake.set()
-        if settled.cancelled():
-            return
-        error = settled.exception()
-        if isinstance(error, Refusal):
+        if error:
             self.end(error)
         elif isinstance(change, RoundsAppended):
             self._on_appended(change)
@@ -504,12 +503,7 @@ class Session:
         self._when_durable(lambda: None if request.done() else request.set_result(answer))
 
     def _when_durable(self, action: Callable[[], None]) -> None:
-        if self._submitted is None or self._submitted.done():
-            action()
-        else:
-            self._submitted.add_done_callback(
-                lambda settled: None if settled.cancelled() or settled.exception() else action()
-            )
+        self._submitted.then(lambda error: None if error else action())
 
     async def _send(self) -> None:
         while True:

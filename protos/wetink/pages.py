@@ -69,19 +69,21 @@ def decode(message: PageSet) -> BitMap64:
     if message.page_count > PAGES_MAX:
         text = f"page set of {message.page_count} pages is over {PAGES_MAX}"
         raise CorruptPageSet(text)
-    if not message.roaring64:
+    # Each look at a field of bytes copies them.
+    data = message.roaring64
+    if not data:
         if message.page_count:
             text = f"page set of {message.page_count} pages has no bitmap"
             raise CorruptPageSet(text)
         return BitMap64()
-    found = checksum(message.roaring64)
+    found = checksum(data)
     if found != message.crc32:
         text = f"page set has checksum {found:#010x}, its message says {message.crc32:#010x}"
         raise CorruptPageSet(text)
     try:
-        pages = BitMap64.deserialize(message.roaring64)
+        pages = BitMap64.deserialize(data)
     except (ValueError, MemoryError) as error:
-        text = f"page set of {len(message.roaring64)} bytes is no Roaring64 bitmap"
+        text = f"page set of {len(data)} bytes is no Roaring64 bitmap"
         raise CorruptPageSet(text) from error
     if len(pages) != message.page_count:
         text = f"page set holds {len(pages)} pages, its message says {message.page_count}"

@@ -1,6 +1,7 @@
 """The one writer: order, groups, bounds, and what happens when the store fails."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -9,9 +10,15 @@ from tests.unit.collector.changes import appended, incarnation, started
 from wetink_collector import committer as module
 from wetink_collector.errors import StoreUnavailable
 from wetink_collector.room import IN_ALL_BYTES_MAX
-from wetink_collector.store.interface import RecordDamaged, StoreFailed
+from wetink_collector.settlement import Settlement
+from wetink_collector.store.interface import Change, RecordDamaged, RoundsAppended, StoreFailed
 
 ONE = incarnation()
+
+
+async def wait_for(settled: Settlement) -> None:
+    """Wait in a task of its own."""
+    await settled
 
 
 @runs
@@ -70,14 +77,14 @@ async def test_host_with_little_does_not_wait_for_one_with_much(one: Bench) -> N
     turn = module.TURN_BYTES
     settled += [await one.committer.submit([appended(busy, number)], size_bytes=turn) for number in range(1, 21)]
     settled += [await one.committer.submit([started(quiet), appended(quiet, 1)], size_bytes=100)]
-    order: list[asyncio.Future[None]] = []
-    for future in settled:
-        future.add_done_callback(order.append)
+    order: list[int] = []
+    for number, each in enumerate(settled):
+        each.then(lambda _, number=number: order.append(number))  # type: ignore[misc]
     one.store.gate.set()
     await asyncio.gather(*settled)
 
     # Behind the start of the other, and its first turn.
-    assert order.index(settled[-1]) <= 2
+    assert order.index(len(settled) - 1) <= 2
     assert one.catalog.get(busy.target).round == 20  # type: ignore[union-attr]
 
 
@@ -180,14 +187,63 @@ async def test_blocks_are_merged_when_nobody_waits(one: Bench) -> None:
 async def test_waiter_that_was_cancelled_does_not_harm_the_others(one: Bench) -> None:
     """Its changes are written all the same."""
     one.store.gate.clear()
-    lost = await one.committer.submit([started(ONE)])
-    kept = await one.committer.submit([appended(ONE, 1)])
+    both = [await one.committer.submit([started(ONE)]), await one.committer.submit([appended(ONE, 1)])]
+    lost, kept = (asyncio.create_task(wait_for(each)) for each in both)
+    await asyncio.sleep(0)
     lost.cancel()
     one.store.gate.set()
 
     await kept
+    with pytest.raises(asyncio.CancelledError):
+        await lost
 
     assert one.catalog.get(ONE.target) is not None
+
+
+@runs
+async def test_bug_with_one_keeps_no_acknowledgement_back(one: Bench) -> None:
+    """Neither those that are told of with it, nor those after them, nor its own: all of it is durable."""
+    one.store.gate.clear()
+    settled = [await one.committer.submit([started(ONE)])]
+    await until(lambda: not one.committer._work._items)
+    settled += [await one.committer.submit([appended(ONE, number)]) for number in range(1, 41)]
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    apply = one.catalog.apply
+
+    def apply_but_some(changes: Sequence[Change]) -> None:
+        if isinstance(changes[0], RoundsAppended) and changes[0].block.last_round in (3, 20):
+            raise ValueError(changes[0].block.last_round)
+        apply(changes)
+
+    one.catalog.apply = apply_but_some  # type: ignore[method-assign, assignment]
+    one.store.gate.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*settled)
+
+    assert [str(error) for error in errors] == ["3", "20"]
+    assert one.catalog.get(ONE.target).round == 40  # type: ignore[union-attr]
+    assert one.committer._room.size_bytes == 0
+
+
+@runs
+async def test_who_asks_late_is_told_at_once(one: Bench) -> None:
+    """Of what is durable, and of what failed."""
+    settled = await one.committer.submit([started(ONE)])
+    await settled
+    told: list[object] = []
+    settled.then(told.append)
+    await settled
+    one.store.failing = StoreFailed("disk full")
+    failed = await one.committer.submit([appended(ONE, 1)])
+    with pytest.raises(StoreUnavailable):
+        await failed
+    failed.then(told.append)
+
+    assert told[0] is None
+    assert isinstance(told[1], StoreUnavailable)
+    with pytest.raises(StoreUnavailable):
+        await failed
 
 
 def test_leaving_commits_what_waits() -> None:
