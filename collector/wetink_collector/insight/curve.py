@@ -89,13 +89,18 @@ class Curve:
         """
         always = sum(count for rate, count in page_count_of_rate.items() if math.isinf(rate) and count > 0)
         random = [(rate, count) for rate, count in page_count_of_rate.items() if 0 < rate < math.inf and count > 0]
-        knots: list[Point] = [(_AT_ONCE_SECONDS, always)] if always else []
+        knots: list[Point] = []
         if random:
             rates = [rate for rate, _ in random]
             grid = _grid(max(_AT_ONCE_SECONDS, 1 / max(rates) / GRID_FRACTION), GRID_END / min(rates))
-            knots += [(time, always - sum(count * math.expm1(-rate * time) for rate, count in random)) for time in grid]
-            knots.append((2 * knots[-1][0], always + sum(count for _, count in random)))
-        return cls._of(_rounded(_rising(knots)))
+            knots += [(time, -sum(count * math.expm1(-rate * time) for rate, count in random)) for time in grid]
+            knots.append((2 * knots[-1][0], sum(count for _, count in random)))
+        knots = _rounded(_rising(knots))
+        if always:
+            # Put below the others when those are rounded: what comes at once says nothing of how they bend.
+            later = [(time, always + pages) for time, pages in knots if time > _AT_ONCE_SECONDS]
+            knots = [knots[0], (_AT_ONCE_SECONDS, always), *later]
+        return cls._of(knots)
 
     @classmethod
     def of_hits(cls, page_count_of_hits: Mapping[int, int], *, round_count: int, round_seconds: float) -> Self:
