@@ -1,17 +1,22 @@
 """How long predictions take, and whether they keep an agent waiting.
 
-A collector in memory has the history of an hour of one target, and of a thousand others that have a few rounds each. An
-agent goes on delivering meanwhile: how long its rounds take to be acknowledged is compared with what they take when
-nobody asks.
+A collector has the history of an hour of one target, and of a thousand others that have a few rounds each. Agents go on
+delivering meanwhile, one alone or a fleet: how long their rounds take to be acknowledged is compared with what they
+take when nobody asks.
 """
 
+import json
 import multiprocessing
 import random
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Final
 
 from tests.bench.run import cpu_seconds, say
@@ -35,6 +40,7 @@ PLAN: Final = MigrationPlan(round_seconds=0.01, fixed_seconds=0.02)
 PREDICT_MS_MAX: Final = 20.0
 RANK_MS_MAX: Final = 300.0
 ACK_RATIO_MAX: Final = 2.0
+FLEET_AGENTS: Final = 50
 DELIVERED_SECONDS: Final = 5.0
 IN_FLIGHT: Final = 64
 """Batches that are sent before the first is waited for, while histories are filled."""
@@ -43,7 +49,11 @@ IN_FLIGHT: Final = 64
 def bench_prediction_speed() -> Iterator[bool]:
     """Time PredictMigration, RankCandidates, and acknowledgements beside them."""
     made = random.Random(11)  # noqa: S311 (to be the same each time)
-    with running_collector() as collector, Collector(collector.address) as client:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        running_collector(Path(directory, "data")) as collector,
+        Collector(collector.address) as client,
+    ):
         with _streaming(collector, HOST) as agent:
             _fill(agent, HOST, 1, LONG_ROUNDS, lambda: made.sample(range(SPAN), LONG_PAGES))
         for host in OTHERS:
@@ -66,18 +76,19 @@ def bench_prediction_speed() -> Iterator[bool]:
                 slowest_ms=round(max(took), 1),
                 collector_cpu_ms=round(1000 * used / REPETITIONS, 1),
             )
-        alone = _acknowledgements(collector, "alone", None)
-        for name, ask in (("PredictMigration", _predict), ("RankCandidates", _rank)):
-            asked = _acknowledgements(collector, f"beside-{name}", ask)
-            yield say(
-                f"acknowledgement beside {name} without a pause, 99th percentile",
-                _percentile(asked) / _percentile(alone),
-                "times as long as with no call",
-                limit=ACK_RATIO_MAX,
-                figure="prediction-speed",
-                alone_ms=round(_percentile(alone), 2),
-                asked_ms=round(_percentile(asked), 2),
-            )
+        for whose, delivered in ((f"of {FLEET_AGENTS} agents", _of_fleet), ("of one agent", _of_one)):
+            alone = delivered(collector, "alone", None)
+            for name, ask in (("PredictMigration", _predict), ("RankCandidates", _rank)):
+                asked = delivered(collector, f"beside-{name}", ask)
+                yield say(
+                    f"acknowledgements {whose} beside {name} without a pause, 99th percentile",
+                    _percentile(asked) / _percentile(alone),
+                    "times as long as with no call",
+                    limit=ACK_RATIO_MAX,
+                    figure="prediction-speed",
+                    alone_ms=round(_percentile(alone), 2),
+                    asked_ms=round(_percentile(asked), 2),
+                )
 
 
 def _fill(agent: Agent, host: str, pid: int, round_count: int, pages: Callable[[], list[int]]) -> None:
@@ -99,8 +110,18 @@ def _rank(client: Collector) -> None:
     client.rank(Selection(hosts=(HOST, *OTHERS)), 64 * MIB, PLAN)
 
 
-def _acknowledgements(collector: CollectorProcess, host: str, ask: Callable[[Collector], None] | None) -> list[float]:
-    """Deliver round after round while somebody asks without a pause; how long each took, in milliseconds."""
+def _of_fleet(collector: CollectorProcess, _: str, ask: Callable[[Collector], None] | None) -> list[float]:
+    """Have agents deliver ten rounds a second each while somebody asks; how long each took, in milliseconds."""
+    arguments = [collector.address, "0", str(FLEET_AGENTS), str(DELIVERED_SECONDS)]
+    with _asking(collector.address, ask):
+        command = [sys.executable, "-m", "tests.bench.load_agents", *arguments]
+        played = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    assert not played["failed"], played["failed"]
+    return [1000 * seconds for seconds in played["seconds"]]
+
+
+def _of_one(collector: CollectorProcess, host: str, ask: Callable[[Collector], None] | None) -> list[float]:
+    """Deliver round after round while somebody asks; how long each took, in milliseconds."""
     of = target(1, host_id=host)
     took = []
     with _streaming(collector, host) as agent, _asking(collector.address, ask):
