@@ -46,6 +46,11 @@ class Round:
         """Last round number in it."""
         return self.parts[0].last_round
 
+    @property
+    def last_time_ns(self) -> int:
+        """When that round began, in nanoseconds since the Unix epoch."""
+        return self.parts[0].last_time_ns
+
 
 def round_of(
     harvest: Harvest,

@@ -52,6 +52,11 @@ class _Entry:
     rounds: list[Round] = field(default_factory=list)
     sent_count: int = 0
     last_round: int = 0
+    # What the collector is known to have, and which round of that number it is; 0 where another process knew that.
+    durable_round: int = 0
+    durable_time_ns: int = 0
+    # Another process has begun it, and may have sent any of its rounds.
+    is_taken_over: bool = False
     ended: ingest_pb2.TargetEnded | None = None
     mappings: ingest_pb2.TargetMappings | None = None
     mappings_sent: bool = False
@@ -93,7 +98,9 @@ class Spool:
             last_round: The last round that is here no longer, of one that another process has begun.
             on_durable: Called with the number of a round that is durable, with all before it.
         """
-        entry = _Entry(started, on_durable, last_round=last_round)
+        entry = _Entry(
+            started, on_durable, last_round=last_round, durable_round=last_round, is_taken_over=last_round > 0
+        )
         self._entries[key_of(started.target, started.incarnation)] = entry
 
     def restore(
@@ -113,6 +120,7 @@ class Spool:
             on_durable: See ``start``.
         """
         self.start(started, last_round=rounds[0].first - 1 if rounds else last_round, on_durable=on_durable)
+        self._entries[key_of(started.target, started.incarnation)].is_taken_over = True
         for each in rounds:
             self.add(key_of(started.target, started.incarnation), each)
 
@@ -191,20 +199,25 @@ class Spool:
         """Begin a new stream where the collector's record ends; nothing counts as sent any more.
 
         Returns:
-            The incarnations that live and cannot go on, because rounds the collector lacks are here no longer. They
-            are dropped. Those that have ended are given up: the collector is still told how they ended.
+            The incarnations that live and cannot go on, because rounds the collector lacks are here no longer, or it
+            has some that this host does not know of: it was put back to a snapshot. They are dropped. Those that have
+            ended are given up: the collector is still told how they ended.
         """
-        known = {key_of(position.target, position.incarnation): position.round for position in durable}
+        known = {key_of(position.target, position.incarnation): position for position in durable}
         broken = []
         self.in_flight_bytes = 0
         for key, entry in list(self._entries.items()):
+            position = known.get(key, types_pb2.TargetPosition())
+            is_ours = _is_ours(entry, position)
             entry.sent_count = 0
             entry.started_sent = entry.mappings_sent = entry.ended_sent = entry.ended_a_while_ago = False
-            has = known.get(key, 0)
+            has = position.round
             first_here = entry.rounds[0].first if entry.rounds else entry.last_round + 1
             # Of rounds it says it has beyond ours it would ignore what we have yet to harvest.
-            if first_here <= has + 1 <= entry.last_round + 1:
+            if is_ours and first_here <= has + 1 <= entry.last_round + 1:
                 self._forget_through(entry, has)
+                entry.durable_round, entry.durable_time_ns = has, position.last_time_ns
+                entry.is_taken_over = False
             elif entry.ended is not None or entry.is_given_up:
                 self.give_up(key)
             else:
@@ -288,6 +301,7 @@ class Spool:
     def _forget_through(self, entry: _Entry, last: int) -> None:
         while entry.rounds and entry.rounds[0].last <= last:
             gone = entry.rounds.pop(0)
+            entry.durable_round, entry.durable_time_ns = gone.last, gone.last_time_ns
             self.size_bytes -= gone.size_bytes
             if entry.sent_count:
                 entry.sent_count -= 1
@@ -316,6 +330,21 @@ class Spool:
         self.united_round_count += len(others)
         entry.rounds[entry.sent_count :] = [united]
         return True
+
+
+def _is_ours(entry: _Entry, position: types_pb2.TargetPosition) -> bool:
+    """Whether the last round that the collector has is one that was sent from here, as far as both can tell.
+
+    Of one that never was, or had another time here, it has the pages of a past that this host was put back from.
+    """
+    if not position.last_time_ns:
+        return True
+    times_ns = {sent.last: sent.last_time_ns for sent in entry.rounds[: entry.sent_count]}
+    if entry.durable_time_ns:
+        times_ns[entry.durable_round] = entry.durable_time_ns
+    elif position.round == entry.durable_round or entry.is_taken_over:
+        return True
+    return times_ns.get(position.round) == position.last_time_ns
 
 
 def _end_of(entry: _Entry) -> list[ingest_pb2.AgentMessage]:

@@ -460,7 +460,12 @@ def _known(incarnation: IncarnationKey, position: TargetPosition, record: Target
         return position
     if _end_of(record) == END_REASON_LOST:
         return None
-    return TargetPosition(target=position.target, incarnation=position.incarnation, round=record.round)
+    return TargetPosition(
+        target=position.target,
+        incarnation=position.incarnation,
+        round=record.round,
+        last_time_ns=record.last.last_time_ns if record.last else 0,
+    )
 
 
 def _end_of(record: TargetRecord) -> int:

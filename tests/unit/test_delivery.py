@@ -1,8 +1,9 @@
 """The agent's spool against the collector's intake, catalog and store: every round has its effect once.
 
 Between them is a wire that is cut at any message, between the parts of a round too; acknowledgements that are lost; a
-collector that dies before or after it has committed, and one that is put back to an older copy of its store. What each
-side does is tried against models elsewhere; here it is tried whether they mean the same.
+collector that dies before or after it has committed, and one that is put back to an older copy of its store; and a host
+that is put back to a snapshot, agent, processes and all. What each side does is tried against models elsewhere; here it
+is tried whether they mean the same.
 """
 
 from copy import deepcopy
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.support.amounts import amount
-from tests.support.harvests import ended_of, make_round, started_of, target_of, tiny_parts
+from tests.support.harvests import ended_of, harvest_of, make_round, started_of, target_of, tiny_parts
 from wetink.v1.ingest_pb2 import AgentMessage, Hello
 from wetink.v1.types_pb2 import END_REASON_EXEC, END_REASON_LOST, TargetPosition
 from wetink_agent.spool import Spool, key_of
@@ -56,6 +57,7 @@ class Delivery(RuleBasedStateMachine):
         super().__init__()
         self.processes = {pid: Process() for pid in PIDS}
         self.clock = 0
+        self.now_ns = 0
         self.pending: list[Change] = []
         self.acknowledgements: list[TargetPosition] = []
         self.readers: list[tuple[Cursor | None, dict[int, dict[int, int]]]] = [(None, {}) for _ in range(READERS)]
@@ -68,6 +70,7 @@ class Delivery(RuleBasedStateMachine):
         self.spool = Spool(bytes_max)
         self.store = MemoryStore()
         self.saved: dict[str, object] | None = None
+        self.snapshot: tuple[Spool, dict[int, Process]] | None = None
         self.begin_collector()
         for pid in PIDS:
             self.begin_incarnation(pid)
@@ -155,6 +158,26 @@ class Delivery(RuleBasedStateMachine):
             vars(self.store).update(deepcopy(self.saved))
             self.begin_collector()
 
+    @rule()
+    def take_snapshot(self) -> None:
+        """Copy the host: what its processes hold, and what its agent knows."""
+        self.snapshot = deepcopy((self.spool, self.processes))
+
+    @rule(then=st.lists(st.tuples(_pids, _pages, _pages), max_size=5))
+    def put_host_back(self, then: list[tuple[int, frozenset[int], frozenset[int]]]) -> None:
+        """Let the host go on from the copy, with its numbers: some rounds pass before its agent has a stream again."""
+        self.commit()
+        # Where something has ended or begun since, the host's past is one that the collector has told the end of.
+        if self.snapshot is None or any(
+            record.ended or self.snapshot[1][record.target.pid].incarnation != record.incarnation.incarnation
+            for record in self.catalog.all()
+        ):
+            return
+        self.spool, self.processes = deepcopy(self.snapshot)
+        for write in then:
+            self.harvest(*write)
+        self.connect()
+
     @rule(pid=_pids)
     def damage(self, pid: int) -> None:
         """Find that a record is damaged: nothing of it is kept, and its agent comes back to begin again."""
@@ -237,7 +260,9 @@ class Delivery(RuleBasedStateMachine):
         process = self.processes[pid]
         number = len(process.holds)
         process.holds.append(dict(process.pages))
-        told = make_round(number, written, vanished, pid=pid, incarnation=process.incarnation)
+        self.now_ns += 1
+        harvest = harvest_of(written, vanished, time_ns=self.now_ns)
+        told = make_round(number, pid=pid, incarnation=process.incarnation, harvest=harvest)
         self.spool.add(key_of(target_of(pid), process.incarnation), told)
 
     def take(self, message: AgentMessage) -> None:

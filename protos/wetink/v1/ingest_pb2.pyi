@@ -242,8 +242,9 @@ class Welcome(_message.Message):
     """The collector's version, for people. Empty where it is older than this field."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TargetPosition]:
-        """For each incarnation of Hello that the collector knows, the last durable round. The agent goes on with the next
-        one. Where it no longer holds that round it begins a new incarnation.
+        """For each incarnation of Hello that the collector knows, the last durable round, with its time. The agent goes on with
+        the next one. Where it no longer holds that round, or the durable one is none that it has sent, it begins a new
+        incarnation.
         """
 
     @_builtins.property

@@ -695,12 +695,17 @@ class TargetPosition(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     FROZEN_FIELD_NUMBER: _builtins.int
+    LAST_TIME_NS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The stretch of tracking that `round` counts in."""
     round: _builtins.int
     """The last round of it. 0 means none yet."""
     frozen: _builtins.bool
     """True where the target was stopped from before the round began until after it ended."""
+    last_time_ns: _builtins.int
+    """In Welcome: the `last_time_ns` that the batch with this round had; 0 where it is not told. It says which round was
+    meant, and nothing about when.
+    """
     @_builtins.property
     def target(self) -> Global___Target:
         """The process."""
@@ -712,10 +717,11 @@ class TargetPosition(_message.Message):
         incarnation: _builtins.int = ...,
         round: _builtins.int = ...,
         frozen: _builtins.bool = ...,
+        last_time_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "incarnation", b"incarnation", "round", b"round", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "incarnation", b"incarnation", "last_time_ns", b"last_time_ns", "round", b"round", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,9 @@
 """The spool against the simplest model of a collector: it folds what it takes and may forget what is not durable."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import product
 
 import pytest
 from hypothesis import settings
@@ -23,6 +25,7 @@ from tests.support.harvests import (
 )
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink_agent import spool as spool_module
+from wetink_agent.rounds import unite
 from wetink_agent.spool import Key, Spool, key_of
 
 PIDS = (1, 2, 3)
@@ -341,6 +344,54 @@ def test_an_incarnation_the_collector_has_more_rounds_of_cannot_go_on() -> None:
 
     assert spool.resume([position_of(7, last=2)]) == [key]
     assert spool.positions() == []
+
+
+def at(time_ns: int, position: types_pb2.TargetPosition) -> types_pb2.TargetPosition:
+    """Say which round of its number is meant."""
+    position.last_time_ns = time_ns
+    return position
+
+
+def test_rounds_of_a_past_that_this_host_was_put_back_from_are_not_its_own() -> None:
+    """
+    Put back to a snapshot, an agent counts the same numbers again. The collector would ignore what has a number it has,
+    and its copies hold writes that were undone: a new incarnation must begin, whatever of it waits or is united.
+    """
+    for acknowledged, united in product((0, 1), (False, True)):
+        spool = spool_of(7)
+        key = key_of(target_of(7), INCARNATION)
+        spool.add(key, make_round(1, harvest=harvest_of([1], time_ns=101)))
+        list(spool.unsent(1 << 20))
+        spool.acknowledge([position_of(7, last=acknowledged)])
+        snapshot = deepcopy(spool)
+        for put_back in (spool, snapshot):
+            first, second = (
+                make_round(number, harvest=harvest_of([number], time_ns=time_ns + (put_back is snapshot)))
+                for number, time_ns in ((2, 102), (3, 103))
+            )
+            for waiting in (unite(first, second),) if united else (first, second):
+                put_back.add(key, waiting)
+        list(spool.unsent(1 << 20))
+
+        for told in (at(103, position_of(7, last=3)), at(102, position_of(7, last=2))):
+            assert deepcopy(snapshot).resume([told]) == [key]
+            if not united:
+                assert deepcopy(spool).resume([told]) == []
+        assert deepcopy(spool).resume([at(103, position_of(7, last=3))]) == []
+        assert deepcopy(snapshot).resume([at(101, position_of(7, last=1))]) == []
+        # One that is older than that time does not tell it.
+        assert deepcopy(snapshot).resume([position_of(7, last=3)]) == []
+
+
+def test_rounds_that_another_process_has_sent_are_taken_for_this_host_s_own() -> None:
+    """A worker that has taken over does not know what was sent before it. From the first Welcome on it does."""
+    spool = Spool()
+    spool.restore(started_of(7), [make_round(5, [1]), make_round(6, [1])], last_round=0)
+    key = key_of(target_of(7), INCARNATION)
+    spool.start(started_of(8), last_round=9)
+
+    assert spool.resume([at(555, position_of(7, last=5)), at(999, position_of(8, last=9))]) == []
+    assert spool.resume([at(556, position_of(7, last=5)), at(999, position_of(8, last=9))]) == [key]
 
 
 def test_a_busy_target_does_not_keep_others_from_being_sent() -> None:

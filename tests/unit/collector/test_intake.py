@@ -466,12 +466,16 @@ def test_hello_that_breaks_the_contract_is_refused(message: Hello) -> None:
 
 
 def test_welcome_names_the_last_durable_round_of_each_that_is_known() -> None:
-    """Whatever the agent says it has."""
-    opening = open_stream(hello((ONE, 9), (incarnation(2), 3)), [record(last_round=5)], 1)
+    """Whatever the agent says it has; with the time by which that knows which round of the number it is."""
+    known = record(last_round=5)
+    opening = open_stream(hello((ONE, 9), (incarnation(2), 3)), [known], 1)
 
-    assert [(position.target.pid, position.incarnation, position.round) for position in opening.positions] == [
-        (1, 1, 5)
-    ]
+    assert known.last
+    assert [
+        (position.target.pid, position.incarnation, position.round, position.last_time_ns)
+        for position in opening.positions
+    ] == [(1, 1, 5, known.last.last_time_ns)]
+    assert known.last.last_time_ns
     assert opening.lost == []
 
 
