@@ -235,18 +235,19 @@ class Committer:
     def _settle_some(self) -> None:
         """Tell of what is durable, some at a time: readers wait for the event loop too."""
         told: list[_Item] = []
-        try:
-            while self._durable and len(told) < SETTLED_AT_ONCE:
-                told.append(item := self._durable.popleft())
-                try:
-                    self._catalog.apply(item.changes)
-                finally:
-                    item.settled.settle()
-        finally:
-            # Whatever went wrong with one, what is durable is acknowledged.
-            self._leave(told)
-            if self._durable:
-                self._loop.call_soon(self._settle_some)
+        while self._durable and len(told) < SETTLED_AT_ONCE:
+            told.append(item := self._durable.popleft())
+            error = None
+            try:
+                self._catalog.apply(item.changes)
+            except Exception as bug:  # noqa: BLE001 (whatever it was, the others are told of)
+                self._loop.call_exception_handler({"message": "the catalog cannot take a change", "exception": bug})
+                # Not acknowledged: who says it again makes the store fail, and the catalog is read from it again.
+                error = StoreUnavailable(STORE_SENTENCE)
+            item.settled.settle(error)
+        self._leave(told)
+        if self._durable:
+            self._loop.call_soon(self._settle_some)
 
     def _settle_all(self) -> None:
         while self._durable:

@@ -97,11 +97,10 @@ SWITCH_SECONDS: Final = 0.0005
 system calls, in which it lets go of the lock, may cost as much. Threads that let go of it of themselves gave their
 processor away as well, on a machine that is busy."""
 
-COLLECTED_AFTER: Final = (700, 10, 700)
-"""How many objects more than before, in Python's three generations, before it looks for cycles that nobody holds. A
-look at all of them keeps every thread from the lock, for 80 to 160 ms with the histories of a thousand targets, and
-with Python's own 10 for the last of these numbers one was due each few seconds: now after five million more objects.
-Most garbage needs no such look, and what cycles there are end young."""
+FULL_COLLECTION_AFTER: Final = 700
+"""After how many looks at younger objects Python looks at all of them for cycles that nobody holds. That keeps every
+thread from the lock, for 80 to 160 ms with the histories of a thousand targets, and with Python's own 10 it was due
+each few seconds: now after five million more objects. Most garbage needs no such look, and most cycles end young."""
 
 DRAIN_SECONDS: Final = 5.0
 """How long agents have to half-close; below the 10 s after which container runtimes kill."""
@@ -437,6 +436,6 @@ def _metrics_served(address: TcpAddress | None) -> Iterator[TcpAddress | None]:
 @contextmanager
 def _threads(name: str) -> Iterator[ThreadPoolExecutor]:
     sys.setswitchinterval(SWITCH_SECONDS)
-    gc.set_threshold(*COLLECTED_AFTER)
+    gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_AFTER)
     with ThreadPoolExecutor(READERS, thread_name_prefix=name) as threads:
         yield threads

@@ -178,6 +178,8 @@ class Session:
     def close(self) -> None:
         """Say that the stream has ended: whoever waits for the agent gets AgentDisconnected."""
         self.welcomed = False
+        # What ended it holds it, in a cycle that may stay for long: not with half a round of megabytes.
+        self._intake = Intake(self.hello, (), self._limits)
         for request in list(self._requests.values()):
             if not request.done():
                 request.set_exception(disconnected(self.host_id))

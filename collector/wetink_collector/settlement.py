@@ -43,12 +43,16 @@ class Settlement:
             self._then.append(callback)
 
     def settle(self, error: StoreUnavailable | None = None) -> None:
-        """Say that it is durable, or why not. Once."""
+        """Say that it is durable, or why not. Once. What a callback raises keeps nobody else from hearing of it."""
         assert not self._done
         self._done, self._error = True, error
         waiting, self._then = self._then, []
         for callback in waiting:
-            callback(error)
+            try:
+                callback(error)
+            except Exception as bug:  # noqa: BLE001 (it is the callback's, and goes where those of the event loop go)
+                context = {"message": "a callback of a settlement raised", "exception": bug}
+                asyncio.get_running_loop().call_exception_handler(context)
 
     def __await__(self) -> Generator[Any, None, None]:
         """Wait until it is settled.
@@ -61,4 +65,4 @@ class Settlement:
             self._then.append(lambda _: None if settled.done() else settled.set_result(None))
             yield from settled
         if self._error:
-            raise self._error
+            raise self._error.with_traceback(None)

@@ -99,7 +99,7 @@ class Curve:
         if always:
             # Put below the others when those are rounded: what comes at once says nothing of how they bend.
             later = [(time, always + pages) for time, pages in knots if time > _AT_ONCE_SECONDS]
-            knots = [knots[0], (_AT_ONCE_SECONDS, always), *later]
+            knots = [knots[0], (_AT_ONCE_SECONDS, always + cls._of(knots).at(_AT_ONCE_SECONDS)), *later]
         return cls._of(knots)
 
     @classmethod

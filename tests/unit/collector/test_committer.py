@@ -202,7 +202,10 @@ async def test_waiter_that_was_cancelled_does_not_harm_the_others(one: Bench) ->
 
 @runs
 async def test_bug_with_one_keeps_no_acknowledgement_back(one: Bench) -> None:
-    """Neither those that are told of with it, nor those after them, nor its own: all of it is durable."""
+    """
+    Neither those that are told of with it nor those after them. What the catalog could not take is not acknowledged:
+    said again it makes the store fail, and the catalog is read from that.
+    """
     one.store.gate.clear()
     settled = [await one.committer.submit([started(ONE)])]
     await until(lambda: not one.committer._work._items)
@@ -212,18 +215,49 @@ async def test_bug_with_one_keeps_no_acknowledgement_back(one: Bench) -> None:
     apply = one.catalog.apply
 
     def apply_but_some(changes: Sequence[Change]) -> None:
-        if isinstance(changes[0], RoundsAppended) and changes[0].block.last_round in (3, 20):
+        if isinstance(changes[0], RoundsAppended) and changes[0].block.last_round in {3, 20, 40}:
             raise ValueError(changes[0].block.last_round)
         apply(changes)
 
     one.catalog.apply = apply_but_some  # type: ignore[method-assign, assignment]
     one.store.gate.set()
     async with asyncio.timeout(10):
-        await asyncio.gather(*settled)
+        found = await asyncio.gather(*settled, return_exceptions=True)
 
-    assert [str(error) for error in errors] == ["3", "20"]
-    assert one.catalog.get(ONE.target).round == 40  # type: ignore[union-attr]
+    assert [str(error) for error in errors] == ["3", "20", "40"]
+    assert [place for place, each in enumerate(found) if isinstance(each, StoreUnavailable)] == [3, 20, 40]
+    assert one.catalog.get(ONE.target).round == 39  # type: ignore[union-attr]
     assert one.committer._room.size_bytes == 0
+
+    one.catalog.apply = apply  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await (await one.committer.submit([appended(ONE, 40)]))
+    await until(lambda: "recovered" in one.heard.told)
+    assert one.catalog.get(ONE.target).round == 40  # type: ignore[union-attr]
+
+
+@runs
+async def test_callback_that_raises_keeps_nobody_from_hearing(one: Bench) -> None:
+    """Of the same and of others, where they are durable and where they have failed."""
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    for fails in (False, True):
+        one.store.failing = StoreFailed("disk full") if fails else None
+        one.store.gate.clear()
+        told: list[object] = []
+        settled = [await one.committer.submit([started(incarnation(pid))]) for pid in (1, 2)]
+        for each in settled:
+            each.then(lambda _: 1 // 0)  # type: ignore[arg-type]
+            each.then(told.append)
+        one.store.gate.set()
+        async with asyncio.timeout(10):
+            found = await asyncio.gather(*settled, return_exceptions=True)
+
+        assert [isinstance(each, StoreUnavailable) for each in found] == [fails, fails]
+        assert told == found
+        assert [type(error) for error in errors] == [ZeroDivisionError] * 2
+        assert one.committer._room.size_bytes == 0
+        errors.clear()
 
 
 @runs

@@ -384,6 +384,9 @@ class Machine(RuleBasedStateMachine):
         ends = {one.target: cursor.Position(one.incarnation.incarnation, one.round) for one in records}
         text = cursor.encode(cursor.Cursor(self.store.store_id, ends))
         rounds[name] = SessionRound(round=name, parent=parent, closed=True, cursor=text)
+        if parent in self.lost:
+            # It goes on from where nothing is kept any more: who asks for it is told so.
+            self.lost.add(name)
         opened = OpenSessionRequest(session="move-7")
         self.store.commit([SessionKept("mover", "move-7", stored(opened, rounds))])
         if self.session is None:

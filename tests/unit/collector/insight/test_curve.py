@@ -43,6 +43,7 @@ def test_saturating_curve_is_its_formula(rate: float, working_set: float, window
 @given(rates, st.lists(st.floats(1e-5, 1e6), min_size=1, max_size=20))
 @example({math.inf: 1, 0.0001: 121}, [1.0])
 @example({math.inf: 1, 0.0001: 10_000}, [1e-5, 1.0, 10.0])
+@example({math.inf: 1, 15.0: 1_000_000}, [1e-5, 5e-5])
 def test_poisson_curve_is_its_formula(page_count_of_rate: dict[float, float], windows: list[float]) -> None:
     """The table is within 1 % of the sum it stands for, at whatever time it is read."""
     curve = Curve.poisson(page_count_of_rate)
