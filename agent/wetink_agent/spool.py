@@ -339,12 +339,13 @@ def _is_ours(entry: _Entry, position: types_pb2.TargetPosition) -> bool:
     """
     if not position.last_time_ns:
         return True
-    times_ns = {sent.last: sent.last_time_ns for sent in entry.rounds[: entry.sent_count]}
+    may_be_there = entry.rounds if entry.is_taken_over else entry.rounds[: entry.sent_count]
+    times_ns = {sent.last: sent.last_time_ns for sent in may_be_there}
     if entry.durable_time_ns:
         times_ns[entry.durable_round] = entry.durable_time_ns
-    elif position.round == entry.durable_round or entry.is_taken_over:
-        return True
-    return times_ns.get(position.round) == position.last_time_ns
+    if position.round in times_ns:
+        return times_ns[position.round] == position.last_time_ns
+    return entry.is_taken_over or (not entry.durable_time_ns and position.round == entry.durable_round)
 
 
 def _end_of(entry: _Entry) -> list[ingest_pb2.AgentMessage]:

@@ -206,6 +206,9 @@ class Committer:
             contents: Contents | None = self._store.recover()
         except StoreFailed:
             contents = None
+        except Exception as bug:  # noqa: BLE001 (it is tried again, and this thread has more to do)
+            contents = None
+            self._tell(self._report, "the store cannot be recovered", bug)
         self._tell(_settle, recovery.done, contents)
         return contents is not None
 
@@ -226,25 +229,24 @@ class Committer:
             self._settle_some()
 
     def _on_failed(self, group: list[_Item], error: str) -> None:
-        self._settle_all()
-        self._fail(error)
-        for item in group:
-            item.settled.settle(StoreUnavailable(STORE_SENTENCE))
-        self._leave(group)
+        try:
+            self._settle_all()
+            self._fail(error)
+        finally:
+            for item in group:
+                item.settled.settle(StoreUnavailable(STORE_SENTENCE))
+            self._leave(group)
 
     def _settle_some(self) -> None:
         """Tell of what is durable, some at a time: readers wait for the event loop too."""
         told: list[_Item] = []
         while self._durable and len(told) < SETTLED_AT_ONCE:
             told.append(item := self._durable.popleft())
-            error = None
             try:
                 self._catalog.apply(item.changes)
-            except Exception as bug:  # noqa: BLE001 (whatever it was, the others are told of)
-                self._loop.call_exception_handler({"message": "the catalog cannot take a change", "exception": bug})
-                # Not acknowledged: who says it again makes the store fail, and the catalog is read from it again.
-                error = StoreUnavailable(STORE_SENTENCE)
-            item.settled.settle(error)
+            except Exception as bug:  # noqa: BLE001 (whatever it was, the item is durable, and so are those after it)
+                self._report("the catalog cannot take a change; it is in the store, and there after a restart", bug)
+            item.settled.settle()
         self._leave(told)
         if self._durable:
             self._loop.call_soon(self._settle_some)
@@ -252,6 +254,9 @@ class Committer:
     def _settle_all(self) -> None:
         while self._durable:
             self._settle_some()
+
+    def _report(self, message: str, bug: Exception) -> None:
+        self._loop.call_exception_handler({"message": message, "exception": bug})
 
     def _leave(self, items: list[_Item]) -> None:
         self._room.leave(item.place for item in items)
@@ -267,15 +272,20 @@ class Committer:
         self._recovering = self._loop.create_task(self._try_to_recover())
 
     async def _try_to_recover(self) -> None:
-        contents = None
-        while contents is None:
+        is_loaded = False
+        while not is_loaded:
             await asyncio.sleep(RECOVER_SECONDS)
             recovery = _Recovery(self._loop.create_future())
             self._work.put_last(recovery)
-            contents = await recovery.done
-        # It is another one where what is there was damaged and set aside.
-        self._catalog.store_id = self._store.store_id
-        self._catalog.load(contents)
+            if (contents := await recovery.done) is None:
+                continue
+            # It is another one where what is there was damaged and set aside.
+            self._catalog.store_id = self._store.store_id
+            try:
+                self._catalog.load(contents)
+                is_loaded = True
+            except Exception as bug:  # noqa: BLE001 (tried again: without it nothing would be taken for good)
+                self._report("what the store has cannot be loaded", bug)
         self._failed = False
         log.info("store_recovered")
         self._listener.store_recovered()

@@ -464,7 +464,8 @@ def _known(incarnation: IncarnationKey, position: TargetPosition, record: Target
         target=position.target,
         incarnation=position.incarnation,
         round=record.round,
-        last_time_ns=record.last.last_time_ns if record.last else 0,
+        # One that was cut to the bound is none that the agent knows.
+        last_time_ns=record.last.last_time_ns % NUMBER_MAX if record.last else 0,
     )
 
 

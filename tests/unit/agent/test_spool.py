@@ -386,12 +386,16 @@ def test_rounds_of_a_past_that_this_host_was_put_back_from_are_not_its_own() -> 
 def test_rounds_that_another_process_has_sent_are_taken_for_this_host_s_own() -> None:
     """A worker that has taken over does not know what was sent before it. From the first Welcome on it does."""
     spool = Spool()
-    spool.restore(started_of(7), [make_round(5, [1]), make_round(6, [1])], last_round=0)
+    rounds = [make_round(number, harvest=harvest_of([1], time_ns=100 + number)) for number in (5, 6)]
+    spool.restore(started_of(7), rounds, last_round=0)
     key = key_of(target_of(7), INCARNATION)
     spool.start(started_of(8), last_round=9)
+    ninth = at(999, position_of(8, last=9))
 
-    assert spool.resume([at(555, position_of(7, last=5)), at(999, position_of(8, last=9))]) == []
-    assert spool.resume([at(556, position_of(7, last=5)), at(999, position_of(8, last=9))]) == [key]
+    assert deepcopy(spool).resume([at(104, position_of(7, last=4)), ninth]) == []
+    assert deepcopy(spool).resume([at(555, position_of(7, last=5)), ninth]) == [key]
+    assert spool.resume([at(105, position_of(7, last=5)), ninth]) == []
+    assert spool.resume([at(106, position_of(7, last=5)), ninth]) == [key]
 
 
 def test_a_busy_target_does_not_keep_others_from_being_sent() -> None:

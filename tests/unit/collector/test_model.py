@@ -664,7 +664,7 @@ class InFile(Machine):
 @pytest.mark.soak
 @pytest.mark.parametrize(
     "machine, examples",
-    [(InMemory, amount(gate=100, soak=10_000)), (InFile, amount(gate=30, soak=4_000))],
+    [(InMemory, amount(gate=100, soak=16_000)), (InFile, amount(gate=30, soak=7_000))],
     ids=["memory", "file"],
 )
 def test_every_copy_is_what_its_target_holds(machine: type[Machine], examples: int) -> None:
