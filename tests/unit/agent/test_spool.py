@@ -396,6 +396,9 @@ def test_rounds_that_another_process_has_sent_are_taken_for_this_host_s_own() ->
     assert deepcopy(spool).resume([at(555, position_of(7, last=5)), ninth]) == [key]
     assert spool.resume([at(105, position_of(7, last=5)), ninth]) == []
     assert spool.resume([at(106, position_of(7, last=5)), ninth]) == [key]
+    # What is united here may have been sent apart.
+    spool.restore(started_of(7), [unite(*rounds)], last_round=0)
+    assert spool.resume([at(105, position_of(7, last=5)), ninth]) == []
 
 
 def test_a_busy_target_does_not_keep_others_from_being_sent() -> None:

@@ -248,7 +248,7 @@ async def test_bug_while_the_store_recovers_is_tried_again(one: Bench) -> None:
         raise ValueError(message)
 
     one.store.recover = recover_later  # type: ignore[method-assign]
-    one.catalog.load = load_later  # type: ignore[method-assign]
+    one.catalog.load = load_later  # type: ignore[method-assign, assignment]
     one.store.failing = StoreFailed("a moment")
     with pytest.raises(StoreUnavailable):
         await one.committer.commit([started(ONE)])
