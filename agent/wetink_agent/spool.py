@@ -83,6 +83,16 @@ class Spool:
         self.united_round_count = 0
         self._bytes_max = bytes_max
         self._entries: dict[Key, _Entry] = {}
+        self._newest_incarnation = 0
+
+    def next_incarnation(self, boot_us: int) -> int:
+        """Give the number of an incarnation that begins now: above that of each that was before, here or before a host
+        was put back to a snapshot, and its clock with it.
+
+        Args:
+            boot_us: Microseconds since boot. No step of the wall clock can make a later incarnation the smaller one.
+        """
+        return max(boot_us, self._newest_incarnation + 1)
 
     def start(
         self,
@@ -102,6 +112,7 @@ class Spool:
             started, on_durable, last_round=last_round, durable_round=last_round, is_taken_over=last_round > 0
         )
         self._entries[key_of(started.target, started.incarnation)] = entry
+        self._newest_incarnation = max(self._newest_incarnation, started.incarnation)
 
     def restore(
         self,
@@ -205,10 +216,15 @@ class Spool:
         """
         known = {key_of(position.target, position.incarnation): position for position in durable}
         broken = []
+        self._newest_incarnation = max(
+            self._newest_incarnation, *(position.newer_incarnation for position in known.values()), 0
+        )
         self.in_flight_bytes = 0
         for key, entry in list(self._entries.items()):
             position = known.get(key, types_pb2.TargetPosition())
-            is_ours = _is_ours(entry, position)
+            # A newer one of a past that is gone is in the way of one that goes on.
+            is_in_the_way = position.newer_incarnation > 0 and entry.ended is None
+            is_ours = _is_ours(entry, position) and not is_in_the_way
             entry.sent_count = 0
             entry.started_sent = entry.mappings_sent = entry.ended_sent = entry.ended_a_while_ago = False
             has = position.round

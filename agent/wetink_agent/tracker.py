@@ -267,8 +267,8 @@ class Tracker:
 
     def _begin_incarnation(self) -> None:
         self._spool.drop(self.key)
-        # Since boot, so that no step of the wall clock can make a later incarnation the smaller one.
-        self._started.incarnation = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+        boot_us = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+        self._started.incarnation = self._spool.next_incarnation(boot_us)
         self._started.time_ns = time.time_ns()
         self._round = 0
         if self._keepsake is not None:

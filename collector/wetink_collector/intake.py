@@ -457,7 +457,12 @@ def _known(incarnation: IncarnationKey, position: TargetPosition, record: Target
         return None
     if record.incarnation != incarnation:
         # A newer one has taken its place: whatever the agent has of the old one is as good as delivered.
-        return position
+        return TargetPosition(
+            target=position.target,
+            incarnation=position.incarnation,
+            round=position.round,
+            newer_incarnation=record.incarnation.incarnation,
+        )
     if _end_of(record) == END_REASON_LOST:
         return None
     return TargetPosition(

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(300)
 
 AGENTS: Final = 7
 
-ROUNDS: Final = amount(gate=8, soak=200)
+ROUNDS: Final = amount(gate=8, soak=100)
 """Rounds that each ordinary agent delivers, one after the other, with the flood and without it."""
 
 

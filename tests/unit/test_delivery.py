@@ -70,7 +70,8 @@ class Delivery(RuleBasedStateMachine):
         self.spool = Spool(bytes_max)
         self.store = MemoryStore()
         self.saved: dict[str, object] | None = None
-        self.snapshot: tuple[Spool, dict[int, Process]] | None = None
+        self.boot_us = 0
+        self.snapshot: tuple[Spool, dict[int, Process], int] | None = None
         self.begin_collector()
         for pid in PIDS:
             self.begin_incarnation(pid)
@@ -161,19 +162,19 @@ class Delivery(RuleBasedStateMachine):
     @rule()
     def take_snapshot(self) -> None:
         """Copy the host: what its processes hold, and what its agent knows."""
-        self.snapshot = deepcopy((self.spool, self.processes))
+        self.snapshot = deepcopy((self.spool, self.processes, self.boot_us))
 
     @rule(then=st.lists(st.tuples(_pids, _pages, _pages), max_size=5))
     def put_host_back(self, then: list[tuple[int, frozenset[int], frozenset[int]]]) -> None:
         """Let the host go on from the copy, with its numbers: some rounds pass before its agent has a stream again."""
         self.commit()
-        # Where something has ended or begun since, the host's past is one that the collector has told the end of.
+        # What has ended since goes on in the same incarnation as if it had not: the collector begins that afresh.
         if self.snapshot is None or any(
-            record.ended or self.snapshot[1][record.target.pid].incarnation != record.incarnation.incarnation
+            record.ended and self.snapshot[1][record.target.pid].incarnation == record.incarnation.incarnation
             for record in self.catalog.all()
         ):
             return
-        self.spool, self.processes = deepcopy(self.snapshot)
+        self.spool, self.processes, self.boot_us = deepcopy(self.snapshot)
         for write in then:
             self.harvest(*write)
         self.connect()
@@ -243,8 +244,8 @@ class Delivery(RuleBasedStateMachine):
         process = self.processes[pid]
         if not self.has_ended(pid):
             self.spool.drop(key_of(target_of(pid), process.incarnation))
-        self.clock += 1
-        process.incarnation, process.holds = self.clock, [{}]
+        self.boot_us += 1
+        process.incarnation, process.holds = self.spool.next_incarnation(self.boot_us), [{}]
         started = started_of(pid, process.incarnation)
         started.page_size = 4096
         self.spool.start(started)

@@ -696,6 +696,7 @@ class TargetPosition(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     FROZEN_FIELD_NUMBER: _builtins.int
     LAST_TIME_NS_FIELD_NUMBER: _builtins.int
+    NEWER_INCARNATION_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The stretch of tracking that `round` counts in."""
     round: _builtins.int
@@ -705,6 +706,10 @@ class TargetPosition(_message.Message):
     last_time_ns: _builtins.int
     """In Welcome: the `last_time_ns` that the batch with this round had; 0 where it is not told. It says which round was
     meant, and nothing about when.
+    """
+    newer_incarnation: _builtins.int
+    """In Welcome: a later incarnation of the target that the collector knows. 0 where it knows none, or does not tell. No
+    round of this one is kept then.
     """
     @_builtins.property
     def target(self) -> Global___Target:
@@ -718,10 +723,11 @@ class TargetPosition(_message.Message):
         round: _builtins.int = ...,
         frozen: _builtins.bool = ...,
         last_time_ns: _builtins.int = ...,
+        newer_incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "incarnation", b"incarnation", "last_time_ns", b"last_time_ns", "round", b"round", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "incarnation", b"incarnation", "last_time_ns", b"last_time_ns", "newer_incarnation", b"newer_incarnation", "round", b"round", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -383,6 +383,29 @@ def test_rounds_of_a_past_that_this_host_was_put_back_from_are_not_its_own() -> 
         assert deepcopy(snapshot).resume([position_of(7, last=3)]) == []
 
 
+def test_incarnation_that_a_newer_one_of_a_gone_past_is_in_the_way_of_begins_anew() -> None:
+    """Its rounds would be thrown away for good. The new one's number is above that, whatever the clock says by then."""
+    spool = spool_of(7, 8)
+    key, ended = (key_of(target_of(pid), INCARNATION) for pid in (7, 8))
+    spool.end(ended_of(8))
+    told = [position_of(pid, last=0) for pid in (7, 8)]
+    for position in told:
+        position.newer_incarnation = INCARNATION + 50
+
+    assert spool.resume(told) == [key]
+    assert [key_of(position.target, position.incarnation) for position in spool.positions()] == [ended]
+    assert spool.next_incarnation(INCARNATION + 10) == INCARNATION + 51
+    assert spool.next_incarnation(INCARNATION + 90) == INCARNATION + 90
+
+
+def test_incarnations_go_up_where_the_clock_does_not() -> None:
+    """Those of the same microsecond, and those of a clock that was set back."""
+    spool = Spool()
+    spool.start(started_of(7))
+
+    assert spool.next_incarnation(0) == spool.next_incarnation(INCARNATION) == INCARNATION + 1
+
+
 def test_rounds_that_another_process_has_sent_are_taken_for_this_host_s_own() -> None:
     """A worker that has taken over does not know what was sent before it. From the first Welcome on it does."""
     spool = Spool()

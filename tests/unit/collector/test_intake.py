@@ -506,7 +506,10 @@ def test_rounds_of_an_older_incarnation_count_as_delivered() -> None:
     """The agent still has rounds of it to send; it need not."""
     opening = open_stream(hello((ONE, 9), (NEWER, 2)), [record(NEWER, 1)], 1)
 
-    assert [(position.incarnation, position.round) for position in opening.positions] == [(1, 9), (2, 1)]
+    assert [(position.incarnation, position.round, position.newer_incarnation) for position in opening.positions] == [
+        (1, 9, 2),
+        (2, 1, 0),
+    ]
 
 
 def test_lost_incarnation_that_comes_back_begins_afresh() -> None:
