@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from tests.integration.collector.wire import Agent, Reader, batch, position, refused, start, target
+from tests.integration.collector.wire import Agent, Reader, batch, durable, position, refused, start, target
 from tests.support.collector import CollectorProcess
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.v1 import ingest_pb2, types_pb2
@@ -101,7 +101,7 @@ def test_gap_ends_the_stream(agent: Agent, again: Agent, one: types_pb2.Target) 
         "ROUND_GAP",
         {"target": name_of(one), "incarnation": "1", "round": "4"},
     )
-    assert list(again.hello(position(one, 4)).positions) == [position(one, 2)]
+    assert list(again.hello(position(one, 4)).positions) == [durable(one, 2)]
 
 
 def test_overlap_is_merged_whole_and_said_to_be_inexact(agent: Agent, reader: Reader, one: types_pb2.Target) -> None:
@@ -212,7 +212,7 @@ def test_corrupt_bitmap_ends_the_stream_and_the_round_may_come_again(
         {"target": name_of(one), "incarnation": "1", "round": "2"},
     )
     assert reader.target(name_of(one)).round == 1
-    assert list(again.hello(position(one, 2)).positions) == [position(one, 1)]
+    assert list(again.hello(position(one, 2)).positions) == [durable(one, 1)]
     again.say(start(one), batch(one, 2, written=[2, 3]))
     again.acknowledged(one, 2)
 

@@ -37,6 +37,13 @@ def position(of: types_pb2.Target, round_: int = 0, *, incarnation: int = 1) -> 
     return types_pb2.TargetPosition(target=of, incarnation=incarnation, round=round_)
 
 
+def durable(of: types_pb2.Target, round_: int) -> types_pb2.TargetPosition:
+    """Give the position of a round that ``batch`` made, as Welcome tells it."""
+    told = position(of, round_)
+    told.last_time_ns = T0_NS + round_ * 10**9
+    return told
+
+
 def start(
     of: types_pb2.Target, *, incarnation: int = 1, cgroup: str = "/test", labels: Mapping[str, str] | None = None
 ) -> ingest_pb2.TargetStarted:

@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.integration.collector.wire import Agent, Reader, batch, position, refused, target
+from tests.integration.collector.wire import Agent, Reader, batch, durable, position, refused, target
 from tests.integration.security.audit import Audit
 from tests.integration.security.conftest import wanting_certificates
 from tests.support.certificates import Authority, credentials
@@ -86,7 +86,7 @@ def test_certificate_that_expires_ends_what_is_open(start: Start, tmp_path: Path
     with refused(grpc.StatusCode.UNAUTHENTICATED, "IDENTITY_UNKNOWN"):
         reader.hosts()
     with Agent(collector.address, credentials=credentials(authority.ca, authority.peer("agent", "host-1"))) as agent:
-        assert list(agent.hello(position(ONE)).positions) == [position(ONE, 1)]
+        assert list(agent.hello(position(ONE)).positions) == [durable(ONE, 1)]
 
     assert "expired" in audit.wait_for(method="Stream", caller="host-1", result="UNAUTHENTICATED")["why"]
     audit.wait_for(method="ListHosts", caller=None, result="UNAUTHENTICATED")
