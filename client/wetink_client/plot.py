@@ -20,8 +20,11 @@ def draw_heatmap(found: "Heatmap", path: Path) -> None:
     """Draw address by time into a file, in the form that its ending says.
 
     Raises:
-        Failure: The extra is not installed, or the file cannot be written.
+        Failure: The extra is not installed, there is nothing to draw, or the file cannot be written.
     """
+    if not found.rows:
+        message = f"no page of {found.history.name} was written in that time: there is nothing to draw"
+        raise Failure(message)
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 (an extra)
     except ImportError as error:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from tests.support.agent import HOST, running_agent
 from tests.support.collector import running_collector
 from tests.support.programs import running
 from tests.support.victim import PAGE, Victim, victim
+from wetink.command_line import Failure
 from wetink_client import AsyncCollector, Collector
 from wetink_client.plot import draw_heatmap
 
@@ -154,7 +156,10 @@ def test_heatmap(place: Place, tmp_path: Path) -> None:
     png, svg = tmp_path / "heat.png", tmp_path / "heat.svg"
     place.run("heatmap", place.name, "--output", str(png))
     with Collector(place.address) as client:
-        draw_heatmap(client.heatmap(place.name), svg)
+        found = client.heatmap(place.name)
+        draw_heatmap(found, svg)
+    with pytest.raises(Failure, match="nothing to draw"):
+        draw_heatmap(replace(found, rows=(), page_counts=()), tmp_path / "nothing.png")
     assert png.read_bytes().startswith(b"\x89PNG\r\n")
     assert "<svg" in svg.read_text()
 
