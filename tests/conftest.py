@@ -13,7 +13,11 @@ pytest.register_assert_rewrite("tests.support")
 
 from hypothesis import settings  # noqa: E402 (rewriting is asked for before anything imports a helper)
 
+from tests.support.environment import forget_callers  # noqa: E402 (as above)
 from tests.support.needs import UnknownNeed, check, needs, required  # noqa: E402 (as above)
+
+# Before any module of tests looks at the environment.
+forget_callers()
 
 # No deadline: two cores, shared with real targets under load, say nothing about one example's time.
 settings.register_profile("wetink", deadline=None, derandomize="CI" in os.environ, print_blob=True)

@@ -239,8 +239,12 @@ def _start(started: contextlib.ExitStack, directory: Path, name: str, *arguments
 
 
 def _spawn(started: contextlib.ExitStack, log: Path, command: list[str]) -> _Part:
+    # What the caller has exported for a collector or an agent of their own means another one.
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("WETINK_", "OTEL_"))}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=own
+        )
     started.callback(_end, process)
     return _Part(process, log)
 
