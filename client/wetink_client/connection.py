@@ -14,27 +14,27 @@ from wetink.tls import Security, SecurityUnusable
 from wetink_client.errors import InvalidRequest
 
 ChannelT = TypeVar("ChannelT")
-StubT = TypeVar("StubT")
+StubsT = TypeVar("StubsT")
 
 
 @dataclass(slots=True)
-class Line(Generic[ChannelT, StubT]):
-    """A channel, its stub, and how many calls are on it."""
+class Line(Generic[ChannelT, StubsT]):
+    """A channel, its stubs, and how many calls are on it."""
 
     channel: ChannelT
-    stub: StubT
+    stubs: StubsT
     stamp: tuple[object, ...]
     call_count: int = 0
 
 
-class Connection(Generic[ChannelT, StubT]):
+class Connection(Generic[ChannelT, StubsT]):
     """Gives each call the newest channel. An older one stays while calls are on it, and is the caller's to close."""
 
     def __init__(
         self,
         address: str,
         security: Security,
-        dial: Callable[[str, grpc.ChannelCredentials | None], tuple[ChannelT, StubT]],
+        dial: Callable[[str, grpc.ChannelCredentials | None], tuple[ChannelT, StubsT]],
     ) -> None:
         """Read the files and make a channel; it connects at the first call.
 
@@ -49,7 +49,7 @@ class Connection(Generic[ChannelT, StubT]):
             self._line = self._new()
         except SecurityUnusable as error:
             raise InvalidRequest(str(error)) from error
-        self._older: list[Line[ChannelT, StubT]] = []
+        self._older: list[Line[ChannelT, StubsT]] = []
         self._is_closed = False
 
     @property
@@ -57,7 +57,7 @@ class Connection(Generic[ChannelT, StubT]):
         """Whether ``close`` was called."""
         return self._is_closed
 
-    def take(self) -> Line[ChannelT, StubT]:
+    def take(self) -> Line[ChannelT, StubsT]:
         """Give the channel for a call.
 
         Raises:
@@ -72,7 +72,7 @@ class Connection(Generic[ChannelT, StubT]):
             self._line.call_count += 1
             return self._line
 
-    def give_back(self, line: Line[ChannelT, StubT]) -> list[ChannelT]:
+    def give_back(self, line: Line[ChannelT, StubsT]) -> list[ChannelT]:
         """Say that the call is over, and give the channels that nobody needs any more, to be closed."""
         with self._lock:
             line.call_count -= 1
@@ -95,7 +95,7 @@ class Connection(Generic[ChannelT, StubT]):
         self._older.append(self._line)
         self._line = line
 
-    def _new(self) -> Line[ChannelT, StubT]:
+    def _new(self) -> Line[ChannelT, StubsT]:
         # Before the files are read: what is written in between is seen at the next call.
         stamp = self._security.stamp()
         return Line(*self._dial(self._address, self._security.credentials(self._address)), stamp)

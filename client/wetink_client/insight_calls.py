@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from wetink_client import insight, insight_requests
+from wetink_client.transport import AsyncTransport, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Generator
 
-    import grpc
-
-    from wetink.v1.insight_pb2_grpc import InsightServiceAsyncStub, InsightServiceStub
     from wetink_client.insight import ColdPages, Heatmap, TargetHotPages, WorkingSets, Writers
     from wetink_client.values import Selectable
 
 INSIGHT_SECONDS_MAX: Final = 60.0
 """Deadline of an answer: after the collector was restarted it may read a whole history first."""
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-
 HotOrder: TypeAlias = Literal["rounds", "age"]
 
 
-class InsightCalls(ABC):
+class InsightCalls(Transport):
     """What ``Collector`` asks of a collector's history. Each raises ``Refused`` where there is none yet."""
 
     def working_set(self, selection: Selectable) -> WorkingSets:
@@ -39,7 +33,9 @@ class InsightCalls(ABC):
             HistoryTooShort: No target has two rounds yet.
         """
         request = insight_requests.working_set(selection)
-        return insight.working_sets_of(self._ask_insight(lambda stub: stub.GetWorkingSet, request, INSIGHT_SECONDS_MAX))
+        return insight.working_sets_of(
+            self._ask(lambda stubs: stubs.insight.GetWorkingSet, request, INSIGHT_SECONDS_MAX)
+        )
 
     def heatmap(
         self,
@@ -73,7 +69,7 @@ class InsightCalls(ABC):
             start_address=start_address,
             end_address=end_address,
         )
-        return insight.heatmap_of(self._ask_insight(lambda stub: stub.GetHeatmap, request, INSIGHT_SECONDS_MAX))
+        return insight.heatmap_of(self._ask(lambda stubs: stubs.insight.GetHeatmap, request, INSIGHT_SECONDS_MAX))
 
     def hot_pages(
         self, selection: Selectable, *, limit: int = 0, order: HotOrder = "rounds"
@@ -90,7 +86,7 @@ class InsightCalls(ABC):
             HistoryTooShort: No target has two rounds yet.
         """
         request = insight_requests.hot_pages(selection, limit, order)
-        return insight.hot_pages_of(self._ask_insight(lambda stub: stub.GetHotPages, request, INSIGHT_SECONDS_MAX))
+        return insight.hot_pages_of(self._ask(lambda stubs: stubs.insight.GetHotPages, request, INSIGHT_SECONDS_MAX))
 
     def cold_first(self, target: str, *, classes: int = 0) -> Generator[ColdPages]:
         """Ask in which order to send a target's pages: those that were written last come last.
@@ -105,8 +101,8 @@ class InsightCalls(ABC):
             BrokenAnswer: A part of the answer was damaged.
         """
         reader = insight.ColdReader()
-        for message in self._listen_insight(
-            lambda stub: stub.GetColdFirst, insight_requests.cold_first(target, classes), INSIGHT_SECONDS_MAX
+        for message in self._listen(
+            lambda stubs: stubs.insight.GetColdFirst, insight_requests.cold_first(target, classes), INSIGHT_SECONDS_MAX
         ):
             yield from reader.read(message)
 
@@ -123,35 +119,17 @@ class InsightCalls(ABC):
             EventsMissing: No events of it are kept.
         """
         request = insight_requests.writers(target, limit, since_time_ns)
-        return insight.writers_of(self._ask_insight(lambda stub: stub.GetWriters, request, INSIGHT_SECONDS_MAX))
-
-    @abstractmethod
-    def _ask_insight(
-        self,
-        method: Callable[[InsightServiceStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]],
-        request: _Request,
-        deadline_seconds: float,
-    ) -> _Response:
-        """Call a method of InsightService."""
-
-    @abstractmethod
-    def _listen_insight(
-        self,
-        method: Callable[[InsightServiceStub], grpc.UnaryStreamMultiCallable[_Request, _Response]],
-        request: _Request,
-        deadline_seconds: float | None,
-    ) -> Generator[_Response]:
-        """Call a method of InsightService that gives a stream."""
+        return insight.writers_of(self._ask(lambda stubs: stubs.insight.GetWriters, request, INSIGHT_SECONDS_MAX))
 
 
-class AsyncInsightCalls(ABC):
+class AsyncInsightCalls(AsyncTransport):
     """The same for asyncio: each method does what that of ``InsightCalls`` of the same name does."""
 
     async def working_set(self, selection: Selectable) -> WorkingSets:
         """As ``Collector.working_set``."""
         request = insight_requests.working_set(selection)
         return insight.working_sets_of(
-            await self._ask_insight(lambda stub: stub.GetWorkingSet, request, INSIGHT_SECONDS_MAX)
+            await self._ask(lambda stubs: stubs.insight.GetWorkingSet, request, INSIGHT_SECONDS_MAX)
         )
 
     async def heatmap(
@@ -173,7 +151,7 @@ class AsyncInsightCalls(ABC):
             start_address=start_address,
             end_address=end_address,
         )
-        return insight.heatmap_of(await self._ask_insight(lambda stub: stub.GetHeatmap, request, INSIGHT_SECONDS_MAX))
+        return insight.heatmap_of(await self._ask(lambda stubs: stubs.insight.GetHeatmap, request, INSIGHT_SECONDS_MAX))
 
     async def hot_pages(
         self, selection: Selectable, *, limit: int = 0, order: HotOrder = "rounds"
@@ -181,14 +159,14 @@ class AsyncInsightCalls(ABC):
         """As ``Collector.hot_pages``."""
         request = insight_requests.hot_pages(selection, limit, order)
         return insight.hot_pages_of(
-            await self._ask_insight(lambda stub: stub.GetHotPages, request, INSIGHT_SECONDS_MAX)
+            await self._ask(lambda stubs: stubs.insight.GetHotPages, request, INSIGHT_SECONDS_MAX)
         )
 
     async def cold_first(self, target: str, *, classes: int = 0) -> AsyncGenerator[ColdPages]:
         """As ``Collector.cold_first``."""
         reader = insight.ColdReader()
-        async for message in self._listen_insight(
-            lambda stub: stub.GetColdFirst, insight_requests.cold_first(target, classes), INSIGHT_SECONDS_MAX
+        async for message in self._listen(
+            lambda stubs: stubs.insight.GetColdFirst, insight_requests.cold_first(target, classes), INSIGHT_SECONDS_MAX
         ):
             for pages in reader.read(message):
                 yield pages
@@ -196,22 +174,4 @@ class AsyncInsightCalls(ABC):
     async def writers(self, target: str, *, limit: int = 0, since_time_ns: int = 0) -> Writers:
         """As ``Collector.writers``."""
         request = insight_requests.writers(target, limit, since_time_ns)
-        return insight.writers_of(await self._ask_insight(lambda stub: stub.GetWriters, request, INSIGHT_SECONDS_MAX))
-
-    @abstractmethod
-    async def _ask_insight(
-        self,
-        method: Callable[[InsightServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
-        request: _Request,
-        deadline_seconds: float,
-    ) -> _Response:
-        """Call a method of InsightService."""
-
-    @abstractmethod
-    def _listen_insight(
-        self,
-        method: Callable[[InsightServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[_Request, _Response]],
-        request: _Request,
-        deadline_seconds: float | None,
-    ) -> AsyncGenerator[_Response]:
-        """Call a method of InsightService that gives a stream."""
+        return insight.writers_of(await self._ask(lambda stubs: stubs.insight.GetWriters, request, INSIGHT_SECONDS_MAX))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from wetink_client import migration_messages as messages
 from wetink_client.migrations import PLAN_DEFAULT
+from wetink_client.transport import AsyncTransport, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    import grpc
-
-    from wetink.v1.insight_pb2_grpc import InsightServiceAsyncStub, InsightServiceStub
     from wetink_client.migrations import (
         Accuracy,
         DrainPlan,
@@ -29,21 +26,9 @@ if TYPE_CHECKING:
 PREDICTION_SECONDS_MAX: Final = 60.0
 """Deadline of a prediction: after a restart the collector reads its store first, and plans may have many targets."""
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
 
-
-class MigrationCalls(ABC):
+class MigrationCalls(Transport):
     """Predict migrations, find times and orders for them, and say how they went."""
-
-    @abstractmethod
-    def _ask_insight(
-        self,
-        method: Callable[[InsightServiceStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]],
-        request: _Request,
-        deadline_seconds: float,
-    ) -> _Response:
-        """Call a method of InsightService."""
 
     def predict(self, target: str, bandwidths: Sequence[int], plan: MigrationPlan = PLAN_DEFAULT) -> Predictions:
         """Say how a migration of a target would go, for each bandwidth.
@@ -58,7 +43,7 @@ class MigrationCalls(ABC):
             Refused: It has ended, or too little is known of it yet.
         """
         request = messages.predict_request(target, bandwidths, plan)
-        response = self._ask_insight(lambda stub: stub.PredictMigration, request, PREDICTION_SECONDS_MAX)
+        response = self._ask(lambda stubs: stubs.insight.PredictMigration, request, PREDICTION_SECONDS_MAX)
         return messages.predictions_of(response)
 
     def find_window(
@@ -82,7 +67,7 @@ class MigrationCalls(ABC):
             Refused: It has ended, or too little is known of it yet.
         """
         request = messages.window_request(target, bandwidth, plan, horizon_seconds)
-        return messages.window_of(self._ask_insight(lambda stub: stub.FindWindow, request, PREDICTION_SECONDS_MAX))
+        return messages.window_of(self._ask(lambda stubs: stubs.insight.FindWindow, request, PREDICTION_SECONDS_MAX))
 
     def rank(
         self, selection: Selectable, bandwidth: int, plan: MigrationPlan = PLAN_DEFAULT, *, limit: int | None = None
@@ -99,7 +84,7 @@ class MigrationCalls(ABC):
             NotFound: A named target is not known, or nothing is meant.
         """
         request = messages.rank_request(selection, bandwidth, plan, limit)
-        response = self._ask_insight(lambda stub: stub.RankCandidates, request, PREDICTION_SECONDS_MAX)
+        response = self._ask(lambda stubs: stubs.insight.RankCandidates, request, PREDICTION_SECONDS_MAX)
         return messages.ranking_of(response)
 
     def plan_drain(
@@ -117,7 +102,7 @@ class MigrationCalls(ABC):
             NotFound: The host is not known.
         """
         request = messages.drain_request(host, link, plan, parallel_max)
-        return messages.drain_plan_of(self._ask_insight(lambda stub: stub.PlanDrain, request, PREDICTION_SECONDS_MAX))
+        return messages.drain_plan_of(self._ask(lambda stubs: stubs.insight.PlanDrain, request, PREDICTION_SECONDS_MAX))
 
     def report_migration(self, report: MigrationReport) -> Reported:
         """Say how a migration went: the prediction is scored by it, and its costs are learned from.
@@ -127,7 +112,7 @@ class MigrationCalls(ABC):
         """
         request = messages.report_request(report)
         return messages.reported_of(
-            self._ask_insight(lambda stub: stub.ReportMigration, request, PREDICTION_SECONDS_MAX)
+            self._ask(lambda stubs: stubs.insight.ReportMigration, request, PREDICTION_SECONDS_MAX)
         )
 
     def accuracy(self, *, limit: int | None = None) -> Accuracy:
@@ -137,25 +122,16 @@ class MigrationCalls(ABC):
             limit: How many of them to give at most; None means 100.
         """
         request = messages.accuracy_request(limit)
-        return messages.accuracy_of(self._ask_insight(lambda stub: stub.GetAccuracy, request, PREDICTION_SECONDS_MAX))
+        return messages.accuracy_of(self._ask(lambda stubs: stubs.insight.GetAccuracy, request, PREDICTION_SECONDS_MAX))
 
 
-class AsyncMigrationCalls(ABC):
+class AsyncMigrationCalls(AsyncTransport):
     """The same for asyncio."""
-
-    @abstractmethod
-    async def _ask_insight(
-        self,
-        method: Callable[[InsightServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
-        request: _Request,
-        deadline_seconds: float,
-    ) -> _Response:
-        """Call a method of InsightService."""
 
     async def predict(self, target: str, bandwidths: Sequence[int], plan: MigrationPlan = PLAN_DEFAULT) -> Predictions:
         """As ``Collector.predict``."""
         request = messages.predict_request(target, bandwidths, plan)
-        response = await self._ask_insight(lambda stub: stub.PredictMigration, request, PREDICTION_SECONDS_MAX)
+        response = await self._ask(lambda stubs: stubs.insight.PredictMigration, request, PREDICTION_SECONDS_MAX)
         return messages.predictions_of(response)
 
     async def find_window(
@@ -169,7 +145,7 @@ class AsyncMigrationCalls(ABC):
         """As ``Collector.find_window``."""
         request = messages.window_request(target, bandwidth, plan, horizon_seconds)
         return messages.window_of(
-            await self._ask_insight(lambda stub: stub.FindWindow, request, PREDICTION_SECONDS_MAX)
+            await self._ask(lambda stubs: stubs.insight.FindWindow, request, PREDICTION_SECONDS_MAX)
         )
 
     async def rank(
@@ -177,7 +153,7 @@ class AsyncMigrationCalls(ABC):
     ) -> Ranking:
         """As ``Collector.rank``."""
         request = messages.rank_request(selection, bandwidth, plan, limit)
-        response = await self._ask_insight(lambda stub: stub.RankCandidates, request, PREDICTION_SECONDS_MAX)
+        response = await self._ask(lambda stubs: stubs.insight.RankCandidates, request, PREDICTION_SECONDS_MAX)
         return messages.ranking_of(response)
 
     async def plan_drain(
@@ -185,17 +161,17 @@ class AsyncMigrationCalls(ABC):
     ) -> DrainPlan:
         """As ``Collector.plan_drain``."""
         request = messages.drain_request(host, link, plan, parallel_max)
-        response = await self._ask_insight(lambda stub: stub.PlanDrain, request, PREDICTION_SECONDS_MAX)
+        response = await self._ask(lambda stubs: stubs.insight.PlanDrain, request, PREDICTION_SECONDS_MAX)
         return messages.drain_plan_of(response)
 
     async def report_migration(self, report: MigrationReport) -> Reported:
         """As ``Collector.report_migration``."""
         request = messages.report_request(report)
-        response = await self._ask_insight(lambda stub: stub.ReportMigration, request, PREDICTION_SECONDS_MAX)
+        response = await self._ask(lambda stubs: stubs.insight.ReportMigration, request, PREDICTION_SECONDS_MAX)
         return messages.reported_of(response)
 
     async def accuracy(self, *, limit: int | None = None) -> Accuracy:
         """As ``Collector.accuracy``."""
         request = messages.accuracy_request(limit)
-        response = await self._ask_insight(lambda stub: stub.GetAccuracy, request, PREDICTION_SECONDS_MAX)
+        response = await self._ask(lambda stubs: stubs.insight.GetAccuracy, request, PREDICTION_SECONDS_MAX)
         return messages.accuracy_of(response)

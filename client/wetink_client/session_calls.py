@@ -6,12 +6,12 @@ Who moves a target and may die in the middle opens a session by a name that it k
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from wetink.v1 import session_pb2
+from wetink_client.dirty_calls import one_answer
 from wetink_client.errors import InvalidRequest
 from wetink_client.requests import (
     BARRIER_SECONDS,
@@ -22,25 +22,20 @@ from wetink_client.requests import (
     freeze_message,
     selected,
 )
+from wetink_client.transport import AsyncTransport, Transport
 from wetink_client.values import Consistency, Freeze, Selectable, TargetStatus, consistency_of, moment, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+    from collections.abc import Mapping
     from datetime import datetime
 
-    import grpc
-
-    from wetink.v1.session_pb2_grpc import SessionServiceAsyncStub, SessionServiceStub
-    from wetink_client.answers import DirtySet, OneAnswer
+    from wetink_client.answers import DirtySet
 
 LEASE_SECONDS: Final = 60.0
 """How long a session lives without a call, unless said otherwise: the contract's default."""
 
 LEASE_SECONDS_MAX: Final = 3600.0
 """The contract's bound on it."""
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +66,7 @@ class SessionRound:
         return moment(self.closed_time_ns)
 
 
-class SessionCalls(ABC):
+class SessionCalls(Transport):
     """What ``Collector`` asks of sessions. What failed with ``Unavailable`` may be asked again, in the same words."""
 
     def open_session(
@@ -88,13 +83,13 @@ class SessionCalls(ABC):
             Refused: There is one of that name over other targets.
         """
         request = _open(session, selection, lease_seconds)
-        response = self._ask_session(lambda stub: stub.OpenSession, request, LIST_SECONDS_MAX)
+        response = self._ask(lambda stubs: stubs.session.OpenSession, request, LIST_SECONDS_MAX)
         return tuple(_round_of(one) for one in response.rounds)
 
     def close_session(self, session: str) -> None:
         """Forget a session, also one that is not there."""
         request = session_pb2.CloseSessionRequest(session=session)
-        self._ask_session(lambda stub: stub.CloseSession, request, LIST_SECONDS_MAX)
+        self._ask(lambda stubs: stubs.session.CloseSession, request, LIST_SECONDS_MAX)
 
     def begin_round(self, session: str, round_: str, parent: str | None = None) -> SessionRound:
         """Begin a round, or give it as it is.
@@ -109,7 +104,7 @@ class SessionCalls(ABC):
             Refused: It has another parent, or the parent is still open.
         """
         request = session_pb2.BeginRoundRequest(session=session, round=round_, parent=parent or "")
-        return _round_of(self._ask_session(lambda stub: stub.BeginRound, request, LIST_SECONDS_MAX).round)
+        return _round_of(self._ask(lambda stubs: stubs.session.BeginRound, request, LIST_SECONDS_MAX).round)
 
     def close_round(
         self,
@@ -135,7 +130,7 @@ class SessionCalls(ABC):
         """
         request = _close(session, round_, barrier_seconds, Freeze.of(freeze))
         seconds = barrier_seconds + MARGIN_SECONDS
-        return _round_of(self._ask_session(lambda stub: stub.CloseRound, request, seconds).round)
+        return _round_of(self._ask(lambda stubs: stubs.session.CloseRound, request, seconds).round)
 
     def round_dirty(self, session: str, round_: str) -> DirtySet:
         """Ask what a closed round carries, as often as you like. Copy, drop, finish, as ever.
@@ -147,29 +142,13 @@ class SessionCalls(ABC):
             BrokenAnswer: The answer was cut off or damaged. It is never a smaller set.
         """
         request = session_pb2.GetRoundRequest(session=session, round=round_)
-        answer = _one_answer()
-        for part in self._listen_session(lambda stub: stub.GetRound, request, TRANSFER_SECONDS_MAX):
+        answer = one_answer()
+        for part in self._listen(lambda stubs: stubs.session.GetRound, request, TRANSFER_SECONDS_MAX):
             answer.take(part)
         return answer.finish()
 
-    @abstractmethod
-    def _ask_session(
-        self,
-        method: Callable[[SessionServiceStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]],
-        request: _Request,
-        deadline_seconds: float,
-    ) -> _Response: ...
 
-    @abstractmethod
-    def _listen_session(
-        self,
-        method: Callable[[SessionServiceStub], grpc.UnaryStreamMultiCallable[_Request, _Response]],
-        request: _Request,
-        deadline_seconds: float | None,
-    ) -> Generator[_Response]: ...
-
-
-class AsyncSessionCalls(ABC):
+class AsyncSessionCalls(AsyncTransport):
     """The same for asyncio: each method does what that of ``SessionCalls`` of the same name does."""
 
     async def open_session(
@@ -177,18 +156,18 @@ class AsyncSessionCalls(ABC):
     ) -> tuple[SessionRound, ...]:
         """As ``Collector.open_session``."""
         request = _open(session, selection, lease_seconds)
-        response = await self._ask_session(lambda stub: stub.OpenSession, request, LIST_SECONDS_MAX)
+        response = await self._ask(lambda stubs: stubs.session.OpenSession, request, LIST_SECONDS_MAX)
         return tuple(_round_of(one) for one in response.rounds)
 
     async def close_session(self, session: str) -> None:
         """As ``Collector.close_session``."""
         request = session_pb2.CloseSessionRequest(session=session)
-        await self._ask_session(lambda stub: stub.CloseSession, request, LIST_SECONDS_MAX)
+        await self._ask(lambda stubs: stubs.session.CloseSession, request, LIST_SECONDS_MAX)
 
     async def begin_round(self, session: str, round_: str, parent: str | None = None) -> SessionRound:
         """As ``Collector.begin_round``."""
         request = session_pb2.BeginRoundRequest(session=session, round=round_, parent=parent or "")
-        return _round_of((await self._ask_session(lambda stub: stub.BeginRound, request, LIST_SECONDS_MAX)).round)
+        return _round_of((await self._ask(lambda stubs: stubs.session.BeginRound, request, LIST_SECONDS_MAX)).round)
 
     async def close_round(
         self,
@@ -201,31 +180,15 @@ class AsyncSessionCalls(ABC):
         """As ``Collector.close_round``."""
         request = _close(session, round_, barrier_seconds, Freeze.of(freeze))
         seconds = barrier_seconds + MARGIN_SECONDS
-        return _round_of((await self._ask_session(lambda stub: stub.CloseRound, request, seconds)).round)
+        return _round_of((await self._ask(lambda stubs: stubs.session.CloseRound, request, seconds)).round)
 
     async def round_dirty(self, session: str, round_: str) -> DirtySet:
         """As ``Collector.round_dirty``."""
         request = session_pb2.GetRoundRequest(session=session, round=round_)
-        answer = _one_answer()
-        async for part in self._listen_session(lambda stub: stub.GetRound, request, TRANSFER_SECONDS_MAX):
+        answer = one_answer()
+        async for part in self._listen(lambda stubs: stubs.session.GetRound, request, TRANSFER_SECONDS_MAX):
             answer.take(part)
         return answer.finish()
-
-    @abstractmethod
-    async def _ask_session(
-        self,
-        method: Callable[[SessionServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
-        request: _Request,
-        deadline_seconds: float,
-    ) -> _Response: ...
-
-    @abstractmethod
-    def _listen_session(
-        self,
-        method: Callable[[SessionServiceAsyncStub], grpc.aio.UnaryStreamMultiCallable[_Request, _Response]],
-        request: _Request,
-        deadline_seconds: float | None,
-    ) -> AsyncGenerator[_Response]: ...
 
 
 def _open(session: str, selection: Selectable, lease_seconds: float) -> session_pb2.OpenSessionRequest:
@@ -258,10 +221,3 @@ def _round_of(message: session_pb2.SessionRound) -> SessionRound:
         closed_time_ns=message.closed_time_ns or None,
         targets=MappingProxyType({one.name: status_of(one) for one in message.targets}),
     )
-
-
-def _one_answer() -> OneAnswer:
-    """Import what page sets need only where there are any: it takes a while."""
-    from wetink_client.answers import OneAnswer  # noqa: PLC0415
-
-    return OneAnswer()

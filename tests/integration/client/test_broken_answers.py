@@ -147,7 +147,7 @@ def test_collector_that_hangs_costs_its_deadline_only_in_a_loop() -> None:
 
 def test_list_has_a_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """No call waits for ever."""
-    monkeypatch.setattr("wetink_client.collector.LIST_SECONDS_MAX", 0.5)
+    monkeypatch.setattr("wetink_client.dirty_calls.LIST_SECONDS_MAX", 0.5)
 
     with (
         fake_collector(hangs=True) as address,

@@ -20,7 +20,7 @@ class Channel:
 
 def connection(token: Path | None) -> Connection[Channel, str]:
     """Make one that connects nowhere."""
-    return Connection(ADDRESS, Security(token_file=token), lambda _, credentials: (Channel(credentials), "stub"))
+    return Connection(ADDRESS, Security(token_file=token), lambda _, credentials: (Channel(credentials), "stubs"))
 
 
 @pytest.fixture
