@@ -110,10 +110,8 @@ class SessionService(SessionServiceServicer):
     ) -> pb.CloseSessionResponse:
         """Forget a session."""
         async with edge(_SERVICE, "CloseSession", context):
-            key = (CALLER.get().name, request.session)
-            # First from memory: a call that is under way must not keep it once more behind this.
-            self._sessions.pop(key, None)
-            await self._committer.commit([SessionForgotten(*key)])
+            # It goes on where the caller goes away: what is known here no more would be there again after a restart.
+            await asyncio.shield(self._forget((CALLER.get().name, request.session)))
             return pb.CloseSessionResponse()
 
     async def BeginRound(  # noqa: N802 (as above)
@@ -204,6 +202,17 @@ class SessionService(SessionServiceServicer):
                 self._sessions[key] = SessionState(session.open, {})
                 raise
         return session
+
+    async def _forget(self, key: _Key) -> None:
+        # First from memory: a call that is under way must not keep it once more behind this.
+        gone = self._sessions.pop(key, None)
+        try:
+            await self._committer.commit([SessionForgotten(*key)])
+        except StoreUnavailable:
+            if gone:
+                # As one that could not be opened. Where another of that name was opened meanwhile, that one counts.
+                self._sessions.setdefault(key, SessionState(gone.open, {}))
+            raise
 
     async def _begin(self, session: SessionState, request: pb.BeginRoundRequest) -> pb.SessionRound:
         check_name(request.round, "round")

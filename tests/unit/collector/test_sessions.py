@@ -11,8 +11,9 @@ from wetink.v1.dirty_pb2 import Selection
 from wetink_collector import sessions
 from wetink_collector.agents import Agents
 from wetink_collector.errors import StoreUnavailable
+from wetink_collector.room import OF_STREAM_BYTES_MAX
 from wetink_collector.sessions import SessionService
-from wetink_collector.store.interface import StoreFailed
+from wetink_collector.store.interface import SessionKept, StoreFailed
 
 SOON: Final = 0.005
 
@@ -82,3 +83,55 @@ async def test_session_that_could_not_be_written_is_not_open(one: Bench) -> None
         await opening(service, lease_ms=60_000)
 
     assert service._living(next(iter(service._sessions))) is None
+
+
+def closing(service: SessionService) -> asyncio.Task[pb.CloseSessionResponse]:
+    """Close the session."""
+    request = pb.CloseSessionRequest(session="move-7")
+    return asyncio.create_task(service.CloseSession(request, cast("Any", Call())))
+
+
+class Call:
+    """A call at the edge, as far as that looks at it."""
+
+    def invocation_metadata(self) -> None:
+        """Give what it was called with: nothing."""
+
+    async def abort_with_status(self, _: object) -> None:
+        """End it."""
+        raise Aborted
+
+
+class Aborted(Exception):
+    """The call has ended with a status."""
+
+
+@runs
+async def test_session_whose_closer_went_away_is_forgotten(one: Bench) -> None:
+    """It would be there again after a restart: here its closer still waited for room before the writer."""
+    service = service_of(one)
+    await opening(service, lease_ms=60_000)
+    one.store.gate.clear()
+    await one.committer.submit([SessionKept("", "another", b"")], size_bytes=OF_STREAM_BYTES_MAX)
+    call = closing(service)
+    await asyncio.sleep(SOON)
+    call.cancel()
+    await asyncio.wait([call])
+    one.store.gate.set()
+
+    await until(lambda: kept(one) == ["another"])
+
+
+@runs
+async def test_session_that_could_not_be_closed_is_forgotten_when_the_store_is_back(one: Bench) -> None:
+    """Also where nobody closes it again; until then it is in nobody's hands."""
+    service = service_of(one)
+    await opening(service, lease_ms=60_000)
+    one.store.failing = StoreFailed("the disk is full")
+    with pytest.raises(Aborted):
+        await closing(service)
+    assert kept(one) == ["move-7"]
+    assert service._living(next(iter(service._sessions))) is None
+
+    async with service.running():
+        await until(lambda: not kept(one))
