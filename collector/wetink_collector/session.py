@@ -158,6 +158,11 @@ class Session:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for future in done:
                     future.result()
+        except Refusal as refusal:
+            # It and the task it comes from hold each other, and may do so for long; not where it was raised as well,
+            # and with that a message and half a round of megabytes.
+            refusal.__context__ = None
+            raise refusal.with_traceback(None) from None
         finally:
             receiving.cancel()
             sending.cancel()

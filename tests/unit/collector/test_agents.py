@@ -1,16 +1,20 @@
 """Streams that follow each other: who may write, and when the newer one is welcomed."""
 
 import asyncio
+import gc
 import time
 from typing import Any
 
 import pytest
 from grpc.aio import EOF
+from pyroaring import BitMap64
 
 from tests.unit.collector.bench import Bench, runs, until
 from tests.unit.collector.changes import ended, incarnation, started
+from wetink.pages import encode
 from wetink.v1.ingest_pb2 import AgentMessage, CollectorMessage, Hello, WriteProtectBatch
 from wetink.v1.types_pb2 import END_REASON_LOST, TargetPosition
+from wetink_collector import intake
 from wetink_collector.agents import SILENCE_SECONDS_MAX, Agents
 from wetink_collector.errors import AgentSilent, Deposed, Refusal, RoundGap
 from wetink_collector.limits import Limits
@@ -202,3 +206,55 @@ async def test_agent_that_is_silent_for_too_long_is_cut_off(one: Bench) -> None:
     with pytest.raises(AgentSilent):
         await silent.serving
     assert not one.catalog.connected("host-1")
+
+
+@pytest.mark.parametrize("how", ["half-closed", "deposed", "corrupt", "shared", "gap", "silent", "cancelled"])
+def test_a_stream_that_has_ended_holds_no_half_round(how: str) -> None:
+    """It may be of 64 MiB, and what ended the stream may hold that for as long as nobody looks for garbage."""
+    gc.collect()
+    gc.disable()
+    try:
+        runs(lambda one: end_in_the_middle(one, how))()
+    finally:
+        gc.enable()
+
+
+async def end_in_the_middle(one: Bench, how: str) -> None:
+    """End a stream that has said half a round."""
+    agents = Agents(one.catalog)
+    wire = Wire(agents, one)
+    wire.say(target_started=started(ONE).started)
+    half = WriteProtectBatch(
+        target=ONE.target.message(), incarnation=1, first_round=1, last_round=1, part=0, part_count=3
+    )
+    half.written.CopyFrom(encode(BitMap64([1])))
+    wire.say(write_protect_batch=half)
+    await until(lambda: len(half_rounds()) == 1)
+    match how:
+        case "half-closed":
+            wire.half_close()
+        case "deposed":
+            Wire(agents, one).half_close()
+        case "corrupt":
+            half.part = 1
+            half.written.roaring64 = b"no bitmap"
+            wire.say(write_protect_batch=half)
+        case "shared":
+            half.part = 1
+            wire.say(write_protect_batch=half)
+        case "gap":
+            wire.batch(7)
+        case "silent":
+            agents.end_silent(time.monotonic() + SILENCE_SECONDS_MAX + 1)
+        case "cancelled":
+            wire.serving.cancel()
+    await asyncio.wait([wire.serving])
+    # Whoever asks gets the error, and with it all that it holds.
+    assert wire.serving.cancelled() or bool(wire.serving.exception()) == (how != "half-closed")
+    await a_while()
+    assert half_rounds() == []
+
+
+def half_rounds() -> list[object]:
+    """Give the rounds in parts that are held anywhere."""
+    return [found for found in gc.get_objects() if isinstance(found, intake._Parts)]
