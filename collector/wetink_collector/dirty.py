@@ -39,6 +39,7 @@ from wetink_collector.errors import (
     TrackForbidden,
     TrackRefused,
 )
+from wetink_collector.event_history import EventReader
 from wetink_collector.identity import TargetKey
 from wetink_collector.page import page
 from wetink_collector.selection import listed, parse, parse_non_empty, resolve
@@ -299,25 +300,22 @@ class DirtyService(DirtyServiceServicer):
 
     async def _stream_events(self, request: pb.StreamEventsRequest) -> AsyncIterator[pb.StreamEventsResponse]:
         target = self._target(request.target).target
-        number, forgotten_from = 0, 0
+        reader = EventReader(self._catalog.events, target)
         with self._catalog.bell((target,)) as bell:
             while True:
                 # Looked at first: what comes with the end is there by then.
                 record = self._catalog.get(target)
-                chunks = self._catalog.events.since(target, number)
-                for chunk in chunks:
-                    number = chunk.number + 1
+                chunks = reader.take()
+                for chunk, forgotten_count in chunks:
                     if chunk.incarnation == request.after_incarnation and chunk.last_round <= request.after_round:
-                        forgotten_from = chunk.end_index
                         continue
                     yield pb.StreamEventsResponse(
                         incarnation=chunk.incarnation,
                         first_round=chunk.first_round,
                         last_round=chunk.last_round,
                         events=chunk.columns,
-                        forgotten_count=chunk.first_index - forgotten_from,
+                        forgotten_count=forgotten_count,
                     )
-                    forgotten_from = chunk.end_index
                 if chunks:
                     # Nothing is sent of what is passed over, and it may be much: others are served meanwhile.
                     await asyncio.sleep(0)

@@ -1094,7 +1094,9 @@ class StreamEventsResponse(_message.Message):
     last_round: _builtins.int
     """Last round they may be of. Where one round's events take several messages, all say the same."""
     forgotten_count: _builtins.int
-    """How many events before these the collector had but does not keep any more, since the message before."""
+    """How many events before these the collector had but does not keep any more, since the message before. Where none have
+    come after those, they are told in a message without events.
+    """
     @_builtins.property
     def events(self) -> _types_pb2.EventColumns:
         """The events, in the order of their time within the round."""

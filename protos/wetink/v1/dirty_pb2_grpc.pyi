@@ -92,7 +92,7 @@ class DirtyServiceStub:
     """The single writes of one target, where its backend has them: first those that are kept, oldest first, then with
     `follow` each round's as it is committed. They are kept in memory and within bounds: what was lost or forgotten is
     said in the stream. They say who wrote and when; what is dirty is for GetDirty to say.
-    No message means that none are kept: the agent may have been told to stream none.
+    No message means that none have come: the agent may have been told to stream none.
     Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT REQUEST_MALFORMED; UNAVAILABLE COLLECTOR_DRAINING.
     """
 
@@ -160,7 +160,7 @@ class DirtyServiceAsyncStub(DirtyServiceStub):
     """The single writes of one target, where its backend has them: first those that are kept, oldest first, then with
     `follow` each round's as it is committed. They are kept in memory and within bounds: what was lost or forgotten is
     said in the stream. They say who wrote and when; what is dirty is for GetDirty to say.
-    No message means that none are kept: the agent may have been told to stream none.
+    No message means that none have come: the agent may have been told to stream none.
     Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT REQUEST_MALFORMED; UNAVAILABLE COLLECTOR_DRAINING.
     """
 
@@ -285,7 +285,7 @@ class DirtyServiceServicer(metaclass=_abc_1.ABCMeta):
         """The single writes of one target, where its backend has them: first those that are kept, oldest first, then with
         `follow` each round's as it is committed. They are kept in memory and within bounds: what was lost or forgotten is
         said in the stream. They say who wrote and when; what is dirty is for GetDirty to say.
-        No message means that none are kept: the agent may have been told to stream none.
+        No message means that none have come: the agent may have been told to stream none.
         Errors: NOT_FOUND TARGET_UNKNOWN; INVALID_ARGUMENT REQUEST_MALFORMED; UNAVAILABLE COLLECTOR_DRAINING.
         """
 

@@ -6,14 +6,15 @@ from typing import Any, cast
 
 from tests.unit.collector.changes import started
 from wetink.v1.dirty_pb2 import StreamEventsRequest
-from wetink.v1.types_pb2 import EventColumns
+from wetink.v1.types_pb2 import END_REASON_LOST, EventColumns
 from wetink_collector.catalog import Catalog
 from wetink_collector.dirty import DirtyService
-from wetink_collector.event_history import AT_ONCE, Chunk, EventHistory
+from wetink_collector.event_history import AT_ONCE, Chunk, EventHistory, EventReader
 from wetink_collector.identity import IncarnationKey, TargetKey
-from wetink_collector.store.interface import Contents
+from wetink_collector.store.interface import Contents, IncarnationEnded, TargetForgotten
 
 ONE = IncarnationKey(TargetKey("host-1", "boot-1", 1, 100), 5)
+AGAIN = IncarnationKey(ONE.target, 6)
 TWO = IncarnationKey(TargetKey("host-1", "boot-1", 2, 100), 5)
 
 
@@ -113,3 +114,70 @@ def test_a_forgotten_target_leaves_nothing() -> None:
 
     assert everything(history, ONE) == []
     assert [chunk.last_round for chunk in everything(history, TWO)] == [1, 2]
+
+
+def read(reader: EventReader) -> list[tuple[int, int, int]]:
+    """Give all that a reader takes: last rounds, how many events are there, and how many are missing before them."""
+    found = []
+    while taken := reader.take():
+        found += [(chunk.last_round, len(chunk.columns.address) // 8, missing) for chunk, missing in taken]
+    return found
+
+
+def test_a_reader_goes_on_where_its_target_comes_back() -> None:
+    """The numbers of its chunks begin again: those below where the reader stood were left out."""
+    history = EventHistory()
+    reader = EventReader(history, ONE.target)
+    assert read(reader) == []
+    history.add(ONE, (1, 1), [columns(2)])
+    history.add(ONE, (2, 2), [columns(3)])
+    assert read(reader) == [(1, 2, 0), (2, 3, 0)]
+    history.add(ONE, (3, 3), [columns(4)])
+    history.forget(ONE.target)
+    history.add(ONE, (1, 1), [columns(5)])
+
+    assert read(reader) == [(3, 0, 4), (1, 5, 0)]
+    history.forget(ONE.target)
+    assert read(reader) == []
+    history.add(ONE, (1, 1), [columns(6)])
+    assert read(reader) == [(1, 6, 0)]
+    assert read(EventReader(history, ONE.target)) == [(1, 6, 0)]
+
+
+def test_a_reader_is_told_of_what_is_forgotten_where_nothing_comes_after_it() -> None:
+    """Whether it had begun before or after that, and once; to say nothing would be to say that nobody wrote."""
+    history = EventHistory(bytes_max=columns(100).ByteSize())
+    before = EventReader(history, ONE.target)
+    history.add(ONE, (1, 1), [columns(1)])
+    assert read(before) == [(1, 1, 0)]
+    history.add(ONE, (2, 3), [columns(99)])
+    history.add(TWO, (1, 1), [columns(100)])
+
+    assert read(before) == [(3, 0, 99)]
+    assert read(EventReader(history, ONE.target)) == [(3, 0, 100)]
+    history.add(ONE, (4, 4), [columns(100)])
+    assert read(before) == [(4, 100, 0)]
+    assert read(EventReader(history, ONE.target)) == [(4, 100, 100)]
+
+
+def test_a_follower_hears_of_its_target_that_was_forgotten_and_has_come_back() -> None:
+    """It was asleep for all of that, and no event is missing."""
+
+    async def run() -> tuple[int, int]:
+        catalog = Catalog("0" * 32, Contents([], [], []))
+        catalog.apply([started(ONE)])
+        catalog.events.add(ONE, (1, 1), [columns(1)] * 9)
+        service = DirtyService(catalog, *cast("tuple[Any, Any, Any]", (None, None, None)))
+        stream = service._stream_events(StreamEventsRequest(target=str(ONE.target), follow=True))
+        for _ in range(9):
+            await anext(stream)
+        following = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        ended = IncarnationEnded(ONE, END_REASON_LOST, 1, "")
+        catalog.apply([ended, TargetForgotten(ONE), started(AGAIN)])
+        catalog.events.add(AGAIN, (1, 1), [columns(2)])
+        async with asyncio.timeout(20):
+            told = await following
+        return told.incarnation, told.forgotten_count
+
+    assert asyncio.run(run()) == (AGAIN.incarnation, 0)
