@@ -25,8 +25,9 @@ from wetink_collector.errors import (
     RoundGap,
     StoreUnavailable,
 )
-from wetink_collector.intake import Opening, check_hello, open_stream
+from wetink_collector.intake import Opening, open_stream
 from wetink_collector.limits import DEFAULTS, Limits
+from wetink_collector.message_checks import check_hello
 from wetink_collector.room import OF_STREAM_BYTES_MAX
 from wetink_collector.session import Session
 from wetink_collector.store.interface import Change, HostSeen, RecordDamaged, TargetUnwanted

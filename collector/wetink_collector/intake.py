@@ -3,14 +3,13 @@
 An ``Intake`` knows how far each incarnation has come in its stream: what is durable, and what of it is on its way.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from pyroaring import BitMap64
 
-from wetink.names import NameMalformed, check_host_id, check_labels
-from wetink.pages import CONTAINERS_MAX, CorruptPageSet, container_count, decode
+from wetink.pages import CONTAINERS_MAX, container_count
 from wetink.v1.ingest_pb2 import Hello, TargetEnded, TargetMappings, TargetStarted, WriteProtectBatch
 from wetink.v1.types_pb2 import (
     END_REASON_EXITED,
@@ -19,7 +18,6 @@ from wetink.v1.types_pb2 import (
     END_REASON_UNSPECIFIED,
     EventColumns,
     Pace,
-    Target,
     TargetPosition,
 )
 from wetink_collector.catalog import TargetRecord
@@ -35,50 +33,28 @@ from wetink_collector.errors import (
 from wetink_collector.event_history import count
 from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.limits import DEFAULTS, REFUSED_MAX, Limits
+from wetink_collector.message_checks import (
+    COMMAND_CHARACTERS_MAX,
+    NUMBER_MAX,
+    check_batch,
+    check_mappings,
+    check_sets,
+    check_started,
+    key_of,
+    metadata,
+    pages_of,
+)
 from wetink_collector.round_log import Block, RoundPages
 from wetink_collector.store.interface import IncarnationEnded, IncarnationStarted, RoundsAppended, encode_stored
-
-PROTOCOL_VERSION: Final = 1
 
 ROUND_BYTES_MAX: Final = 64 << 20
 """Bound on the page sets of a round in parts: half of the pages of a terabyte at random take as much."""
 
-PAGE_NUMBER_MAX: Final = (1 << 52) - 1
-"""Bound on page numbers: the address of the last one's 4096 bytes still has 64 bits."""
-
 EVENTS_BYTES_MAX: Final = 40 << 20
 """Bound on the events of a round in parts: a million. What is beyond it counts as lost; the page sets are whole."""
 
-EVENT_NAMES_MAX: Final = 256
-"""As the contract says of threads and of mappings that are named, and of the characters of a mapping's name."""
-
-TABLE_MAPPINGS_MAX: Final = 2048
-UNSEEN_WRITERS_MAX: Final = 16
-"""As the contract says of a table of mappings."""
-
-MAPPINGS_MAX: Final = 1024
-"""As the contract says: ``mapped``, ``unmapped``; and ``scope``, which it leaves open."""
-
-ANCESTORS_MAX: Final = 64
-"""As the contract says of the generations before a process."""
-
-COMMAND_CHARACTERS_MAX: Final = 256
-"""As the contract says; and an agent's version."""
-
-PATH_CHARACTERS_MAX: Final = 4096
-"""Bound on a cgroup's path: the kernel's PATH_MAX; and on the sentence about a backend, which may name one."""
-
-SHARE_MAX: Final = 1e6
-"""Bound on shares of a processor: no host has as many."""
-
 ENDED_KNOWN_MAX: Final = 4096
 """Bound on ended incarnations that a stream knows of: an agent keeps as many, and sends no more of one that ended."""
-
-BOOT_ID_CHARACTERS_MAX: Final = 64
-"""Bound on a boot id, which has 36 characters."""
-
-NUMBER_MAX: Final = (1 << 63) - 1
-"""Bound on every number of an agent: no clock, tick or round gets there, and stores keep signed integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,33 +80,6 @@ class Superseded:
     last_round: int
 
 
-def check_hello(hello: Hello) -> None:
-    """Accept the first message of a stream.
-
-    Raises:
-        MessageMalformed: It breaks the contract.
-    """
-    if hello.protocol_version != PROTOCOL_VERSION:
-        message = (
-            f"the agent speaks version {hello.protocol_version} of the contract, the collector {PROTOCOL_VERSION}; "
-            "upgrade the older of the two"
-        )
-        raise MessageMalformed(message)
-    try:
-        check_host_id(hello.host_id)
-    except NameMalformed as error:
-        raise MessageMalformed(str(error)) from error
-    if not 1 <= len(hello.boot_id) <= BOOT_ID_CHARACTERS_MAX:
-        message = f"host {hello.host_id} has a boot id of {len(hello.boot_id)} characters"
-        raise MessageMalformed(message)
-    if len(hello.agent_version) > COMMAND_CHARACTERS_MAX:
-        message = f"host {hello.host_id} has an agent whose version has {len(hello.agent_version)} characters"
-        raise MessageMalformed(message)
-    for position in hello.positions:
-        _key(position.target, position.incarnation, hello)
-        _check_numbers(position.target, position.round)
-
-
 def open_stream(hello: Hello, records: Iterable[TargetRecord], now_ns: int) -> Opening:
     """Compare what an agent says it has with what is kept of its host.
 
@@ -139,7 +88,7 @@ def open_stream(hello: Hello, records: Iterable[TargetRecord], now_ns: int) -> O
         records: Every target of the host.
         now_ns: In nanoseconds since the Unix epoch.
     """
-    said = {_key(position.target, position.incarnation, hello): position for position in hello.positions}
+    said = {key_of(position.target, position.incarnation, hello): position for position in hello.positions}
     kept = {record.target: record for record in records}
     lost = [
         IncarnationEnded(record.incarnation, END_REASON_LOST, now_ns, "the agent came back without it")
@@ -184,8 +133,8 @@ class Intake:
             TargetsTooMany: There are as many as there may be. From now on it is known, as refused.
             RefusedTooMany: There are even too many that are refused.
         """
-        incarnation = _key(message.target, message.incarnation, self._hello)
-        _check_started(message)
+        incarnation = key_of(message.target, message.incarnation, self._hello)
+        check_started(message)
         track = self._tracks.get(incarnation.target)
         if track and incarnation.incarnation < track.incarnation.incarnation:
             return None
@@ -206,12 +155,12 @@ class Intake:
             RoundTooLarge, PagesTooMany: It is over a limit. From now on its target is known as refused.
             RefusedTooMany: As ``started``.
         """
-        incarnation = _key(message.target, message.incarnation, self._hello)
-        _check_batch(message)
+        incarnation = key_of(message.target, message.incarnation, self._hello)
+        check_batch(message)
         track = self._tracks.get(incarnation.target)
         if track is None or incarnation.incarnation > track.incarnation.incarnation:
             text = f"a batch of {incarnation.target} came before its TargetStarted"
-            raise MessageMalformed(text, **_metadata(message))
+            raise MessageMalformed(text, **metadata(message))
         if incarnation != track.incarnation or track.end == END_REASON_REFUSED:
             return Superseded(incarnation, message.last_round)
         if message.last_round <= track.last_round:
@@ -223,9 +172,9 @@ class Intake:
                 + ("its incarnation has ended" if track.end else f"the last one here is {track.last_round}")
                 + "; reconnect, and go on where Welcome says"
             )
-            raise RoundGap(text, **_metadata(message))
+            raise RoundGap(text, **metadata(message))
         try:
-            pages = _decode(message)
+            pages = pages_of(message)
             self._check_pages(message, track.page_count(message, pages))
             return track.take(message, pages)
         except (PagesTooMany, RoundTooLarge):
@@ -259,8 +208,8 @@ class Intake:
         Raises:
             MessageMalformed: It breaks the contract.
         """
-        incarnation = _key(message.target, message.incarnation, self._hello)
-        _check_mappings(message)
+        incarnation = key_of(message.target, message.incarnation, self._hello)
+        check_mappings(message)
         track = self._tracks.get(incarnation.target)
         return incarnation if track and track.incarnation == incarnation else None
 
@@ -271,7 +220,7 @@ class Intake:
             MessageMalformed: It is of another host, or names no target.
         """
         for position in positions:
-            _key(position.target, position.incarnation, self._hello)
+            key_of(position.target, position.incarnation, self._hello)
 
     def ended(self, message: TargetEnded, now_ns: int) -> IncarnationEnded | None:
         """Take the end of an incarnation; None where it is known or nobody asks any more.
@@ -279,7 +228,7 @@ class Intake:
         Raises:
             MessageMalformed: It breaks the contract.
         """
-        incarnation = _key(message.target, message.incarnation, self._hello)
+        incarnation = key_of(message.target, message.incarnation, self._hello)
         if message.reason == END_REASON_UNSPECIFIED:
             text = f"the end of {incarnation.target} has no reason"
             raise MessageMalformed(text)
@@ -322,7 +271,7 @@ class Intake:
                 f"{TargetKey.of(message.target)} is not covered: it has {page_count} pages, and a target may have "
                 f"{self._limits.pages} (--target-pages of the collector)"
             )
-            raise PagesTooMany(text, **_metadata(message))
+            raise PagesTooMany(text, **metadata(message))
 
     def _is_one_too_many(self, target: TargetKey) -> bool:
         return target not in self._refused and len(self._refused) >= REFUSED_MAX
@@ -365,21 +314,21 @@ class _Parts:
     def add(self, message: WriteProtectBatch, pages: RoundPages) -> None:
         if message.part != self.next_part:
             text = f"part {message.part} of a round of {message.target.pid} came where part {self.next_part} was due"
-            raise MessageMalformed(text, **_metadata(message))
+            raise MessageMalformed(text, **metadata(message))
         self.size_bytes += _size_bytes(message)
         if self.size_bytes > ROUND_BYTES_MAX:
             text = f"round {message.last_round} has page sets of over {ROUND_BYTES_MAX} bytes; track less of it"
-            raise RoundTooLarge(text, **_metadata(message))
+            raise RoundTooLarge(text, **metadata(message))
         if not (self.written.isdisjoint(pages.written) and self.vanished.isdisjoint(pages.vanished)):
             text = f"parts of round {message.last_round} share pages"
-            raise BatchCorrupt(text, **_metadata(message))
+            raise BatchCorrupt(text, **metadata(message))
         self.page_count += len(pages.written) + len(pages.vanished)
         self.written |= pages.written
         self.vanished |= pages.vanished
         self.uncertain |= pages.uncertain
         if sum(map(container_count, (self.written, self.vanished))) > CONTAINERS_MAX:
             text = f"round {message.last_round} has pages in over {CONTAINERS_MAX} places; track less of it"
-            raise RoundTooLarge(text, **_metadata(message))
+            raise RoundTooLarge(text, **metadata(message))
         self.next_part += 1
         for kept in _events(message):
             self.events_bytes += kept.ByteSize()
@@ -407,7 +356,7 @@ class _Track:
     def take(self, message: WriteProtectBatch, pages: RoundPages) -> RoundsAppended | None:
         if message.part_count == 1:
             self.parts = None
-            _check_sets(message, pages)
+            check_sets(message, pages)
             return self._append(message, pages, _encoded(message), tuple(_events(message)))
         rounds = (message.first_round, message.last_round, message.part_count)
         if self.parts is None or self.parts.rounds != rounds or message.part == 0:
@@ -417,7 +366,7 @@ class _Track:
             return None
         parts, self.parts = self.parts, None
         pages = RoundPages(parts.written, parts.vanished, parts.uncertain)
-        _check_sets(message, pages)
+        check_sets(message, pages)
         sets = encode_stored(pages.written), encode_stored(pages.vanished), encode_stored(pages.uncertain)
         return self._append(message, pages, sets, tuple(parts.events))
 
@@ -478,99 +427,6 @@ def _end_of(record: TargetRecord) -> int:
     return record.ended.reason if record.ended else END_REASON_UNSPECIFIED
 
 
-def _key(target: Target, incarnation: int, hello: Hello) -> IncarnationKey:
-    if target.host_id != hello.host_id or target.boot_id != hello.boot_id:
-        message = (
-            f"a target of host {target.host_id[:253]!r} came in the stream of host {hello.host_id}, or of another boot"
-        )
-        raise MessageMalformed(message)
-    if not target.pid:
-        message = f"a target of host {hello.host_id} has no pid"
-        raise MessageMalformed(message)
-    _check_numbers(target, target.start_time_ticks, incarnation)
-    return IncarnationKey(TargetKey.of(target), incarnation)
-
-
-def _check_numbers(target: Target, *numbers: int) -> None:
-    if max(numbers) > NUMBER_MAX:
-        message = f"a message about process {target.pid} has the number {max(numbers)}, which is over {NUMBER_MAX}"
-        raise MessageMalformed(message)
-
-
-def _check_started(message: TargetStarted) -> None:
-    if (
-        not message.page_size
-        or len(message.command) > COMMAND_CHARACTERS_MAX
-        or max(len(message.cgroup), len(message.backend_reason)) > PATH_CHARACTERS_MAX
-        or len(message.scope) > MAPPINGS_MAX
-        or len(message.ancestors) > ANCESTORS_MAX
-    ):
-        text = f"TargetStarted of process {message.target.pid} has no page size, or a field that is too long"
-        raise MessageMalformed(text)
-    try:
-        check_labels(message.labels)
-    except NameMalformed as error:
-        text = f"TargetStarted of process {message.target.pid}: {error}"
-        raise MessageMalformed(text) from error
-
-
-def _check_mappings(message: TargetMappings) -> None:
-    _check_numbers(message.target, message.round)
-    names = (*(mapping.name for mapping in message.mappings), *(writer.what for writer in message.unseen_writers))
-    if (
-        len(message.mappings) > TABLE_MAPPINGS_MAX
-        or len(message.unseen_writers) > UNSEEN_WRITERS_MAX
-        or any(len(name) > EVENT_NAMES_MAX for name in names)
-    ):
-        text = f"the mappings of process {message.target.pid} are too many, or have names that are too long"
-        raise MessageMalformed(text)
-
-
-def _check_batch(message: WriteProtectBatch) -> None:
-    _check_numbers(
-        message.target,
-        message.last_round,
-        message.populated_page_count,
-        message.cautious_page_count,
-    )
-    if not 1 <= message.first_round <= message.last_round or message.part >= message.part_count:
-        text = (
-            f"a batch of process {message.target.pid} has rounds {message.first_round} to {message.last_round}, part "
-            f"{message.part} of {message.part_count}"
-        )
-        raise MessageMalformed(text, **_metadata(message))
-    if max(len(message.mapped), len(message.unmapped)) > MAPPINGS_MAX:
-        text = f"a batch of process {message.target.pid} has more than {MAPPINGS_MAX} mappings"
-        raise MessageMalformed(text, **_metadata(message))
-    # Most batches have neither pace nor events, and a field that is not there costs as much to look at as one that is.
-    shares = (message.pace.agent_share, message.pace.target_share) if message.HasField("pace") else ()
-    if not all(0 <= share < SHARE_MAX for share in shares):  # neither is what is no number
-        text = f"a batch of process {message.target.pid} has shares of a processor that cannot be: {shares}"
-        raise MessageMalformed(text, **_metadata(message))
-    if message.HasField("events"):
-        _check_events(message)
-
-
-def _check_events(message: WriteProtectBatch) -> None:
-    columns = message.events
-    _check_numbers(message.target, columns.lost_count, columns.stream_only_count, columns.census_only_count)
-    number = count(columns)
-    sizes = ((columns.address, 8), (columns.uffd_flags, 8), (columns.thread_id, 4), (columns.time_ns, 8))
-    whole = all(len(column) in {0, number * size} for column, size in (*sizes, (columns.instruction_pointer, 8)))
-    if not whole or len(columns.address) != number * 8:
-        text = f"round {message.last_round} of process {message.target.pid} has columns of events of different lengths"
-        raise BatchCorrupt(text, **_metadata(message))
-    names = (
-        [thread.name for thread in columns.threads],
-        [mapping.name for mapping in columns.mappings],
-        [code.symbol for code in columns.code],
-        [code.file for code in columns.code],
-    )
-    if max(map(len, names)) > EVENT_NAMES_MAX or any(len(name) > EVENT_NAMES_MAX for named in names for name in named):
-        text = f"round {message.last_round} of process {message.target.pid} has too many names beside its events"
-        raise MessageMalformed(text, **_metadata(message))
-
-
 def _events(message: WriteProtectBatch) -> list[EventColumns]:
     """Give a copy of what is worth keeping, if anything is: the message it came in has the page sets beside it."""
     if not message.HasField("events"):
@@ -582,33 +438,6 @@ def _events(message: WriteProtectBatch) -> list[EventColumns]:
     copy = EventColumns()
     copy.CopyFrom(columns)
     return [copy]
-
-
-def _decode(message: WriteProtectBatch) -> RoundPages:
-    try:
-        pages = RoundPages(decode(message.written), decode(message.vanished), decode(message.uncertain))
-    except CorruptPageSet as error:
-        text = f"round {message.last_round} of process {message.target.pid} is corrupt: {error}"
-        raise BatchCorrupt(text, **_metadata(message)) from error
-    last = max((one.max() for one in (pages.written, pages.vanished) if one), default=0)
-    if last > PAGE_NUMBER_MAX:
-        text = f"round {message.last_round} of process {message.target.pid} has page {last}, which has no address"
-        raise BatchCorrupt(text, **_metadata(message))
-    return pages
-
-
-def _check_sets(message: WriteProtectBatch, pages: RoundPages) -> None:
-    if not pages.uncertain.issubset(pages.written):
-        text = f"round {message.last_round} of process {message.target.pid} has uncertain pages that are not written"
-        raise BatchCorrupt(text, **_metadata(message))
-    if not pages.written.isdisjoint(pages.vanished):
-        text = f"round {message.last_round} of process {message.target.pid} has pages that are written and vanished"
-        raise BatchCorrupt(text, **_metadata(message))
-
-
-def _metadata(message: WriteProtectBatch) -> Mapping[str, str]:
-    target = str(TargetKey.of(message.target))
-    return {"target": target, "incarnation": str(message.incarnation), "round": str(message.last_round)}
 
 
 def _encoded(message: WriteProtectBatch) -> tuple[bytes, bytes, bytes]:

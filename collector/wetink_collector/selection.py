@@ -9,7 +9,7 @@ from wetink.v1.dirty_pb2 import Selection
 from wetink_collector.catalog import Catalog, TargetRecord
 from wetink_collector.errors import SelectionMalformed, TargetUnknown
 from wetink_collector.identity import TargetKey
-from wetink_collector.intake import PATH_CHARACTERS_MAX
+from wetink_collector.message_checks import PATH_CHARACTERS_MAX
 
 TARGETS_MAX: Final = 4096
 """Bound on the targets of one call, and on the names in it: an answer's summary takes some 150 bytes for each, and

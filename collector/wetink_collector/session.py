@@ -59,8 +59,9 @@ from wetink_collector.errors import (
     TargetsTooMany,
 )
 from wetink_collector.identity import IncarnationKey, TargetKey
-from wetink_collector.intake import COMMAND_CHARACTERS_MAX, AlreadyHere, Intake, Superseded
+from wetink_collector.intake import AlreadyHere, Intake, Superseded
 from wetink_collector.limits import REFUSED_MAX, Limits, Meter
+from wetink_collector.message_checks import COMMAND_CHARACTERS_MAX
 from wetink_collector.settlement import Settlement
 from wetink_collector.store.interface import (
     Change,

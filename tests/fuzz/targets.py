@@ -25,7 +25,8 @@ from wetink_collector import cursor, page, selection
 from wetink_collector.catalog import Catalog
 from wetink_collector.errors import CursorMalformed, Refusal
 from wetink_collector.identity import IncarnationKey, TargetKey
-from wetink_collector.intake import PAGE_NUMBER_MAX, Intake, check_hello, open_stream
+from wetink_collector.intake import Intake, open_stream
+from wetink_collector.message_checks import PAGE_NUMBER_MAX, check_hello
 from wetink_collector.round_log import RoundPages, fold
 from wetink_collector.store.interface import Contents, HostSeen, IncarnationStarted
 from wetink_collector.store.memory import MemoryStore

@@ -18,8 +18,9 @@ from wetink.v1.ingest_pb2 import Hello, WriteProtectBatch
 from wetink.v1.types_pb2 import PageSet
 from wetink_collector import intake as taking
 from wetink_collector.errors import BatchCorrupt, RoundTooLarge
-from wetink_collector.intake import PAGE_NUMBER_MAX, Intake
+from wetink_collector.intake import Intake
 from wetink_collector.limits import Limits
+from wetink_collector.message_checks import PAGE_NUMBER_MAX
 
 
 def _sealed(data: bytes, count: int) -> PageSet:

@@ -26,7 +26,8 @@ from wetink_collector import intake
 from wetink_collector.catalog import TargetRecord
 from wetink_collector.errors import BatchCorrupt, MessageMalformed, Refusal, RoundGap, RoundTooLarge
 from wetink_collector.identity import IncarnationKey
-from wetink_collector.intake import AlreadyHere, Intake, Superseded, check_hello, open_stream
+from wetink_collector.intake import AlreadyHere, Intake, Superseded, open_stream
+from wetink_collector.message_checks import check_hello
 from wetink_collector.round_log import RoundPages, merge
 from wetink_collector.store.interface import IncarnationEnded, IncarnationStarted, RoundsAppended, decode_stored
 
