@@ -110,9 +110,9 @@ def heatmap(
         from wetink_client.plot import draw_heatmap  # noqa: PLC0415 (an extra)
 
         draw_heatmap(found, output)
-    elif wants_json(context, json):
+    if wants_json(context, json):
         print_lines([json_module.dumps(asdict(found))])
-    else:
+    elif not output:
         _printer().heatmap(found)
     _explain([found.history])
 
@@ -204,15 +204,18 @@ def _in_trees(collector: "Collector", roots: "Sequence[str] | None") -> list[str
     """Give the targets of process trees.
 
     Raises:
-        Failure: One has none.
+        Failure: One has none, or its name cannot be one.
     """
-    from wetink_client.values import Selection, tree  # noqa: PLC0415 (numpy and gRPC, when asked for)
+    from wetink.names import NameMalformed, parse_target  # noqa: PLC0415 (gRPC, when asked for)
+    from wetink_client.values import Selection, tree  # noqa: PLC0415 (as above)
 
     found: list[str] = []
     for root in roots or ():
-        host, _, process = root.partition("/")
-        pid = process.partition("@")[0]
-        names = tree(collector.targets(Selection(hosts=(host,))), host, int(pid)) if pid.isdecimal() else ()
+        try:
+            name = parse_target(root)
+        except NameMalformed as error:
+            raise Failure(str(error), ExitCode.USAGE) from error
+        names = tree(collector.targets(Selection(hosts=(name.host_id,))), name)
         if not names:
             message = f"no target is process {root} or descends from it: `wetink targets` lists those that are tracked"
             raise Failure(message, ExitCode.NOT_FOUND)

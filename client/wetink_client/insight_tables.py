@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.table import Table
 
-from wetink_client.tables import WIDTH_MAX, age_text, bytes_text, printable, table_of
+from wetink_client.tables import WIDTH_MAX, age_text, bytes_text, label_text, printable, table_of
 from wetink_client.values import NANOSECONDS_A_SECOND
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ class InsightPrinter:
             page_size = max((target.history.page_size for target in found.targets), default=0)
             shared = bytes_text(found.group.shared_page_count * page_size)
             self._say(f"all {len(found.targets)} together, shared pages counted once ({shared} of them populated)")
+            if found.group.targets_without_mappings:
+                unknown = ", ".join(found.group.targets_without_mappings)
+                self._say(f"but for each of these, of which it is not known what they share: {unknown}")
             self._working_set(found.group.working_set, page_size)
 
     def heatmap(self, found: "Heatmap") -> None:
@@ -62,9 +65,8 @@ class InsightPrinter:
                 grid.add_row("", bytes_text(row.start_address - before), "~" * len(counts), "")
             before = row.start_address + row.length_bytes
             shades = "".join(_shade(count, row.page_count) for count in counts)
-            label = printable(row.label)
-            short = label if len(label) <= _LABEL_CHARACTERS else "..." + label[3 - _LABEL_CHARACTERS :]
-            grid.add_row(f"{row.start_address:#x}", bytes_text(row.length_bytes), shades, short)
+            label = label_text(row.label, _LABEL_CHARACTERS)
+            grid.add_row(f"{row.start_address:#x}", bytes_text(row.length_bytes), shades, label)
         self._print(grid, "nothing is populated there")
         if found.columns:
             first, last = found.columns[0].since_time_ns, found.columns[-1].until_time_ns

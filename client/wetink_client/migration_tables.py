@@ -136,14 +136,17 @@ class MigrationPrinter:
                 _seconds(one.downtime_p95_seconds),
                 str(one.confidence),
             )
-        self._console.print(table if table.row_count else "nothing can be moved")
-        at_once = (
-            "some would not converge" if found.all_at_once_seconds is None else _seconds(found.all_at_once_seconds)
-        )
-        self._say(
-            f"{_seconds(found.total_seconds)} in all, {bytes_text(found.total_bytes)}, {found.parallel} at once; "
-            f"one by one {_seconds(found.one_by_one_seconds)}, all at once {at_once}"
-        )
+        if found.moves:
+            at_once = (
+                "some would not converge" if found.all_at_once_seconds is None else _seconds(found.all_at_once_seconds)
+            )
+            self._console.print(table)
+            self._say(
+                f"{_seconds(found.total_seconds)} in all, {bytes_text(found.total_bytes)}, {found.parallel} at once; "
+                f"one by one {_seconds(found.one_by_one_seconds)}, all at once {at_once}"
+            )
+        else:
+            self._say("nothing can be moved" if found.cannot_move else "no target is tracked there")
         self._costs(found.costs)
         for left in found.cannot_move:
             self._say(f"cannot be moved: {left.name}: {left.reason}")

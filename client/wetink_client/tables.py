@@ -267,6 +267,12 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
+def label_text(text: str, characters_max: int) -> str:
+    """Give a name that came from elsewhere, printable, and its end alone where it is longer than there is room."""
+    label = printable(text)
+    return label if len(label) <= characters_max else "..." + label[3 - characters_max :]
+
+
 def table_of(*headings: str) -> Table:
     """Make a table. A heading that begins with ``>`` is that of numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -10,7 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
 
-from wetink.names import NameMalformed, check_host_id, parse_labels, parse_target
+from wetink.names import NameMalformed, TargetName, check_host_id, parse_labels, parse_target
 from wetink.v1 import dirty_pb2, types_pb2
 from wetink_client.errors import BrokenAnswer, InvalidRequest, Refused
 
@@ -440,13 +440,29 @@ def target_of(message: dirty_pb2.TargetInfo) -> TargetInfo:
     )
 
 
-def tree(targets: Iterable[TargetInfo], host_id: str, pid: int) -> tuple[str, ...]:
-    """Give the names of those that have not ended and are a process of a host, or descend from it."""
-    return tuple(
-        target.name
+def tree(targets: Iterable[TargetInfo], root: TargetName) -> tuple[str, ...]:
+    """Give the names of those that are a process, or descend from it, and may well live.
+
+    A process whose tracking was refused, failed or was lost is among them: no answer that leaves it out is complete.
+
+    Args:
+        targets: Those of its host.
+        root: The process. With a start time it must itself be a target: ancestors are told by their pids alone.
+    """
+    living = [
+        target
         for target in targets
-        if target.end_reason is None and target.host_id == host_id and pid in (target.pid, *target.ancestors)
-    )
+        if target.host_id == root.host_id and (target.end_reason is None or target.end_reason in _MAY_LIVE)
+    ]
+    if root.start_time_ticks is not None and not any(
+        (target.pid, target.start_time_ticks) == (root.pid, root.start_time_ticks) for target in living
+    ):
+        return ()
+    return tuple(target.name for target in living if root.pid in (target.pid, *target.ancestors))
+
+
+_MAY_LIVE: Final = (EndReason.REFUSED, EndReason.FAILED, EndReason.LOST)
+"""Why tracking ends of processes that may well write on."""
 
 
 def mappings_of(message: dirty_pb2.ListMappingsResponse) -> TargetMappings:

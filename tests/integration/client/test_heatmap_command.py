@@ -1,5 +1,6 @@
 """``wetink heatmap``: pictures, and what is said where none can be made."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -65,3 +66,14 @@ def test_picture_that_cannot_be_written_is_one_sentence(address: str, tmp_path: 
     code, sentence = failure("--collector", address, "heatmap", NAME, "--output", str(tmp_path / "heat.gif"))
     assert code == ExitCode.USAGE
     assert "neither .png nor .svg" in sentence
+
+
+def test_picture_is_drawn_and_what_is_in_it_printed_too_where_both_are_asked_for(address: str, tmp_path: Path) -> None:
+    """Neither option is passed over."""
+    picture = tmp_path / "heat.svg"
+
+    drawn = wetink("--collector", address, "heatmap", NAME, "--output", str(picture), "--json")
+
+    assert drawn.returncode == 0, drawn.stderr
+    assert json.loads(drawn.stdout)["history"]["name"] == NAME
+    assert "<svg" in picture.read_text(encoding="utf-8")

@@ -1,12 +1,14 @@
 import pytest
 from pyroaring import BitMap64
 
-from wetink.v1 import dirty_pb2, insight_pb2, types_pb2
+from wetink.v1 import dirty_pb2, insight_pb2, prediction_pb2, types_pb2
 from wetink_client import Consistency, DirtyCounts, DirtySet, TargetDirty
 from wetink_client.clean import ChangedMapping, Verdict
 from wetink_client.events import Event, EventBatch
-from wetink_client.insight import Heatmap, HeatmapColumn, HeatmapRow, history_of
+from wetink_client.insight import Heatmap, HeatmapColumn, HeatmapRow, history_of, working_sets_of
 from wetink_client.insight_tables import InsightPrinter
+from wetink_client.migration_messages import drain_plan_of
+from wetink_client.migration_tables import MigrationPrinter
 from wetink_client.tables import Printer, age_text, bytes_text, printable
 from wetink_client.values import Uncertainty, host_of, status_of, target_of
 
@@ -235,3 +237,33 @@ def test_part_that_was_written_whole_has_the_darkest_shade(capsys: pytest.Captur
 
     shown = [line.split()[3] for line in capsys.readouterr().out.splitlines() if line.startswith("0x")]
     assert shown == ["@", "+@", ".@"]
+
+
+def test_group_names_the_targets_of_which_it_is_not_known_what_they_share(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Shared pages of theirs count for each: that they count once would be a lie."""
+    targets = [
+        insight_pb2.TargetWorkingSet(history=insight_pb2.HistoryStatus(name=name, last_round=2, page_size=4096))
+        for name in ("h/1@2", "h/3@4")
+    ]
+    for unknown in ([], ["h/3@4"]):
+        group = insight_pb2.GroupWorkingSet(targets_without_mappings=unknown)
+
+        InsightPrinter(NOW_NS).working_sets(
+            working_sets_of(insight_pb2.GetWorkingSetResponse(targets=targets, group=group))
+        )
+
+        shown = capsys.readouterr().out
+        assert ("it is not known what they share: h/3@4" in shown) == bool(unknown)
+
+
+@pytest.mark.parametrize("left_out,said", [(0, "no target is tracked there"), (1, "nothing can be moved")])
+def test_plan_without_moves_compares_nothing(capsys: pytest.CaptureFixture[str], left_out: int, said: str) -> None:
+    """Of no migration there is neither a time nor one that would not converge."""
+    reasons = [prediction_pb2.LeftOut(name="h/1@2", reason="It is so.")] * left_out
+
+    MigrationPrinter(NOW_NS).drain_plan(drain_plan_of(prediction_pb2.PlanDrainResponse(cannot_move=reasons)))
+
+    first, _costs, *rest = capsys.readouterr().out.splitlines()
+    assert (first, len(rest)) == (said, left_out)

@@ -2,9 +2,10 @@ from enum import StrEnum
 
 import pytest
 
+from wetink.names import parse_target
 from wetink.v1 import dirty_pb2, types_pb2
 from wetink_client import Backend, Consistency, EndReason, IncompleteReason, InvalidRequest, Selection
-from wetink_client.values import all_ended, counts_of, status_of, target_of
+from wetink_client.values import all_ended, counts_of, status_of, target_of, tree
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,39 @@ def test_label_with_two_values_is_refused() -> None:
 
     assert caught.value.reason == "SELECTION_MALFORMED"
     assert Selection(labels=("pod=a", "pod=a"))
+
+
+def test_tree_has_whoever_may_live() -> None:
+    """Also those that are not tracked because of a limit or a failure: without them an answer would look complete."""
+    reasons = {
+        1: 0,
+        2: 0,
+        3: types_pb2.END_REASON_REFUSED,
+        4: types_pb2.END_REASON_FAILED,
+        5: types_pb2.END_REASON_EXITED,
+    }
+    targets = [
+        target_of(
+            dirty_pb2.TargetInfo(
+                name=f"h/{pid}@{pid}",
+                target=types_pb2.Target(host_id="h", pid=pid, start_time_ticks=pid),
+                ancestors=[1] if pid > 1 else [],
+                end_reason=types_pb2.EndReason.ValueType(reason),
+            )
+        )
+        for pid, reason in reasons.items()
+    ]
+
+    assert tree(targets, parse_target("h/1")) == ("h/1@1", "h/2@2", "h/3@3", "h/4@4")
+    assert tree(targets, parse_target("h/2@2")) == ("h/2@2",)
+    assert tree(targets, parse_target("g/1")) == ()
+
+
+def test_tree_of_another_process_with_the_same_pid_is_none() -> None:
+    """A start time that is said counts."""
+    target = target_of(
+        dirty_pb2.TargetInfo(name="h/1@7", target=types_pb2.Target(host_id="h", pid=1, start_time_ticks=7))
+    )
+
+    assert tree([target], parse_target("h/1@7")) == ("h/1@7",)
+    assert tree([target], parse_target("h/1@8")) == ()
