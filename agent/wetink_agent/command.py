@@ -1,12 +1,10 @@
 """The ``wetink-agent`` command."""
 
 import asyncio
-import re
 import resource
 import signal
-import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,22 +16,34 @@ import typer
 
 from wetink import logs
 from wetink.command_line import ConfigOption, ExitCode, Failure, run
-from wetink.names import NameMalformed, check_address, check_host_id, parse_labels
-from wetink.tls import Security, SecurityUnusable
+from wetink.tls import Security
 from wetink.v1 import types_pb2
 from wetink_agent import preload as preloading
 from wetink_agent import recorder
 from wetink_agent.agent import Agent, Settings
-from wetink_agent.backends import HAZARDS, BackendName, Choice, choose
+from wetink_agent.backends import BackendName, Choice
 from wetink_agent.discovery import Selection
 from wetink_agent.doctor import host as examine_host
 from wetink_agent.doctor import lines, would_track
 from wetink_agent.doctor_target import target as examine_target
-from wetink_agent.errors import KernelLacks, NoSuchProcess, TrackingError
+from wetink_agent.errors import NoSuchProcess, TrackingError
 from wetink_agent.journal import SpoolUnusable
 from wetink_agent.keeping import Keeping, keeping
-from wetink_agent.labels import GIVEN_MAX
-from wetink_agent.pace import Budget
+from wetink_agent.options import (
+    EVENTS_RING,
+    AcceptRiskOption,
+    EventsOption,
+    EventsRingOption,
+    address_of,
+    backend_of,
+    budget_of,
+    host_id_of,
+    labels_of,
+    pace_of,
+    pattern_of,
+    seconds_of,
+    security_of,
+)
 from wetink_agent.pods import SERVICE_ACCOUNT, PodSource
 from wetink_agent.recording import Recording, RecordingUnusable
 from wetink_agent.replay import Pace, ReplayAgent
@@ -42,49 +52,8 @@ from wetink_agent.uplink import Deposed
 REPLAY: Final = "replay:"
 """What stands before the file of a recording in ``--backend``."""
 
-INTERVAL_SECONDS_MIN: Final = 0.01
-INTERVAL_SECONDS_MAX: Final = 3600.0
-
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 """The signals that end a recording in good order."""
-
-SHARE_MAX: Final = 1.0
-
-EVENTS_RING_BYTES_MIN: Final = 64 << 10
-EVENTS_RING_BYTES_MAX: Final = 256 << 20
-
-_SIZE: Final = re.compile(r"(?P<number>[0-9]+)(?P<unit>KiB|MiB)")
-_SHIFTS: Final = {"KiB": 10, "MiB": 20}
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
-_PERCENT: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) ?%")
-_INTERVAL: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>ms|s|m)")
-
-EVENTS_RING: Final = "512KiB"
-
-EventsOption = Annotated[
-    bool,
-    typer.Option(
-        "--events",
-        envvar="WETINK_AGENT_EVENTS",
-        help="Stream thread, time and code address of each first write too. Needs CAP_PERFMON.",
-    ),
-]
-EventsRingOption = Annotated[
-    str,
-    typer.Option(
-        envvar="WETINK_AGENT_EVENTS_RING",
-        metavar="SIZE",
-        help="Memory for events between kernel and agent, for each CPU and target: 512KiB, 2MiB.",
-    ),
-]
-AcceptRiskOption = Annotated[
-    bool,
-    typer.Option(
-        "--accept-risk",
-        envvar="WETINK_AGENT_ACCEPT_RISK",
-        help="Track with wp-sync also targets that it can harm.",
-    ),
-]
 
 log = structlog.get_logger()
 
@@ -331,7 +300,7 @@ def agent(
     logs.configure()
     kept = keeping()
     played = backend.removeprefix(REPLAY) if backend.startswith(REPLAY) else None
-    pace = _pace(speed, targets, loop=loop)
+    pace = pace_of(speed, targets, loop=loop)
     if played is None and pace != Pace():
         message = "--speed, --loop and --targets say how a recording is played: they need --backend replay:FILE"
         raise Failure(message, ExitCode.USAGE)
@@ -339,26 +308,26 @@ def agent(
         message = f"--backend {backend} tracks no process: leave out what chooses processes, and --events"
         raise Failure(message, ExitCode.USAGE)
     settings = Settings(
-        collector=_address(collector),
-        host_id=_host_id(host_id),
+        collector=address_of(collector),
+        host_id=host_id_of(host_id),
         pids=tuple(dict.fromkeys(pid or ())),
         selection=Selection(
-            commands=tuple(_pattern(text) for text in command or ()),
+            commands=tuple(pattern_of(text) for text in command or ()),
             cgroups=tuple(cgroup or ()),
             tree=tree or follow_fork,
         ),
-        budget=_budget(interval, interval_min, interval_max, agent_share, target_share),
+        budget=budget_of(interval, interval_min, interval_max, agent_share, target_share),
         backend=replace(
-            _backend(backend, events_ring if events else "", accept_risk=accept_risk, follow_fork=follow_fork),
+            backend_of(backend, events_ring if events else "", accept_risk=accept_risk, follow_fork=follow_fork),
             seccomp_allows=seccomp_allows,
         )
         if played is None
         else Choice(),
         handshake=handshake,
-        labels=_labels(label or ()),
-        security=_security(Security(tls_ca, tls_cert, tls_key, token_file), _address(collector)),
+        labels=labels_of(label or ()),
+        security=security_of(Security(tls_ca, tls_cert, tls_key, token_file), address_of(collector)),
         pods=PodSource(pods, pods_token, pods_ca) if pods else None,
-        health=_address(health, "--health") if health else None,
+        health=address_of(health, "--health") if health else None,
         spool=spool,
     )
     # Each target takes four descriptors.
@@ -404,8 +373,8 @@ def record(
     Example: wetink-agent record redis.wetink --pid 4711 --rounds 60
     """
     logs.configure()
-    interval_seconds = _seconds(interval)
-    choice = _backend(backend, events_ring if events else "", accept_risk=accept_risk)
+    interval_seconds = seconds_of(interval)
+    choice = backend_of(backend, events_ring if events else "", accept_risk=accept_risk)
     exists = f"{file} is there already: --force overwrites it"
     if not force and file.exists():
         raise Failure(exists)
@@ -420,7 +389,7 @@ def record(
             ended = recording.submit(
                 recorder.record,
                 file,
-                host_id=_host_id(None),
+                host_id=host_id_of(None),
                 pid=pid,
                 choice=choice,
                 interval_seconds=interval_seconds,
@@ -526,148 +495,3 @@ async def _serve(
     else:
         kept.leave()
     log.info("agent_stopped")
-
-
-def _pace(speed: float, targets: int, *, loop: bool) -> Pace:
-    try:
-        return Pace(speed, loop, targets)
-    except ValueError as error:
-        raise Failure(str(error), ExitCode.USAGE) from error
-
-
-def _backend(text: str, ring: str, *, accept_risk: bool, follow_fork: bool = False) -> Choice:
-    """Pick the backend.
-
-    Raises:
-        Failure: There is none of this name, or this kernel cannot.
-    """
-    try:
-        name = BackendName(text)
-    except ValueError as error:
-        message = f"--backend {text!r} is none of {', '.join(BackendName)} and replay:FILE"
-        raise Failure(message, ExitCode.USAGE) from error
-    try:
-        choice = choose(name, events_ring_bytes=_ring_bytes(ring) if ring else 0, accept_risk=accept_risk)
-    except KernelLacks as error:
-        raise Failure(str(error)) from error
-    if ring and choice.name is BackendName.SOFT_DIRTY:
-        message = "--events goes with wp-async alone, and this kernel tracks with soft-dirty: leave it out"
-        raise Failure(message, ExitCode.USAGE)
-    if follow_fork and choice.name is not BackendName.WP_ASYNC:
-        message = f"--follow-fork goes with wp-async alone, and this agent tracks with {choice.name}: leave it out"
-        raise Failure(message, ExitCode.USAGE)
-    for hazard in HAZARDS[choice.name]:
-        log.warning("hazard", backend=str(choice.name), what=hazard)
-    return replace(choice, follow_fork=follow_fork)
-
-
-def _ring_bytes(text: str) -> int:
-    match = _SIZE.fullmatch(text.strip())
-    size_bytes = int(match["number"]) << _SHIFTS[match["unit"]] if match else 0
-    if not EVENTS_RING_BYTES_MIN <= size_bytes <= EVENTS_RING_BYTES_MAX or size_bytes & (size_bytes - 1):
-        message = f"--events-ring {text!r} is no power of two from 64KiB to 256MiB: write 512KiB or 2MiB"
-        raise Failure(message, ExitCode.USAGE)
-    return size_bytes
-
-
-def _budget(
-    interval: str,
-    interval_min: str | None,
-    interval_max: str | None,
-    agent_share: str | None,
-    target_share: str | None,
-) -> Budget:
-    """Say how rounds are paced.
-
-    Raises:
-        Failure: The options contradict each other, or one is no time or share.
-    """
-    fixed = _seconds(interval)
-    shortest = fixed if interval_min is None else _seconds(interval_min, "--interval-min")
-    longest = fixed if interval_max is None else _seconds(interval_max, "--interval-max")
-    if shortest > longest:
-        message = (
-            f"--interval-min {interval_min or interval} is longer than --interval-max {interval_max or interval}: "
-            "give both, the shorter one first"
-        )
-        raise Failure(message, ExitCode.USAGE)
-    if shortest == longest and (agent_share or target_share):
-        message = (
-            "--agent-share and --target-share say what an adapting interval keeps to: "
-            "they need --interval-min and --interval-max"
-        )
-        raise Failure(message, ExitCode.USAGE)
-    shares = Budget()
-    return Budget(
-        shortest,
-        longest,
-        _share(agent_share, "--agent-share") if agent_share else shares.agent_share,
-        _share(target_share, "--target-share") if target_share else shares.target_share,
-    )
-
-
-def _share(text: str, option: str) -> float:
-    match = _PERCENT.fullmatch(text.strip())
-    share = float(match["number"]) / 100 if match else 0.0
-    if not 0 < share <= SHARE_MAX:
-        message = f"{option} {text!r} is no share from over 0% to {SHARE_MAX:.0%}: write 2% or 0.5%"
-        raise Failure(message, ExitCode.USAGE)
-    return share
-
-
-def _seconds(text: str, option: str = "--interval") -> float:
-    match = _INTERVAL.fullmatch(text.strip())
-    seconds = float(match["number"]) * _UNITS[match["unit"]] if match else 0.0
-    if not INTERVAL_SECONDS_MIN <= seconds <= INTERVAL_SECONDS_MAX:
-        message = f"{option} {text!r} is no time from 10ms to 60m: write 500ms, 1s or 2m"
-        raise Failure(message, ExitCode.USAGE)
-    return seconds
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        message = f"--command {text!r} is no regular expression: {error}"
-        raise Failure(message, ExitCode.USAGE) from error
-
-
-def _labels(texts: Iterable[str]) -> Mapping[str, str]:
-    try:
-        labels = parse_labels(texts)
-    except NameMalformed as error:
-        message = f"{error} (--label)"
-        raise Failure(message, ExitCode.USAGE) from error
-    if len(labels) > GIVEN_MAX:
-        message = f"{len(labels)} labels are too many: give at most {GIVEN_MAX} with --label"
-        raise Failure(message, ExitCode.USAGE)
-    return labels
-
-
-def _security(security: Security, collector: str) -> Security:
-    """Accept certificates and token, as they are now.
-
-    Raises:
-        Failure: One cannot be used, or is missing beside another.
-    """
-    try:
-        security.credentials(collector)
-    except SecurityUnusable as error:
-        raise Failure(str(error), ExitCode.USAGE) from error
-    return security
-
-
-def _address(text: str, option: str = "--collector") -> str:
-    try:
-        return check_address(text)
-    except NameMalformed as error:
-        message = f"{error} ({option})"
-        raise Failure(message, ExitCode.USAGE) from error
-
-
-def _host_id(text: str | None) -> str:
-    try:
-        return check_host_id(text if text is not None else socket.gethostname())
-    except NameMalformed as error:
-        message = f"{error} (--host-id)"
-        raise Failure(message, ExitCode.USAGE) from error
