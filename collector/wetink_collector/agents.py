@@ -140,7 +140,6 @@ class Agents:
             await committer.commit([*self._changes(session.hello, opening)])
             session.check()
             await session.welcome(self._welcome(session.hello, opening))
-            self._catalog.set_connected(host_id, connected=True)
             agent_version = versions.printable(session.hello.agent_version)
             log.info(
                 "agent_connected",

@@ -143,6 +143,7 @@ class Session:
         self._intake = Intake(self.hello, self._catalog.on_host(self.host_id), self._limits)
         # First: who hears of the agent from the agent itself may ask for it at once. What is asked waits for ``run``.
         self.welcomed = True
+        self._catalog.set_connected(self.host_id, connected=True)
         await self._context.write(CollectorMessage(welcome=welcome))
 
     async def run(self) -> None:

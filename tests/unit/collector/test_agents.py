@@ -78,10 +78,10 @@ async def test_newer_stream_is_welcomed_when_what_the_older_queued_is_durable(on
     agents = Agents(one.catalog)
     older = Wire(agents, one)
     older.say(target_started=started(ONE).started)
-    await a_while()
+    await until(lambda: one.catalog.get(ONE.target) is not None)
     one.store.gate.clear()
     older.batch(1)
-    await a_while()
+    await until(lambda: one.committer._room.size_bytes > 0)
 
     newer = Wire(agents, one)
     await a_while()
@@ -104,7 +104,7 @@ async def test_welcome_counts_what_the_older_stream_got_in_at_the_last_moment(on
     older = Wire(agents, one)
     older.say(target_started=started(ONE).started)
     older.batch(1)
-    await a_while()
+    await until(lambda: "ack" in older.kinds())
     committer = one.committer
     full = Place("another", IN_ALL_BYTES_MAX)
     original = Session.end
@@ -117,7 +117,7 @@ async def test_welcome_counts_what_the_older_stream_got_in_at_the_last_moment(on
         patch.setattr(Session, "end", end_and_make_room)
         await committer._room.enter(full)
         older.batch(2)
-        await a_while()
+        await until(lambda: bool(committer._room._waiting))
         newer = Wire(agents, one)
         await until(lambda: bool(newer.heard))
 
@@ -171,16 +171,35 @@ async def test_what_a_stream_remembers_of_refused_targets_does_not_grow(one: Ben
 
 
 @runs
+async def test_agent_that_is_welcomed_is_connected_before_it_knows(one: Bench) -> None:
+    """Who hears of it from the agent itself may ask at once, and is not told that it is away."""
+
+    class Looking(Wire):
+        """Looks at what is known when something is heard."""
+
+        async def write(self, message: CollectorMessage) -> None:
+            """Ask at once."""
+            assert one.catalog.connected("host-1")
+            await super().write(message)
+
+    wire = Looking(Agents(one.catalog), one)
+    wire.half_close()
+    await wire.serving
+    assert wire.kinds() == ["welcome"]
+    assert not one.catalog.connected("host-1")
+
+
+@runs
 async def test_agent_that_is_not_listened_to_is_not_silent(one: Bench) -> None:
     """While its round waits for room before the writer, or for its rate, it cannot be heard."""
     agents = Agents(one.catalog)
     wire = Wire(agents, one)
     wire.say(target_started=started(ONE).started)
-    await a_while()
+    await until(lambda: one.catalog.get(ONE.target) is not None)
     full = Place("another", IN_ALL_BYTES_MAX)
     await one.committer._room.enter(full)
     wire.batch(1)
-    await a_while()
+    await until(lambda: bool(one.committer._room._waiting))
     agents.end_silent(time.monotonic() + SILENCE_SECONDS_MAX + 1)
     await a_while()
     assert one.catalog.connected("host-1")
@@ -195,10 +214,12 @@ async def test_agent_that_is_not_listened_to_is_not_silent(one: Bench) -> None:
 async def test_agent_that_is_silent_for_too_long_is_cut_off(one: Bench) -> None:
     """Whatever its transport says: it does not harvest."""
     agents = Agents(one.catalog)
+    began = time.monotonic()
     silent = Wire(agents, one)
     await until(lambda: one.catalog.connected("host-1"))
+    await a_while()
 
-    agents.end_silent(time.monotonic() + SILENCE_SECONDS_MAX - 1)
+    agents.end_silent(began + SILENCE_SECONDS_MAX)
     await a_while()
     assert one.catalog.connected("host-1")
     agents.end_silent(time.monotonic() + SILENCE_SECONDS_MAX + 1)
