@@ -52,13 +52,16 @@ class Service:
     def wait_for_log(self, name: str, count: int = 1) -> Mapping[str, Any]:
         """Wait until it has logged a name so many times, and give the last of them."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while len(found := self.events(name)) < count:
-            with self._logged:
-                changed = self._logged.wait(timeout=0.1)
-            if not changed and (self.process.poll() is not None or time.monotonic() > deadline):
+        while True:
+            # Looked at first: what it said last is read after it has ended.
+            no_more = self.process.poll() is not None and not self._reader.is_alive()
+            if len(found := self.events(name)) >= count:
+                return found[-1]
+            if no_more or time.monotonic() > deadline:
                 message = f"the {self.name} did not log {name!r}; exit code {self.process.poll()}, log:\n{self.log}"
                 raise AssertionError(message)
-        return found[-1]
+            with self._logged:
+                self._logged.wait(timeout=0.1)
 
     def kill(self) -> None:
         """Kill it with SIGKILL and wait until it is gone."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import grpc
 import pytest
@@ -20,7 +21,7 @@ from tests.integration.collector.wire import (
     start,
     target,
 )
-from tests.support.collector import CollectorProcess, running_collector
+from tests.support.collector import HASTY, CollectorProcess, running_collector
 from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.v1 import dirty_pb2 as pb
 from wetink.v1 import ingest_pb2, types_pb2
@@ -534,17 +535,16 @@ def test_answer_without_the_agent_is_not_complete(
     """The pages that are known come, at once, with or without a barrier."""
     live.deliver(one, [1])
     live.end()
-    began = time.monotonic()
 
-    for answer in (reader.dirty(name), reader.dirty(name, barrier=True)):
+    # A barrier that waited would wait for longer than the call may take.
+    for answer in (reader.dirty(name), reader.dirty(name, barrier=True, timeout_ms=60_000)):
         assert answer.written == {name: {1}}
         (status,) = answer.summary.targets
         assert (status.complete, status.incomplete_reason) == (False, INCOMPLETE_REASON_AGENT_DISCONNECTED)
         assert answer.summary.consistency == CONSISTENCY_NONE
-    (status,) = reader.barrier(name).targets
+    (status,) = reader.barrier(name, timeout_ms=60_000).targets
 
     assert (status.complete, status.incomplete_reason) == (False, INCOMPLETE_REASON_AGENT_DISCONNECTED)
-    assert time.monotonic() - began < 2
 
 
 def test_reason_that_stands_is_the_first_that_holds(
@@ -627,7 +627,7 @@ def test_barrier_that_is_not_reached_in_time(live: Agent, reader: Reader, one: t
 
     answer = reader.dirty(name, barrier=True, timeout_ms=300)
 
-    assert 0.3 <= time.monotonic() - began < 3
+    assert 0.3 <= time.monotonic() - began < 4.5, "unless told otherwise it would be 5 s"
     (status,) = answer.summary.targets
     assert (status.complete, status.incomplete_reason) == (False, INCOMPLETE_REASON_BARRIER_TIMEOUT)
     assert answer.written == {name: {1}}
@@ -693,13 +693,12 @@ def test_agent_that_goes_away_during_a_barrier(live: Agent, reader: Reader, one:
         live.hear("barrier")
         live.half_close()
 
-    began = time.monotonic()
+    # The call itself may not take as long.
     with meanwhile(leave):
-        (status,) = reader.barrier(name, timeout_ms=20_000).targets
+        (status,) = reader.barrier(name, timeout_ms=60_000).targets
 
     assert status.incomplete_reason == INCOMPLETE_REASON_AGENT_DISCONNECTED
     assert f"host {one.host_id} " in status.incomplete_message
-    assert time.monotonic() - began < 10
 
 
 def test_agent_that_is_back_before_the_others_have_answered_was_away_all_the_same(
@@ -922,11 +921,16 @@ def test_untrack_of_what_has_exited_succeeds(live: Agent, reader: Reader, one: t
     assert info.end_reason == END_REASON_EXITED
 
 
-def test_cursor_of_a_host_that_names_a_forgotten_target_has_ended(collector: CollectorProcess) -> None:
+def test_cursor_of_a_host_that_names_a_forgotten_target_has_ended(tmp_path: Path) -> None:
     """What was written last in that target would be told nobody: an answer about the others would be too small."""
-    reader, gone, lives = Reader(collector.address), target(1), target(2)
+    gone, lives = target(1), target(2)
     followed = pb.Selection(hosts=["host-1"])
-    with Agent(collector.address) as agent, Agent(collector.address, "host-2") as other:
+    with (
+        running_collector(tmp_path, module=HASTY) as collector,
+        Agent(collector.address) as agent,
+        Agent(collector.address, "host-2") as other,
+    ):
+        reader = Reader(collector.address)
         agent.hello()
         agent.deliver(gone, [1])
         alone = reader.dirty(hosts=["host-1"]).summary.cursor
@@ -940,7 +944,7 @@ def test_cursor_of_a_host_that_names_a_forgotten_target_has_ended(collector: Col
         for pid in range(1, ENDED_KEPT_MAX + 1):
             of_other = target(pid, host_id="host-2")
             other.say(start(of_other), end(of_other, END_REASON_EXITED))
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + 3 * PATIENCE_SECONDS
         while reader.targets("host-1/1"):
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -187,6 +187,9 @@ def test_agent_over_its_rate_is_read_more_slowly_and_loses_nothing(tmp_path: Pat
     one, other = target(host_id="busy"), target(host_id="other")
     options = ["--agent-rate", "1", "--metrics", "127.0.0.1:0"]
     parts = [range(start, start + len(MIB_ROUND) * 17, 17) for start in (1, 2, 3)]
+    # All of them made before the first is said: an agent that made them slowly would keep to the rate by itself.
+    said = [batch(one, number, written=MIB_ROUND) for number in (1, 2, 3)]
+    said += [batch(one, 4, written=written, part=part, part_count=len(parts)) for part, written in enumerate(parts)]
     with running_collector(tmp_path / "data", options=options, module=HASTY) as collector:
         with Agent(collector.address, "busy") as agent, Agent(collector.address, "other") as quiet:
             assert agent.hello().in_flight_bytes_max == 1 << 20
@@ -194,10 +197,7 @@ def test_agent_over_its_rate_is_read_more_slowly_and_loses_nothing(tmp_path: Pat
             quiet.deliver(other, [1])
             agent.say(start(one))
             began = time.monotonic()
-            for number in (1, 2, 3):
-                agent.say(batch(one, number, written=MIB_ROUND))
-            for number, written in enumerate(parts):
-                agent.say(batch(one, 4, written=written, part=number, part_count=len(parts)))
+            agent.say(*said)
             heard: list[list[int]] = []
             listening = threading.Thread(target=lambda: listen(agent, heard, until_round=4))
             listening.start()

@@ -94,7 +94,9 @@ def test_full_disk_fills_no_memory_and_ends_when_there_is_room(tmp_path: Path) -
             last = fill(agent, 2)
             collector.wait_for_log("store_failed")
             answer = Reader(collector.address).dirty(NAME)
-            assert (answer.summary.targets[0].round, answer.summary.complete) == (last, False)
+            # What became durable as the stream ended may not have been acknowledged any more.
+            assert answer.summary.targets[0].round >= last
+            assert not answer.summary.complete
             for _ in range(5):
                 expect_advice(collector.address)
             assert resident_bytes(collector.pid) - before < GROWTH_BYTES_MAX

@@ -16,11 +16,16 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.integration.collector.wire import Agent, target
 from tests.support.collector import running_collector, start_collector
+from tests.support.service import PATIENCE_SECONDS
 from wetink.v1 import dirty_pb2 as pb
 from wetink.v1.dirty_pb2_grpc import DirtyServiceStub
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
+LIST_TARGETS = "wetink.v1.DirtyService/ListTargets"
+
+OFTEN = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
+"""Spans are sent each 100 ms, and not each 5 s."""
 
 
 class Receiver(ThreadingHTTPServer):
@@ -41,6 +46,14 @@ class Receiver(ThreadingHTTPServer):
     def named(self, name: str) -> list[Span]:
         """Give the spans of a name."""
         return [span for span in self.spans if span.name == name]
+
+    def wait_for(self, name: str, count: int) -> list[Span]:
+        """Give them once there are so many. A collector that stops waits a second for its last ones, and no longer."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while len(found := self.named(name)) < count:
+            assert time.monotonic() < deadline, self.spans
+            time.sleep(0.02)
+        return found
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -84,14 +97,18 @@ def list_targets(address: str, *, traceparent: str | None = None, page: str = ""
 
 def test_calls_and_commits_have_spans_and_probes_and_streams_have_none() -> None:
     """A call's span is under its caller's; it says how the call ended, and nothing of what was asked."""
-    with receiving() as receiver:
-        with running_collector(options=["--traces", receiver.url]) as collector, Agent(collector.address) as agent:
-            agent.hello()
-            agent.deliver(target(1), [1, 2, 3])
-            list_targets(collector.address, traceparent=f"00-{TRACE}-{PARENT}-01")
-            with pytest.raises(grpc.RpcError):
-                list_targets(collector.address, page="no such")
-        answered, refused = receiver.named("wetink.v1.DirtyService/ListTargets")
+    with (
+        receiving() as receiver,
+        running_collector(options=["--traces", receiver.url], environment=OFTEN) as collector,
+        Agent(collector.address) as agent,
+    ):
+        agent.hello()
+        agent.deliver(target(1), [1, 2, 3])
+        list_targets(collector.address, traceparent=f"00-{TRACE}-{PARENT}-01")
+        with pytest.raises(grpc.RpcError):
+            list_targets(collector.address, page="no such")
+        answered, refused = receiver.wait_for(LIST_TARGETS, 2)
+        assert receiver.wait_for("group commit", 1)
 
     assert receiver.paths == {"/v1/traces"}
     assert (answered.trace_id.hex(), answered.parent_span_id.hex()) == (TRACE, PARENT)
@@ -103,8 +120,7 @@ def test_calls_and_commits_have_spans_and_probes_and_streams_have_none() -> None
         if attribute.key == "rpc.grpc.status"
     ]
     assert statuses == ["OK", "INVALID_ARGUMENT"]
-    assert receiver.named("group commit")
-    assert {span.name for span in receiver.spans} == {"group commit", "wetink.v1.DirtyService/ListTargets"}
+    assert {span.name for span in receiver.spans} == {"group commit", LIST_TARGETS}
 
 
 def test_without_an_endpoint_there_are_no_spans() -> None:
@@ -118,11 +134,10 @@ def test_without_an_endpoint_there_are_no_spans() -> None:
 def test_endpoint_of_the_environment_is_taken() -> None:
     """As every program with OpenTelemetry takes it."""
     with receiving() as receiver:
-        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"{receiver.url}/"}
+        environment = {**OFTEN, "OTEL_EXPORTER_OTLP_ENDPOINT": f"{receiver.url}/"}
         with running_collector(environment=environment) as collector:
             list_targets(collector.address)
-
-    assert receiver.named("wetink.v1.DirtyService/ListTargets")
+            assert receiver.wait_for(LIST_TARGETS, 1)
 
 
 def test_receiver_that_hangs_or_is_gone_holds_nothing_up() -> None:
@@ -144,7 +159,7 @@ def test_receiver_that_hangs_or_is_gone_holds_nothing_up() -> None:
 def test_endpoint_that_is_no_url_is_refused() -> None:
     """With what one looks like."""
     process = start_collector(options=["--traces", "localhost:4318"])
-    _, log = process.communicate(timeout=20)
+    _, log = process.communicate(timeout=PATIENCE_SECONDS)
 
     assert process.returncode == 1
     assert "write its URL, as http://127.0.0.1:4318" in log
