@@ -53,6 +53,12 @@ ROUND_BYTES_MAX: Final = 64 << 20
 EVENTS_BYTES_MAX: Final = 40 << 20
 """Bound on the events of a round in parts: a million. What is beyond it counts as lost; the page sets are whole."""
 
+HALF_ROUNDS_BYTES_MAX: Final = ROUND_BYTES_MAX + EVENTS_BYTES_MAX
+"""Bound on all that a stream holds of rounds that are not whole yet: an agent has one of them at a time."""
+
+HALF_ROUND_BYTES_MIN: Final = 256 << 10
+"""What each of them counts for at least, so that they are no more than some hundred."""
+
 ENDED_KNOWN_MAX: Final = 4096
 """Bound on ended incarnations that a stream knows of: an agent keeps as many, and sends no more of one that ended."""
 
@@ -119,6 +125,8 @@ class Intake:
         }
         self._living = {target for target, track in self._tracks.items() if not track.end}
         self._refused = {target for target, track in self._tracks.items() if track.end == END_REASON_REFUSED}
+        # Those of which half a round is here.
+        self._in_parts: list[_Track] = []
         # Of whom no more comes, in the order of their ends.
         ends = {record.target: record.ended.time_ns for record in records if record.ended}
         self._ended = dict.fromkeys(sorted(self._tracks.keys() - self._living - self._refused, key=ends.__getitem__))
@@ -176,10 +184,13 @@ class Intake:
         try:
             pages = pages_of(message)
             self._check_pages(message, track.page_count(message, pages))
-            return track.take(message, pages)
+            taken = track.take(message, pages)
+            if taken is None:
+                self._check_half_rounds(message, track)
         except (PagesTooMany, RoundTooLarge):
             self._refuse(track.incarnation)
             raise
+        return taken
 
     def is_refused(self, incarnation: IncarnationKey) -> bool:
         """Whether no more is taken of an incarnation, because of a limit."""
@@ -273,6 +284,20 @@ class Intake:
             )
             raise PagesTooMany(text, **metadata(message))
 
+    def _check_half_rounds(self, message: WriteProtectBatch, newest: "_Track") -> None:
+        others = (track for track in self._in_parts if track is not newest)
+        self._in_parts = [
+            track for track in (*others, newest) if track.parts and self._tracks.get(track.incarnation.target) is track
+        ]
+        held_bytes = sum(max(track.parts.held_bytes, HALF_ROUND_BYTES_MIN) for track in self._in_parts if track.parts)
+        if held_bytes > HALF_ROUNDS_BYTES_MAX:
+            text = (
+                f"{newest.incarnation.target} is not covered: the rounds of host {self._hello.host_id} of which some "
+                f"parts have come, and others not, have over {HALF_ROUNDS_BYTES_MAX} bytes together; its agent must "
+                "send the parts of a round one after the other"
+            )
+            raise RoundTooLarge(text, **metadata(message))
+
     def _is_one_too_many(self, target: TargetKey) -> bool:
         return target not in self._refused and len(self._refused) >= REFUSED_MAX
 
@@ -310,6 +335,10 @@ class _Parts:
     uncertain: BitMap64 = field(default_factory=BitMap64)
     events: list[EventColumns] = field(default_factory=list)
     events_bytes: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return self.size_bytes + min(self.events_bytes, EVENTS_BYTES_MAX)
 
     def add(self, message: WriteProtectBatch, pages: RoundPages) -> None:
         if message.part != self.next_part:

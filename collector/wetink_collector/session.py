@@ -81,6 +81,10 @@ what it waits for one."""
 REQUESTS_OPEN_MAX: Final = 1024
 """Bound on what one agent is asked and has not answered. Each is some orchestrator's open call."""
 
+UNHEARD_MAX: Final = 32_768
+"""Bound on what an agent is told and has not read, beyond which it is read no further: acknowledgements of twice as
+many targets as it may have, in some ten megabytes."""
+
 log = structlog.get_logger()
 
 
@@ -114,6 +118,7 @@ class Session:
         self._closed = asyncio.Event()
         self._half_closed = False
         self._wake = asyncio.Event()
+        self._heard = asyncio.Event()
         self._commands: deque[CollectorMessage] = deque()
         self._acks: dict[IncarnationKey, int] = {}
         # Nothing came before.
@@ -275,6 +280,7 @@ class Session:
             size_bytes = message.ByteSize()
             await self._take(message)
             await self._slow_down(self._meter.take(size_bytes, time.monotonic()))
+            await self._until_heard()
         self._half_closed = True
         self._wake.set()
 
@@ -304,6 +310,12 @@ class Session:
         if time.monotonic() - self._acknowledged_at > PATIENCE_SECONDS:
             self._acknowledged_at = time.monotonic()
             self._say(CollectorMessage(ack=Ack()))
+
+    async def _until_heard(self) -> None:
+        """Read no further while the agent does not read: what it is told by then would grow without a bound."""
+        while len(self._commands) + len(self._acks) > UNHEARD_MAX:
+            self._heard.clear()
+            await self._heard.wait()
 
     async def _take(self, message: AgentMessage) -> None:
         kind = message.WhichOneof("message")
@@ -520,8 +532,10 @@ class Session:
             self._wake.clear()
             while self._commands:
                 await self._context.write(self._commands.popleft())
+                self._heard.set()
             while self._acks:
                 await self._context.write(CollectorMessage(ack=self._take_acks()))
+                self._heard.set()
                 self._acknowledged_at = time.monotonic()
             if self._half_closed and not self._unsettled_count:
                 return

@@ -66,6 +66,25 @@ class Wire:
         self.heard.append(message)
 
 
+class Deaf(Wire):
+    """It reads nothing after its Welcome, until it is told to."""
+
+    def __init__(self, agents: Agents, one: Bench) -> None:
+        """Open it."""
+        self.listens = asyncio.Event()
+        super().__init__(agents, one, can_be_refused=True)
+
+    def unread_count(self) -> int:
+        """Give how much of what was said nobody has read."""
+        return self._said.qsize()
+
+    async def write(self, message: CollectorMessage) -> None:
+        """Take it, or have it wait."""
+        if not message.HasField("welcome"):
+            await self.listens.wait()
+        await super().write(message)
+
+
 async def a_while() -> None:
     """Let everything happen that can."""
     for _ in range(10):
@@ -227,6 +246,47 @@ async def test_agent_that_is_silent_for_too_long_is_cut_off(one: Bench) -> None:
     with pytest.raises(AgentSilent):
         await silent.serving
     assert not one.catalog.connected("host-1")
+
+
+@pytest.mark.parametrize("what", ["commands", "acknowledgements"])
+def test_agent_that_does_not_listen_is_listened_to_no_further(what: str) -> None:
+    """What it is told would take all memory: it can cause as much of that as it likes. It is heard when it listens."""
+    runs(lambda one: speak_to_the_deaf(one, what))()
+
+
+async def speak_to_the_deaf(one: Bench, what: str) -> None:
+    """Say what is answered, a hundred times, and listen to none of it at first."""
+    agents = Agents(one.catalog, Limits(targets=1))
+    wire = Deaf(agents, one)
+    wire.say(target_started=started(incarnation(1, 101)).started)
+    await until(lambda: one.catalog.get(ONE.target) is not None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wetink_collector.session.UNHEARD_MAX", 10)
+        for number in range(1, 101):
+            if what == "commands":
+                # One target too many: that it is refused is told each time, when it is durable.
+                wire.say(target_started=started(incarnation(2, number)).started)
+                await until(lambda: not wire.unread_count() or unheard_count(agents) > 10)
+                await one.committer.settle("host-1")
+            else:
+                # Acknowledged at once, each: a newer one has taken its place.
+                older = WriteProtectBatch(
+                    target=ONE.target.message(), incarnation=number, first_round=1, last_round=1, part_count=1
+                )
+                wire.say(write_protect_batch=older)
+        await a_while()
+        assert wire.unread_count() > 0
+        assert unheard_count(agents) <= 12
+        wire.listens.set()
+        await until(lambda: not wire.unread_count())
+    wire.half_close()
+    await wire.serving
+
+
+def unheard_count(agents: Agents) -> int:
+    """Give how much the host was told and has not heard."""
+    session = agents._sessions["host-1"]
+    return len(session._commands) + len(session._acks)
 
 
 @pytest.mark.parametrize("how", ["half-closed", "deposed", "corrupt", "shared", "gap", "silent", "cancelled"])

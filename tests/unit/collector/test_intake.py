@@ -229,6 +229,30 @@ def test_whole_batch_discards_parts(stream: Intake) -> None:
         stream.batch(batch(7, written=[3], part=1, part_count=2))
 
 
+def test_half_rounds_of_many_targets_are_bounded_together(stream: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who begins rounds of many targets and ends none would fill the memory; those that are whole count no more."""
+    monkeypatch.setattr(intake, "HALF_ROUNDS_BYTES_MAX", 4 * intake.HALF_ROUND_BYTES_MIN)
+    others = [incarnation(pid) for pid in range(2, 7)]
+    for other in others:
+        stream.started(started(other).started)
+    for _ in range(9):
+        for other in others[:3]:
+            assert stream.batch(batch(1, written=[1], part=0, part_count=2, key=other)) is None
+        assert stream.batch(batch(6, written=[1], part=0, part_count=3)) is None
+    with pytest.raises(RoundTooLarge, match="one after the other") as refusal:
+        stream.batch(batch(1, written=[1], part=0, part_count=2, key=others[3]))
+    assert refusal.value.metadata["target"] == str(others[3].target)
+    assert stream.is_refused(others[3])
+
+    assert isinstance(stream.batch(batch(1, written=[2], part=1, part_count=2, key=others[0])), RoundsAppended)
+    assert stream.batch(batch(1, written=[1], part=0, part_count=2, key=others[4])) is None
+    # Of one alone the bytes count, of its page sets and its events.
+    large = batch(6, written=[2], part=1, part_count=3)
+    large.events.address = bytes(intake.HALF_ROUND_BYTES_MIN)
+    with pytest.raises(RoundTooLarge, match="one after the other"):
+        stream.batch(large)
+
+
 def test_first_part_again_begins_again(stream: Intake) -> None:
     """Parts are not counted twice."""
     stream.batch(batch(6, written=[1], part=0, part_count=2))
