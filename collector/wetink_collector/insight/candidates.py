@@ -14,7 +14,8 @@ from wetink_collector.insight.accuracy import Accuracy
 from wetink_collector.insight.drain import Job, Schedule, all_at_once, lane_counts, one_by_one, plan_drain
 from wetink_collector.insight.history import History
 from wetink_collector.insight.inquiry import Inquiry, too_short
-from wetink_collector.insight.migrations import CAUSE_OF, END_OF, bytes_of, no_time, too_few, why_old
+from wetink_collector.insight.migrations import CAUSE_OF, END_OF, bytes_of, no_time, too_few, why_ended, why_old
+from wetink_collector.insight.policies import Cause
 from wetink_collector.insight.prediction import Plan, Prediction, Writes, predict
 from wetink_collector.insight.writes import STRETCHES_MIN, mean_writes_of, writes_of
 from wetink_collector.selection import TARGETS_MAX
@@ -155,7 +156,7 @@ def _known(
 
 
 def _why_nothing(record: TargetRecord) -> str:
-    return f"{record.name} has ended ({record.ended.reason_name})" if record.ended else too_short(record)
+    return why_ended(record) if record.ended else too_short(record)
 
 
 def _plans(accuracy: Accuracy, plan: pb.MigrationPlan, records: Sequence[TargetRecord]) -> Mapping[str, Plan]:
@@ -189,13 +190,13 @@ def _drain(found: Sequence[Known], plan: Plan, over: int, parallel_max: int) -> 
     """Predict every target in lanes of every width, and plan. Runs on a thread."""
     alone = {known.record.name: predict(known.writes, plan, over, in_full=False) for known in found}
     movable = [known for known in found if alone[known.record.name].converges]
-    counts = lane_counts(len(movable), parallel_max)
+    # A lane has a byte a second at least.
+    counts = lane_counts(len(movable), min(parallel_max or over, over))
     predictions = {(name, 1): prediction for name, prediction in alone.items()}
     for known in movable:
         for lanes in counts:
             if lanes > 1:
-                share = max(1, over // lanes)
-                predictions[known.record.name, lanes] = predict(known.writes, plan, share, in_full=False)
+                predictions[known.record.name, lanes] = predict(known.writes, plan, over // lanes, in_full=False)
     jobs = [
         Job(
             known.record.name,
@@ -240,9 +241,12 @@ def _move(name: str, start_seconds: float, end_seconds: float, prediction: Predi
 
 def _why_not(prediction: Prediction, plan: Plan, over: int) -> str:
     outcome = prediction.outcome
+    why = outcome.cause.value
+    if outcome.cause is Cause.TARGET_MET:
+        why = f"policy {plan.policy} does not count that {plan.fixed_seconds:.3g} s of it depend on no page"
     return (
         f"over {over} bytes a second its downtime would be {outcome.downtime_seconds:.3g} s, "
-        f"and {plan.downtime_seconds:.3g} s are aimed at: {outcome.cause.value}"
+        f"and {plan.downtime_seconds:.3g} s are aimed at: {why}"
     )
 
 

@@ -1,5 +1,6 @@
 """PredictMigration and FindWindow: what the history of one target says about a migration of it."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -74,7 +75,8 @@ async def find_window(inquiry: Inquiry, accuracy: Accuracy, request: pb.FindWind
     record = living(inquiry, request.target)
     plan = asked.plan(request.plan, accuracy.costs(record.target.host_id))
     known = await look(inquiry, record)
-    return await inquiry.on_thread(_find_window, known, plan, over, horizon_seconds)
+    away_seconds = _away_seconds(inquiry, record.target.host_id, time.time_ns())
+    return await inquiry.on_thread(_find_window, known, plan, over, away_seconds, horizon_seconds)
 
 
 def living(inquiry: Inquiry, text: str) -> TargetRecord:
@@ -86,7 +88,7 @@ def living(inquiry: Inquiry, text: str) -> TargetRecord:
     """
     record = inquiry.target(text)
     if record.ended:
-        message = f"{record.name} has ended ({record.ended.reason_name}): it cannot be migrated"
+        message = f"{why_ended(record)}: nothing can be said of a migration of it"
         raise TargetEnded(message)
     return record
 
@@ -123,6 +125,12 @@ def why_old(inquiry: Inquiry, host_id: str) -> str:
     if inquiry.catalog.connected(host_id):
         return ""
     return f"the agent of host {host_id} is not connected: what was written since the as-of time is not known"
+
+
+def why_ended(record: TargetRecord) -> str:
+    """Say why a target is not tracked any more; the process itself may well go on."""
+    assert record.ended
+    return f"tracking of {record.name} has ended ({record.ended.reason_name})"
 
 
 def too_few(record: TargetRecord) -> str:
@@ -214,7 +222,17 @@ def _hold_back(held: Held, without: Outcome) -> pb.HoldBack:
     )
 
 
-def _find_window(known: Known, plan: Plan, over: int, horizon_seconds: float) -> pb.FindWindowResponse:
+def _away_seconds(inquiry: Inquiry, host_id: str, now_ns: int) -> float:
+    """Give how long nothing has been heard of a host whose agent is not connected: its clock has gone on meanwhile."""
+    host = inquiry.catalog.hosts.get(host_id)
+    if host is None or host.connected:
+        return 0.0
+    return max(0, now_ns - host.last_seen_time_ns) / 1e9
+
+
+def _find_window(
+    known: Known, plan: Plan, over: int, away_seconds: float, horizon_seconds: float
+) -> pb.FindWindowResponse:
     needed_seconds = predict(known.writes, plan, over, in_full=False).outcome.total_seconds
     response = pb.FindWindowResponse(basis=known.basis, migration_seconds=needed_seconds)
     ends = [stretch.end_seconds for stretch in known.stretches]
@@ -233,7 +251,8 @@ def _find_window(known: Known, plan: Plan, over: int, horizon_seconds: float) ->
     window = next_window(
         series,
         period,
-        from_seconds=series.end_seconds,
+        # A time that is over is none to begin at.
+        from_seconds=series.end_seconds + away_seconds,
         needed_seconds=needed_seconds,
         horizon_seconds=horizon_seconds,
     )

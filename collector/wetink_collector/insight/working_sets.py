@@ -148,11 +148,13 @@ def _together(found: Sequence[_Found], spaces: Spaces) -> pb.WorkingSet:
     )
     points = curve.points() if curve else []
     one_host = len({one.record.target.host_id for one in found}) == 1
-    shortest = points[0] if points else None
+    # Shared pages count in it for each, and in the shortest windows rounds of others that go on: neither is too little.
+    rates = [sum(one.message.working_set.dirty_pages_per_second for one in found)]
+    rates += [point.most.mean * 1e9 / point.window_ns for point in points[:1]]
     return pb.WorkingSet(
         # What two hosts wrote at the same time is known only as far as their clocks agree.
         points=[_point(point, exact=point.exact and one_host) for point in points],
-        dirty_pages_per_second=shortest.most.mean * 1e9 / shortest.window_ns if shortest else 0.0,
+        dirty_pages_per_second=min(rates),
         dirty_pages_per_second_now=sum(one.message.working_set.dirty_pages_per_second_now for one in found),
         writable_page_count=written + doubt,
         writable_page_count_at_least=max(0, written - doubt),

@@ -284,6 +284,7 @@ class GroupWorkingSet(_message.Message):
         Of several targets the curve has bounds: their rounds do not begin and end at the same time. It is of their newest
         rounds, 2048 of all targets together, or fewer where they have many millions of pages; the writable pages are of all
         their histories. Of targets of several hosts it is never exact, and its bounds hold as far as their clocks agree.
+        Pages that get dirty a second are those of each target added up, or fewer where the curve says so.
         """
 
     @_builtins.property

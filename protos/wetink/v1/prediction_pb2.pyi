@@ -564,7 +564,9 @@ class QuietWindow(_message.Message):
     END_TIME_NS_FIELD_NUMBER: _builtins.int
     DIRTY_PAGES_PER_SECOND_FIELD_NUMBER: _builtins.int
     start_time_ns: _builtins.int
-    """When it begins, in nanoseconds since the Unix epoch; not before the as-of time of the history."""
+    """When it begins, in nanoseconds since the Unix epoch; not before the as-of time of the history, and by as much later as
+    nothing was heard of the host since where its agent is not connected.
+    """
     end_time_ns: _builtins.int
     """When it ends."""
     dirty_pages_per_second: _builtins.float

@@ -273,6 +273,23 @@ def test_shared_page_counts_once_in_a_group(here: Here) -> None:
     assert shortest.pages.max >= 5
 
 
+def test_group_gets_dirty_as_fast_as_its_targets_together(here: Here) -> None:
+    """Also where their rounds end at different times, so that each window may have pages of a round more."""
+    targets = here.one, here.target(2)
+    with here as (agent, stub):
+        for number, one in enumerate(targets):
+            agent.say(start(one))
+            for round_ in range(1, 21):
+                some = batch(one, round_, written=range(5 if round_ > 1 else 10))
+                some.last_time_ns += number * 5 * 10**8
+                agent.say(some)
+            agent.acknowledged(one, 20)
+        answer = working_set(stub, hosts=[here.host])
+
+    assert [one.working_set.dirty_pages_per_second for one in answer.targets] == [5, 5]
+    assert answer.group.working_set.dirty_pages_per_second == 10
+
+
 def test_group_says_which_mappings_are_not_known(here: Here) -> None:
     """Their shared pages count for each."""
     with here as (agent, stub):

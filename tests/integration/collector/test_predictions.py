@@ -1,6 +1,7 @@
 """Predictions by a real collector, asked for with the SDK and on the plain stub; each mistake is one sentence."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final, TypeAlias
@@ -206,6 +207,28 @@ def test_window_is_the_next_quiet_stretch(
     assert found.reason == ""
 
 
+def test_no_window_is_in_the_past_while_its_agent_is_away(
+    shared_collector: CollectorProcess, one: types_pb2.Target, name: str, host: str
+) -> None:
+    """The cycles go on meanwhile, and a stretch that has begun begins now, not when the last round came."""
+    with Agent(shared_collector.address, host) as agent, Collector(shared_collector.address) as collector:
+        agent.hello()
+        agent.deliver(one, *in_cycles(20, 8, 74))
+        connected = collector.find_window(name, 10 * SPEED, FREE)
+        agent.half_close()
+        while any(found.host_id == host and found.connected for found in collector.hosts()):
+            pass
+        gone = time.monotonic()
+        time.sleep(0.2)
+        passed_seconds = time.monotonic() - gone
+        away = collector.find_window(name, 10 * SPEED, FREE)
+
+    assert connected.window is not None
+    assert away.window is not None
+    assert connected.window.start_time_ns - connected.basis.as_of_time_ns < 1e6
+    assert (away.window.start_time_ns - away.basis.as_of_time_ns) / 1e9 > 0.9 * passed_seconds
+
+
 def test_no_window_is_an_answer_with_its_reason(
     connected: Agent, shared_collector: CollectorProcess, one: types_pb2.Target, name: str, host: str
 ) -> None:
@@ -283,6 +306,34 @@ def test_drain_of_fifty_targets_is_no_worse_than_the_naive_ones_and_keeps_to_the
         assert all(one.downtime_p50_seconds <= 1.0 for one in plan_found.moves)
     assert few.parallel <= 2
     assert found.total_seconds < found.one_by_one_seconds, "waiting half a second a round leaves the link to others"
+
+
+def test_drain_over_hardly_any_link_keeps_to_it(
+    connected: Agent, shared_collector: CollectorProcess, host: str
+) -> None:
+    """Three that write nothing, over two bytes a second: no three lanes of a byte each."""
+    for pid in (1, 2, 3):
+        connected.deliver(target(pid, host_id=host), range(1000), *([()] * 8))
+
+    with Collector(shared_collector.address) as collector:
+        found = collector.plan_drain(host, 2, FREE)
+
+    assert len(found.moves) == 3
+    for begun in found.moves:
+        used = [one for one in found.moves if one.start_seconds <= begun.start_seconds < one.end_seconds]
+        assert sum(one.bandwidth_bytes_per_second for one in used) <= 2
+
+
+def test_plan_says_what_a_policy_does_not_count(
+    connected: Agent, shared_collector: CollectorProcess, one: types_pb2.Target, host: str
+) -> None:
+    """QEMU stops when the pages fit into its limit; with what a downtime takes besides, it is over it."""
+    connected.deliver(one, *round_and_round(5, 50, 30))
+
+    with Collector(shared_collector.address) as collector:
+        (left,) = collector.plan_drain(host, SPEED, MigrationPlan("qemu", 1.0, fixed_seconds=1.0)).cannot_move
+
+    assert left.reason.endswith("policy qemu does not count that 1 s of it depend on no page")
 
 
 def test_drain_of_a_host_without_targets_is_an_empty_plan(
