@@ -25,6 +25,7 @@ from tests.support.amounts import amount
 from tests.support.offers import PATIENCE_SECONDS, Agent, Listener, agent, armed_mappings, listener
 from tests.support.programs import Program
 from tests.support.seccomp import NR_USERFAULTFD, UNDER_A_FILTER
+from tests.support.watched import wait_until
 from wetink_agent.preload import HEADER, LIBRARY
 from wetink_agent.wp_async import WpAsync
 from wetink_client.shadow import ShadowCopy
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.needs("kernel", "root", "cc")
 HEADER_LINES_MAX: Final = 150
 STRICT: Final = ("-Wall", "-Wextra", "-pedantic", "-Werror", "-Wconversion", "-Wshadow")
 LATE_MILLISECONDS: Final = 3000
+PATIENCE_MILLISECONDS: Final = 60_000
 NOBODY: Final = 65534
 
 
@@ -82,8 +84,9 @@ def started(
 
 
 def preloaded(path: Path, **more: str) -> dict[str, str]:
-    """Give the environment in which a program offers its memory."""
-    return {"LD_PRELOAD": str(LIBRARY), "WETINK_OFFER_SOCKET": str(path), **more}
+    """Give the environment in which a program offers its memory, and waits for as long as a busy agent may take."""
+    patience = {"WETINK_OFFER_MILLISECONDS": str(PATIENCE_MILLISECONDS)}
+    return {"LD_PRELOAD": str(LIBRARY), "WETINK_OFFER_SOCKET": str(path), **patience, **more}
 
 
 def userfaultfds(pid: int) -> int:
@@ -138,7 +141,7 @@ def test_a_c_program_offers_its_memory(user: int | None, offers: Path, common: P
     program_path = shutil.copy(offers, common / "offers")
     with agent(common / "agent") as here:
         os.chown(here.path, NOBODY, -1)
-        with started([program_path, here.path, 5000], user=user) as program:
+        with started([program_path, here.path, PATIENCE_MILLISECONDS], user=user) as program:
             ready, result, _, _, left, said = program.read_line().split(maxsplit=5)
             assert (ready, result, left) == ("ready", "0", "0")
             assert said.startswith(f"here/{program.pid}@")
@@ -149,7 +152,7 @@ def test_a_c_program_offers_its_memory(user: int | None, offers: Path, common: P
 
 def test_a_c_program_offers_parts_of_its_memory(offers: Path, tmp_path: Path) -> None:
     """Only what it names is registered, up to as many regions as an offer has room for."""
-    with agent(tmp_path / "agent") as here, started([offers, here.path, 5000, 3, 64]) as program:
+    with agent(tmp_path / "agent") as here, started([offers, here.path, PATIENCE_MILLISECONDS, 3, 64]) as program:
         assert program.read_line().split()[:2] == ["ready", "0"]
         rss = Path(f"/proc/{program.pid}/smaps").read_text(encoding="utf-8").split("VmFlags:")
         armed = [part for part, flags in itertools.pairwise(rss) if " uw" in flags.splitlines()[0]]
@@ -216,7 +219,7 @@ def test_no_agent_is_told_at_once(name: str, number: int, sentence: str, offers:
     """Where nobody listens the program hears so in its errno and in words."""
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(tmp_path / "stale"))
-    with started([offers, tmp_path / name, 5000]) as program:
+    with started([offers, tmp_path / name, PATIENCE_MILLISECONDS]) as program:
         ready, result, told, took, left, said = program.read_line().split(maxsplit=5)
         assert (ready, result, int(told), left, said) == ("ready", "-1", number, "0", sentence)
         assert int(took) < LATE_MILLISECONDS
@@ -224,7 +227,7 @@ def test_no_agent_is_told_at_once(name: str, number: int, sentence: str, offers:
 
 def test_a_refusal_is_told_in_the_agents_words(offers: Path, tmp_path: Path) -> None:
     """What the agent does not take it says why, and the program can say it on; so with what is too much to offer."""
-    with started([offers, tmp_path / "agent", 5000, 1, 65]) as program:
+    with started([offers, tmp_path / "agent", PATIENCE_MILLISECONDS, 1, 65]) as program:
         assert program.read_line().split()[1:3] == ["-1", str(errno.E2BIG)]
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "agent"))
@@ -233,7 +236,7 @@ def test_a_refusal_is_told_in_the_agents_words(offers: Path, tmp_path: Path) -> 
             (b'{"error": "process 7 is not wanted"}\n', "process 7 is not wanted"),
             (b"", "the agent hung up"),
         ):
-            with started([offers, tmp_path / "agent", 5000]) as program:
+            with started([offers, tmp_path / "agent", PATIENCE_MILLISECONDS]) as program:
                 connection, _ = listening.accept()
                 with connection:
                     _, descriptors, _, _ = socket.recv_fds(connection, 4096, 4)
@@ -270,7 +273,7 @@ def test_an_unmodified_program_offers_its_memory_and_a_copy_is_identical(name: s
         taken, tracker = here.taken()
         try:
             assert taken == pid
-            assert userfaultfds(pid) == 0
+            wait_until(lambda: userfaultfds(pid) == 0)  # it lets go of its own when it has sent it
             page_count, differences = shadow_copied(tracker, pid, amount(gate=1.5, soak=30.0))
         finally:
             tracker.close()
@@ -492,5 +495,5 @@ def test_who_offers_while_it_is_tracked_is_told_its_name_again(offers: Path, tmp
         pytest.skip("needs preload")
     with agent(tmp_path / "agent") as here:
         assert isinstance(here, Agent)
-        with started([offers, here.path, 5000], environment=preloaded(here.path)) as program:
+        with started([offers, here.path, PATIENCE_MILLISECONDS], environment=preloaded(here.path)) as program:
             assert program.read_line().split()[5].startswith(f"here/{program.pid}@")

@@ -22,6 +22,8 @@ from wetink_agent.handshake import HandshakeServer, Offer
 from wetink_agent.wp_async import WpAsync
 
 PATIENCE_SECONDS: Final = 60.0
+ACCEPTS: Final = "00010000"
+"""__SO_ACCEPTCON, in the flags of ``/proc/net/unix``."""
 OF_TRACKING: Final = re.compile(r"userfaultfd|pidfd|pagemap|/dev/zero")
 
 
@@ -59,7 +61,7 @@ class Agent:
 
     def settled_descriptors(self, expected: list[str]) -> list[str]:
         """Give the same, waiting a while for what is expected: answers come before the last clean-up."""
-        until = time.monotonic() + 3
+        until = time.monotonic() + PATIENCE_SECONDS
         while (found := self.descriptors()) != expected and time.monotonic() < until:
             time.sleep(0.02)
         return found
@@ -127,6 +129,14 @@ def armed_mappings(pid: int) -> int:
     return Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").count(" uw")
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody listens at a Unix socket: it is there a moment before."""
+    for line in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines():
+        if line.endswith(f" {path}") and line.split()[3] == ACCEPTS:
+            return True
+    return False
+
+
 class Listener:
     """Takes offers in this process, in place of an agent, so that a test does the rounds itself."""
 
@@ -139,7 +149,7 @@ class Listener:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="listener")
         self._thread.start()
         assert self._ready.wait(PATIENCE_SECONDS)
-        while not path.exists():
+        while not listens(path):
             time.sleep(0.001)
 
     def taken(self) -> tuple[int, WpAsync]:

@@ -218,7 +218,7 @@ def build(name: str, *options: str) -> Path:
     """
     source = _source(name)
     key = hashlib.sha256(" ".join((*COMPILE, *options)).encode() + b"\0" + source.read_bytes()).hexdigest()[:16]
-    directory = _build_directory()
+    directory = build_directory()
     program = directory / f"{name}-{key}"
     if program.exists():
         return program
@@ -336,6 +336,16 @@ class Stopped(contextlib.AbstractContextManager["Stopped"]):
             cont(self.pid)
 
 
+def build_directory() -> Path:
+    """Give where programs are built, which is the same for all tests of a user."""
+    directory = Path(tempfile.gettempdir()) / f"wetink-tests-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if directory.stat().st_uid != os.getuid():
+        message = f"{directory} belongs to somebody else"
+        raise ProgramError(message)
+    return directory
+
+
 def _source(name: str) -> Path:
     for directory in SOURCE_DIRECTORIES:
         source = directory / f"{name}.c"
@@ -343,15 +353,6 @@ def _source(name: str) -> Path:
             return source
     message = f"no {name}.c in {' or '.join(map(str, SOURCE_DIRECTORIES))}"
     raise ProgramError(message)
-
-
-def _build_directory() -> Path:
-    directory = Path(tempfile.gettempdir()) / f"wetink-tests-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    if directory.stat().st_uid != os.getuid():
-        message = f"{directory} belongs to somebody else"
-        raise ProgramError(message)
-    return directory
 
 
 def _all_stopped(pid: int) -> bool:

@@ -101,7 +101,7 @@ def status_kib(pid: int, name: str) -> int:
     return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 
-def wait_until(holds: Callable[[], bool], *, seconds_max: float = 20.0) -> None:
+def wait_until(holds: Callable[[], bool], *, seconds_max: float = 60.0) -> None:
     """Wait for something that a target does in its own time."""
     until = time.monotonic() + seconds_max
     while not holds():

@@ -80,6 +80,7 @@ def test_row_22_a_child_writes_after_a_fork(row: Watched) -> None:
     memory = row.target.map(8)
     row.settle()
     (child,) = row.target.do(f"spawn fill {memory} 4 99")
+    wait_until(lambda: word_of(child, memory + 3 * PAGE) == 102)
     tracker = type(row.tracker)(child, take_userfaultfd(child))
     try:
         with ShadowCopy(child) as copy:
@@ -94,6 +95,12 @@ def test_row_22_a_child_writes_after_a_fork(row: Watched) -> None:
         tracker.close()
     assert struct.unpack("Q", copy.pages[memory // PAGE + 1][:8]) == (100,)
     row.expect(memory, 8)
+
+
+def word_of(pid: int, address: int) -> int:
+    """Read a word of a process's memory."""
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        return int.from_bytes(os.pread(memory.fileno(), 8, address), sys.byteorder)
 
 
 @async_only
@@ -114,9 +121,10 @@ def test_row_22_a_child_writes_after_a_fork_that_is_told(backend: str) -> None:
             row.settle()
             target.store(memory + 9 * PAGE)
             (child,) = target.do(f"spawn fill {memory + 2 * PAGE} 3 99")
-            parent_pid, childs = children.get(timeout=20)
+            parent_pid, childs = children.get(timeout=60)
             assert parent_pid == target.pid
             assert child_over(parent_pid, childs, ()) == child
+            wait_until(lambda: word_of(child, memory + 4 * PAGE) == 101)
             row.expect(memory, 16, written={9})
             row.check()
             with closing(open_forked(Choice(follow_fork=True), child, childs, (), reader)) as followed:
