@@ -47,7 +47,10 @@ def test_redis_under_load_is_moved_whole() -> None:
     assert result["pages_identical"] == result["pages_compared"] > 10_000
     assert [done["frozen"] for done in rounds] == [False] * (len(rounds) - 1) + [True]
     assert len(rounds) >= 2
-    assert result["downtime_seconds"] < result["stop_and_copy_seconds_estimated"] * 2
+    # What is left for the downtime, in bytes: how long the machine takes for them is a matter of what else it does.
+    assert rounds[-1]["copied_bytes"] * 2 < result["stop_and_copy_bytes"]
+    assert result["downtime_seconds"] == rounds[-1]["answer_seconds"] + rounds[-1]["copy_seconds"]
+    assert result["stop_and_copy_seconds_estimated"] == rounds[0]["copy_seconds"]
 
 
 @pytest.fixture

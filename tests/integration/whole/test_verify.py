@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -46,6 +45,25 @@ def finish_reading():
 
 globals().update(threading=threading, results=results, begin_to_read=begin_to_read, finish_reading=finish_reading)
 """
+
+WRITES = """
+def begin_to_write(address):
+    import itertools, threading
+    over = threading.Event()
+    place = ctypes.c_uint64.from_address(address)
+
+    def write():
+        for number in itertools.count(1):
+            place.value = number
+            if over.wait(0.1):
+                return
+
+    threading.Thread(target=write, daemon=True).start()
+    return over
+
+globals().update(begin_to_write=begin_to_write)
+"""
+"""Source that defines ``begin_to_write``: something else ten times a second, until what it gives is set."""
 
 
 @contextmanager
@@ -194,20 +212,15 @@ def test_a_page_that_the_backend_drops_is_found() -> None:
     with victim() as process:
         page = process.map(8) + 5
         with served(process, FORGETFUL, {FORGOTTEN: str(page)}) as (client, name):
-            writing = threading.Thread(target=_write_for_a_while, args=(process, page))
-            writing.start()
+            process.do(f"{WRITES}\nglobals()['writing'] = begin_to_write({page * PAGE})")
             done = wetink("--collector", client.address, "verify", name, "--interval", "1", "--json")
-            writing.join()
+            process.do("writing.set()")
 
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout)
     assert [page * PAGE, PAGE] in [extent for mapping in found["changed"] for extent in mapping["ranges"]]
     assert found["changed"][0]["uncertainty"] is None
     assert found["compared_page_count"] > 100
-
-
-def _write_for_a_while(process: Victim, page: int) -> None:
-    process.do(f"import time\nfor n in range(40): poke({page * PAGE}, n); time.sleep(0.1)")
 
 
 def test_what_runs_elsewhere_cannot_be_looked_at() -> None:
