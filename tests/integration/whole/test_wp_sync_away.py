@@ -85,6 +85,11 @@ def test_nothing_is_lost_and_nobody_waits_while_the_collector_is_stopped() -> No
     ours = [(page, thread) for at, page, thread in told if at >= began_ns and first <= page < first + PAGES]
     assert sum(batch.lost_count + batch.forgotten_count for batch in batches) == 0
     assert ours == [(page, target.pid) for page in written]
-    # A busy machine makes a turn slower, and a wait for the collector would take seconds.
-    assert statistics.median(meanwhile) < 3 * statistics.median(before)
-    assert max(meanwhile) < 2
+    print(  # noqa: T201 (figures, for pytest -s)
+        f"a turn took {1000 * statistics.median(before):.1f} ms before and {1000 * statistics.median(meanwhile):.1f} ms "
+        f"meanwhile, at most {1000 * max(meanwhile):.1f}"
+    )
+    # Each write of a turn waits for the resolver, which on a busy machine waits for its turn. Whoever waited for the
+    # collector would wait until it goes on: most turns take their usual time, and none takes what is left of it.
+    assert statistics.median(meanwhile) < 10 * statistics.median(before) + 1
+    assert max(meanwhile) < AWAY_SECONDS / 2
