@@ -154,18 +154,22 @@ def test_targets_take_no_descriptor_that_the_others_need(tmp_path: Path) -> None
         reader = Reader(collector.address)
         until(lambda: bool(agent.events("target_refused")))
         until(lambda: len(agent.events("target_attached")) + len(agent.events("target_refused")) >= PROCESSES)
+        # While many were being attached at once there was room for fewer than there is now.
+        time.sleep(AGAIN_SECONDS)
         until(lambda: sum(info.live for info in reader.targets()) == len(agent.events("target_attached")))
         tracked = {info.name: info for info in reader.targets() if info.live}
         assert 4 < len(tracked) < PROCESSES
         assert all("RLIMIT_NOFILE" in event["why"] for event in agent.events("target_refused"))
-        assert open_count(worker_pid(agent)) <= DESCRIPTORS - 32
+        others = {process.pid for process in processes} - {info.target.pid for info in tracked.values()}
+        refused = [event["pid"] for event in agent.events("target_refused")]
+        assert others <= set(refused)
+        # Apart from what a round that is under way has open for a moment.
+        assert min(open_count(worker_pid(agent)) for _ in range(20)) <= DESCRIPTORS - 32
 
         answer = reader.dirty(hosts=[HOST], barrier=True)
         assert answer.summary.complete
         assert {part.name for part in answer.summary.targets} == tracked.keys()
-
-        time.sleep(AGAIN_SECONDS)
-        assert len(agent.events("target_refused")) == PROCESSES - len(tracked)
+        assert len(refused) == len(set(refused)) == len(agent.events("target_refused"))
         os.kill(worker_pid(agent), signal.SIGKILL)
         agent.wait_for_log("connected", 2)
         until(lambda: reader.dirty(hosts=[HOST], barrier=True).summary.complete)
@@ -179,6 +183,5 @@ def test_targets_take_no_descriptor_that_the_others_need(tmp_path: Path) -> None
         for process in ending:
             process.kill()
             process.wait()
-        others = {process.pid for process in processes} - {info.target.pid for info in tracked.values()}
         until(lambda: others <= {info.target.pid for info in reader.targets() if info.live})
         reader.channel.close()

@@ -72,8 +72,8 @@ def test_faults_of_the_network_cost_time_and_no_page(tmp_path: Path) -> None:
             recovered = time.monotonic()
             reader.read_complete()
             print(  # noqa: T201 (figures, for pytest -s)
-                f"{name}: {speed:.0f} turns a second, awake at {awake:.2f} of the looks, agent {memory_bytes >> 20} MiB, "
-                f"complete {time.monotonic() - recovered:.1f} s after it"
+                f"{name}: {speed:.0f} turns a second, awake at {awake:.2f} of the looks, "
+                f"agent {memory_bytes >> 20} MiB, complete {time.monotonic() - recovered:.1f} s after it"
             )
         writer.stop()
         last = reader.read_complete()

@@ -3,9 +3,11 @@
 import os
 import random
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +22,10 @@ from tests.support.amounts import amount
 from tests.support.collector import CollectorProcess, running_collector, start_collector
 from tests.support.reader import Reader
 from tests.support.service import Service
+from tests.support.watched import wait_until
 from wetink_agent.entry import KEEPER
+from wetink_agent.journal import JournalOnDisk
+from wetink_agent.procfs import boot_id
 from wetink_client import Collector
 from wetink_client.errors import ResynchronisationNeeded, Unavailable
 from wetink_client.shadow import ShadowCopy
@@ -129,17 +134,14 @@ def test_copy_goes_on_after_a_kill_in_the_middle(point: str, pattern: str, tmp_p
     with (
         running_collector() as collector,
         programs.running("writer", pattern, 9) as writer,
-        agent_that_dies(collector.address, writer.pid, POINTS[point], tmp_path) as agent,
+        agent_that_dies(collector.address, writer, POINTS[point], tmp_path) as agent,
         Collector(collector.address) as client,
         ShadowCopy(writer.pid) as copy,
     ):
         reader = Reader(client, f"{HOST}/{writer.pid}", copy)
         reader.read_complete()
-        freezing = threading.Thread(target=freeze_without, args=(worker_pid(agent), writer))
-        freezing.start()
         while not agent.events("worker_restarted"):
             read_for(reader, 0.05)
-        freezing.join()
         check_same(reader, writer, copy)
 
 
@@ -154,17 +156,24 @@ def freeze_without(worker: int, writer: programs.Program) -> None:
 
 
 @contextmanager
-def agent_that_dies(address: str, pid: int, point: str, directory: Path) -> Iterator[Service]:
-    """Run an agent with a spool on disk whose first worker is killed in its twentieth round, or about then."""
+def agent_that_dies(address: str, writer: programs.Program, point: str, directory: Path) -> Iterator[Service]:
+    """Run an agent with a spool on disk whose first worker is killed in its twentieth round, or about then.
+
+    Its target is frozen as soon as that worker is gone.
+    """
     source = WORKER.format(point=point, turn=20, marker=str(directory / "marker"))
     worker = [sys.executable, "-c", source, "--collector", address, "--host-id", HOST, "--spool", str(directory)]
-    command = [sys.executable, "-I", "-S", str(KEEPER), *worker, "--pid", str(pid), "--interval", "20ms"]
+    command = [sys.executable, "-I", "-S", str(KEEPER), *worker, "--pid", str(writer.pid), "--interval", "20ms"]
     agent = Service(subprocess.Popen(command, stderr=subprocess.PIPE, text=True), "agent")
+    # From its start on: on a busy machine the twentieth round may be over before anybody has read the first.
+    freezing = threading.Thread(target=freeze_without, args=(worker_pid(agent), writer))
+    freezing.start()
     try:
         agent.wait_for_log("connected")
         yield agent
     finally:
         agent.close()
+        freezing.join()
 
 
 def test_nothing_stays_behind_when_the_keeper_is_killed_too() -> None:
@@ -249,7 +258,7 @@ def test_rounds_on_disk_outlive_worker_and_collector(tmp_path: Path) -> None:
             writer.process.kill()
             writer.process.wait()
             agent.wait_for_log("target_ended")
-            time.sleep(0.5)  # for the disk's thread
+            wait_until(lambda: has_end_on_disk(tmp_path / "spool"), seconds_max=PATIENCE_SECONDS)
             os.kill(worker_pid(agent), signal.SIGKILL)
             collector = CollectorProcess(start_collector(tmp_path / "data", listen=listen), tmp_path / "data")
             agent.wait_for_log("connected", 2)
@@ -263,6 +272,14 @@ def test_rounds_on_disk_outlive_worker_and_collector(tmp_path: Path) -> None:
             assert ended.round > before
     finally:
         collector.close()
+
+
+def has_end_on_disk(spool: Path) -> bool:
+    """Whether a spool that is being written has the end of a target, as a worker that came now would read it."""
+    with tempfile.TemporaryDirectory() as now:
+        shutil.copytree(spool, now, dirs_exist_ok=True)
+        with JournalOnDisk(Path(now), boot_id()) as journal:
+            return any(stored.ended for stored in journal.load().values())
 
 
 def test_target_that_ends_meanwhile_is_told_as_it_ended() -> None:
