@@ -86,7 +86,7 @@ def test_nothing_is_lost_and_nobody_waits_while_the_collector_is_stopped() -> No
     assert sum(batch.lost_count + batch.forgotten_count for batch in batches) == 0
     assert ours == [(page, target.pid) for page in written]
     print(  # noqa: T201 (figures, for pytest -s)
-        f"a turn took {1000 * statistics.median(before):.1f} ms before and {1000 * statistics.median(meanwhile):.1f} ms "
+        f"a turn took {1000 * statistics.median(before):.1f} ms before, {1000 * statistics.median(meanwhile):.1f} ms "
         f"meanwhile, at most {1000 * max(meanwhile):.1f}"
     )
     # Each write of a turn waits for the resolver, which on a busy machine waits for its turn. Whoever waited for the
