@@ -21,7 +21,6 @@ import errno
 import os
 import re
 import select
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,8 +40,9 @@ from wetink_agent.certainty import Certainty
 from wetink_agent.copies import Copies
 from wetink_agent.errors import KernelLacks, NoSuchProcess, NotPermitted, TargetExited, TargetReplaced, Untrackable
 from wetink_agent.offered import ADDRESS_END, ADDRESS_MIN
+from wetink_agent.pagemap_scan import POPULATED, region_runs, scan
 from wetink_agent.probe import FEATURES
-from wetink_agent.runs import Runs, adjacent_runs, joined_runs
+from wetink_agent.runs import Runs, joined_runs
 from wetink_agent.shared_memory import Range
 from wetink_agent.uapi import fs
 from wetink_agent.uapi import userfaultfd as uf
@@ -53,12 +53,6 @@ CHUNK_BYTES: Final = 128 << 20
 
 CHUNK_COUNT_MAX: Final = 512
 """Scans over one mapping: a sparse one of many TiB is mostly holes, which cost little to pass."""
-
-REGION_COUNT: Final = 1 << 16
-"""Regions that one scan can answer with, 1.5 MiB a harvesting thread: more than CHUNK_BYTES can hold."""
-
-REGIONS_AT_ONCE: Final = 1 << 12
-"""Regions from which on they are looked at before the next scan, while they are in the cache."""
 
 RUNS_AT_ONCE: Final = 1 << 15
 """Runs of written pages from which on they are put into the set."""
@@ -78,7 +72,6 @@ GROWN_LOOKS_MAX: Final = 2
 """Looks at the mappings of a target that maps all the while; what they miss is seen to in the next round."""
 
 _KERNEL_START: Final = 1 << 63
-_POPULATED: Final = fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED
 _ANY_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
 _PRIVATE_FILE_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...p [0-9a-f]+ [0-9a-f:]+ [1-9]", re.MULTILINE)
 _KERNEL_MADE: Final = re.compile(r"\[(?:vdso|vvar\w*|vsyscall|uprobes)\]")
@@ -399,7 +392,7 @@ class WpAsync:
             flags=flags,
             mask=fs.PAGE_IS_WPALLOWED | fs.PAGE_IS_FILE,
             inverted=fs.PAGE_IS_FILE,
-            returned=fs.PAGE_IS_WRITTEN | _POPULATED,
+            returned=fs.PAGE_IS_WRITTEN | POPULATED,
         ):
             populated.append(region_runs(regions))
             if int(np.bitwise_or.reduce(regions[:, 2])) & fs.PAGE_IS_SWAPPED:
@@ -480,56 +473,19 @@ class WpAsync:
         *,
         mask: int,
         inverted: int,
-        anyof: int = _POPULATED,
-        returned: int = _POPULATED,
+        anyof: int = POPULATED,
+        returned: int = POPULATED,
         flags: int = 0,
     ) -> Iterator[NDArray[np.uint64]]:
-        """Scan spans of addresses, unless told otherwise for populated pages.
-
-        The kernel may say that it stopped before the end, though it went on and answered beyond that place too: its
-        ``walk_end`` is then of the last time it emptied its own buffer. What lies beyond is scanned again, as the
-        interface asks for, and both answers count: the first one has armed what it reported.
-
-        Returns:
-            The kernel's ``page_region`` answers, ascending within each array; each is gone when the next is asked for.
-        """
-        regions = _region_buffer()
-        address, region_bytes = regions.ctypes.data, regions.strides[0]
-        argument = fs.pm_scan_arg(
-            size=syscalls.size_bytes(fs.pm_scan_arg),
-            flags=flags,
-            category_mask=mask,
-            category_inverted=inverted,
-            category_anyof_mask=anyof,
-            return_mask=returned,
-        )
-        filled = 0
-        again = []
-        for start, end in spans:
-            argument.end = end
-            argument.walk_end = start
-            is_again = False
-            while argument.walk_end < end:
-                argument.start = argument.walk_end
-                argument.vec = address + filled * region_bytes
-                argument.vec_len = REGION_COUNT - filled
-                try:
-                    found = syscalls.ioctl(self._pagemap, fs.PAGEMAP_SCAN, argument, "PAGEMAP_SCAN")
-                except OSError as error:
-                    self._check_alive()
-                    message = f"cannot scan the memory of process {self._pid}: {error}"
-                    raise Untrackable(message) from error
-                if is_again:
-                    again.append(regions[filled : filled + found].copy())
-                    continue
-                filled += found
-                is_again = found > 0 and int(regions[filled - 1, 1]) > argument.walk_end
-                if filled > REGIONS_AT_ONCE:
-                    yield regions[:filled]
-                    filled = 0
-        if filled:
-            yield regions[:filled]
-        yield from _ascending(again)
+        """Scan the target's memory as ``pagemap_scan.scan`` does."""
+        try:
+            yield from scan(
+                self._pagemap, spans, mask=mask, inverted=inverted, anyof=anyof, returned=returned, flags=flags
+            )
+        except OSError as error:
+            self._check_alive()
+            message = f"cannot scan the memory of process {self._pid}: {error}"
+            raise Untrackable(message) from error
 
     def _swapped_of_files(self, regions: NDArray[np.uint64]) -> list[Range]:
         """Give what looks swapped in private file mappings.
@@ -653,45 +609,10 @@ class WpAsync:
         return procfs.open_pagemap(self._pid)
 
 
-_PAGE_SHIFT: Final = np.uint64(PAGE_SIZE.bit_length() - 1)
 _WRITTEN: Final = np.uint64(fs.PAGE_IS_WRITTEN)
 _SWAPPED: Final = np.uint64(fs.PAGE_IS_SWAPPED)
 _NO_PAGES: Final = np.empty(0, dtype=np.uint64)
 _NO_RUNS: Final = Runs(_NO_PAGES, _NO_PAGES)
-
-
-_buffers: Final = threading.local()
-
-
-def _region_buffer() -> NDArray[np.uint64]:
-    """Give this thread's buffer for the answers of a scan: fresh pages would cost more than the scan."""
-    if not hasattr(_buffers, "regions"):
-        _buffers.regions = np.empty((REGION_COUNT, 3), dtype=np.uint64)
-    regions: NDArray[np.uint64] = _buffers.regions
-    return regions
-
-
-def region_runs(regions: NDArray[np.uint64]) -> Runs:
-    """Give the pages of regions, which are ascending."""
-    runs = adjacent_runs(regions[:, 0], regions[:, 1])
-    return Runs(runs.starts >> _PAGE_SHIFT, runs.ends >> _PAGE_SHIFT)
-
-
-def _ascending(pieces: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
-    """Put pieces of an answer together as far as each begins where the one before has ended.
-
-    Those of one span may not: the memory changes meanwhile, and what came later can begin before what came earlier.
-    """
-    together: list[NDArray[np.uint64]] = []
-    for piece in pieces:
-        if not piece.size:
-            continue
-        if together and piece[0, 0] < together[-1][-1, 1]:
-            yield np.concatenate(together)
-            together = []
-        together.append(piece)
-    if together:
-        yield np.concatenate(together)
 
 
 def _uses_userfaultfd(pid: int, start: int, end: int) -> Untrackable:

@@ -43,13 +43,14 @@ from wetink_agent import procfs, shared_memory
 from wetink_agent.backend import Harvest
 from wetink_agent.errors import Untrackable
 from wetink_agent.events import Events, joined, named, translated
+from wetink_agent.pagemap_scan import POPULATED, region_runs
 from wetink_agent.resolver import MESSAGE, Log, Resolver
 from wetink_agent.resolver_loop import open_resolver
 from wetink_agent.runs import Runs, adjacent_runs, joined_runs
 from wetink_agent.shared_memory import Range
 from wetink_agent.uapi import fs
 from wetink_agent.uapi import userfaultfd as uf
-from wetink_agent.wp_async import WpAsync, region_runs
+from wetink_agent.wp_async import WpAsync
 
 FEATURES: Final = uf.UFFD_FEATURE_PAGEFAULT_FLAG_WP | uf.UFFD_FEATURE_THREAD_ID | uf.UFFD_FEATURE_EXACT_ADDRESS
 """What ``wp-sync`` asks the kernel for."""
@@ -73,7 +74,6 @@ HAZARDS: Final = (
 )
 """What can happen to a target, one sentence each: printed where this backend is chosen."""
 
-_POPULATED: Final = fs.PAGE_IS_PRESENT | fs.PAGE_IS_SWAPPED
 _WRITTEN: Final = np.uint64(fs.PAGE_IS_WRITTEN)
 _PAGE_SHIFT: Final = np.uint64(PAGE_SIZE.bit_length() - 1)
 _ADDRESS_END: Final = 0x7FFFFFFFF000
@@ -184,7 +184,7 @@ class WpSync(WpAsync):
             if max(start, first) < min(end, last)
         ]
         for regions in self._scan(
-            spans, mask=fs.PAGE_IS_FILE, inverted=fs.PAGE_IS_FILE, returned=fs.PAGE_IS_WRITTEN | _POPULATED
+            spans, mask=fs.PAGE_IS_FILE, inverted=fs.PAGE_IS_FILE, returned=fs.PAGE_IS_WRITTEN | POPULATED
         ):
             populated.append(region_runs(regions))
             unprotected.append(region_runs(regions[(regions[:, 2] & _WRITTEN) != 0]))
@@ -411,8 +411,8 @@ def _has_protected(pagemap: int) -> bool:
         max_pages=1,
         category_inverted=outside,
         category_mask=outside,
-        category_anyof_mask=_POPULATED,
-        return_mask=_POPULATED,
+        category_anyof_mask=POPULATED,
+        return_mask=POPULATED,
     )
     return syscalls.ioctl(pagemap, fs.PAGEMAP_SCAN, argument, "PAGEMAP_SCAN") > 0
 

@@ -13,8 +13,8 @@ from pyroaring import BitMap64
 
 from wetink import syscalls
 from wetink.pages import PAGE_SIZE
+from wetink_agent.pagemap_scan import region_runs, scan
 from wetink_agent.uapi import fs
-from wetink_agent.wp_async import WpAsync, region_runs
 
 BUFFER_REGIONS = 4
 END = 400 * PAGE_SIZE
@@ -59,14 +59,12 @@ STATES = st.lists(st.frozensets(st.integers(0, 399), min_size=10, max_size=60), 
 def test_whatever_the_kernel_answered_counts(states: list[frozenset[int]], cuts: list[int]) -> None:
     """Every region of every answer is given on, in arrays that are ascending each: what was answered was armed."""
     kernel = Kernel(list(states))
-    scanner = WpAsync.__new__(WpAsync)
-    scanner._pagemap = -1
     bounds = [0, *sorted(cuts), 400]
     spans = [(start * PAGE_SIZE, end * PAGE_SIZE) for start, end in pairwise(bounds)]
     found = BitMap64()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(syscalls, "ioctl", kernel.ioctl)
-        for regions in scanner._scan(spans, mask=0, inverted=0):
+        for regions in scan(-1, spans, mask=0, inverted=0):
             assert (regions[1:, 0] >= regions[:-1, 1]).all()
             found |= region_runs(regions).to_set()
 
