@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from tests.support import programs
 from tests.support.programs import Program
 from tests.support.seccomp import NR_KEYCTL, NR_USERFAULTFD, UNDER_A_FILTER
 from tests.support.victim import victim
+from tests.support.watched import wait_until
 from wetink_agent import procfs
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
@@ -105,9 +105,7 @@ def traced() -> Iterator[int]:
 def zombie() -> Iterator[int]:
     """Give a process that has exited and is not reaped."""
     process = subprocess.Popen(["true"])
-    until = time.monotonic() + 10
-    while procfs.stat(process.pid).state != "Z" and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_until(lambda: procfs.stat(process.pid).state == "Z")
     yield process.pid
     process.wait()
 
@@ -167,17 +165,13 @@ def frozen() -> Iterator[int]:
         with odd() as pid:
             (group / "cgroup.procs").write_text(str(pid), encoding="ascii")
             (group / "cgroup.freeze").write_text("1", encoding="ascii")
-            until = time.monotonic() + 10
-            while not procfs.is_cgroup_frozen(pid) and time.monotonic() < until:
-                time.sleep(0.01)
+            wait_until(lambda: procfs.is_cgroup_frozen(pid))
             try:
                 yield pid
             finally:
                 (group / "cgroup.freeze").write_text("0", encoding="ascii")
     finally:
-        until = time.monotonic() + 10
-        while (group / "cgroup.procs").read_text(encoding="ascii") and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: not (group / "cgroup.procs").read_text(encoding="ascii"))
         group.rmdir()
 
 

@@ -20,6 +20,7 @@ from wetink_agent.holds import Holds
 pytestmark = pytest.mark.needs("root", "cc")
 
 TRIES = 10
+PATIENCE_SECONDS = 60.0
 
 Result = TypeVar("Result")
 
@@ -78,15 +79,19 @@ def test_a_signal_that_comes_meanwhile_arrives() -> None:
         for _ in range(20):
             held(writer.pid, lambda: os.kill(writer.pid, signal.SIGWINCH))
         held(writer.pid, lambda: os.kill(writer.pid, signal.SIGTERM))
-        assert writer.process.wait(5) == -signal.SIGTERM
+        assert writer.process.wait(PATIENCE_SECONDS) == -signal.SIGTERM
 
 
 def test_the_guard_freezes_neither_itself_nor_the_agent(tmp_path: Path) -> None:
     """Whoever asks for it: who is frozen with them goes on when the hold's time is over."""
     with programs.running("sleeper", "threads", tmp_path / "target") as target:
         with programs.running("sleeper", "threads", tmp_path / "agent") as agent:
-            methods = asyncio.run(frozen_beside_the_guard(target.pid, agent.pid))
-        assert methods == ["PTRACE", "", ""]
+            for _ in range(TRIES):
+                target_is, *others_are = asyncio.run(frozen_beside_the_guard(target.pid, agent.pid))
+                assert others_are == ["", ""]
+                if target_is:  # as in ``held``
+                    break
+        assert target_is == "PTRACE"
         programs.Progress(target, tmp_path / "target").wait(more=2)
 
 
@@ -102,7 +107,7 @@ async def frozen_beside_the_guard(*pids: int) -> list[str]:
     processes = [(pid, procfs.stat(pid).start_time_ticks) for pid in (*pids, holds.guard_pid)]
     try:
         outcomes = await holds.freeze("hold", processes, seconds=0.5, whole_cgroups=False)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while procfs.is_frozen(pids[0]):  # noqa: ASYNC110 (the kernel tells nobody)
                 await asyncio.sleep(0.02)
         return [outcomes[process].method for process in processes]
@@ -118,8 +123,12 @@ def test_what_is_traced_by_somebody_else_is_not_frozen() -> None:
         def again() -> None:
             while_frozen(writer.pid, lambda: pytest.fail("two tracers at once"))
 
-        with pytest.raises(NotFrozen, match="cannot be stopped"):
-            while_frozen(writer.pid, again)
+        for _ in range(TRIES):
+            with pytest.raises(NotFrozen) as caught:
+                while_frozen(writer.pid, again)
+            if "did not stop within" not in str(caught.value):  # as in ``held``
+                break
+        assert "cannot be stopped" in str(caught.value)
         held(writer.pid, lambda: None)
 
 
@@ -148,7 +157,7 @@ while_frozen(int(sys.argv[1]), lambda: (print("held", flush=True), time.sleep(60
         assert procfs.is_frozen(writer.pid)
         agent.kill()
         agent.wait()
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENCE_SECONDS
         while procfs.tracer_of(writer.pid) or procfs.is_frozen(writer.pid):
             assert time.monotonic() < until
         assert writer.alive()

@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 from ctypes import Structure
-from pathlib import Path
 
 import pytest
 
+from tests.support.descriptors import own_descriptors
 from tests.support.seccomp import NR_USERFAULTFD, UNDER_A_FILTER
 from wetink import syscalls
 from wetink_agent.probe import is_forbidden_by_own_filter, why_not_wp_async
@@ -16,11 +16,6 @@ from wetink_agent.uapi import fs
 from wetink_agent.uapi import userfaultfd as uf
 
 pytestmark = pytest.mark.needs("kernel")
-
-
-def open_descriptors() -> list[str]:
-    """Give the numbers of this process's descriptors; the one that lists them is always among them."""
-    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, request: int, number: int) -> None:
@@ -37,10 +32,10 @@ def refuse(monkeypatch: pytest.MonkeyPatch, request: int, number: int) -> None:
 
 def test_nothing_is_missing_here() -> None:
     """Where the need "kernel" is met the probe has nothing to say, and leaves nothing open."""
-    before = open_descriptors()
+    before = own_descriptors()
 
     assert [why_not_wp_async() for _ in range(5)] == [None] * 5
-    assert open_descriptors() == before
+    assert own_descriptors() == before
 
 
 @pytest.mark.parametrize(
@@ -58,14 +53,14 @@ def test_what_is_missing_is_named(
 ) -> None:
     """Each step that a kernel refuses has its own end of a sentence, and leaves no descriptor."""
     refuse(monkeypatch, request_number, error)
-    before = open_descriptors()
+    before = own_descriptors()
 
     why = why_not_wp_async()
 
     assert why is not None
     assert sentence in why
     assert "\n" not in why
-    assert open_descriptors() == before
+    assert own_descriptors() == before
 
 
 def test_a_kernel_that_forbids_userfaultfd_is_told_from_one_that_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:

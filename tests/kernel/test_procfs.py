@@ -1,5 +1,6 @@
 """What /proc says of real processes with awkward names, and of the lines the kernel may write."""
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -148,7 +149,9 @@ def test_kernel_threads_and_zombies_are_not_looked_at() -> None:
         found = discovery.processes()
         assert child not in found
         assert os.getpid() in found
-        assert not any(procfs.stat(pid).is_kernel_thread for pid in found if Path(f"/proc/{pid}").exists())
+        for pid in found:
+            with contextlib.suppress(NoSuchProcess):  # it has exited meanwhile
+                assert not procfs.stat(pid).is_kernel_thread
     finally:
         os.waitpid(child, 0)
 
@@ -206,7 +209,7 @@ def test_one_stopped_thread_does_not_make_a_process_frozen() -> None:
             os.sched_yield()
         assert not procfs.is_frozen(target.pid)
         target.send_signal(signal.SIGSTOP)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not procfs.is_frozen(target.pid) and time.monotonic() < until:
             time.sleep(0.001)
         assert procfs.is_frozen(target.pid)

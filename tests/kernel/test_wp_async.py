@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import programs, truth
+from tests.support.descriptors import own_descriptors
 from tests.support.huge_pages import huge_pages
 from tests.support.victim import PAGE, USERFAULTFD, Victim, tracked, victim, within
 from wetink_agent.attach import take_userfaultfd
@@ -603,7 +604,7 @@ def test_nothing_is_open_after_a_refusal() -> None:
         first = target.map(4)
         target.do(USERFAULTFD)
         target.do(f"own_userfaultfd({first * PAGE}, {4 * PAGE}, 0, 1)")
-        before = sorted(path.name for path in Path("/proc/self/fd").iterdir())
+        before = own_descriptors()
         for _ in range(3):
             with pytest.raises(Untrackable), tracked(target.pid) as tracker:
                 tracker.harvest()
@@ -612,4 +613,4 @@ def test_nothing_is_open_after_a_refusal() -> None:
             WpAsync(target.pid, reading)
         os.close(writing)
 
-        assert sorted(path.name for path in Path("/proc/self/fd").iterdir()) == before
+        assert own_descriptors() == before
