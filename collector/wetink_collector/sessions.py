@@ -169,29 +169,29 @@ class SessionService(SessionServiceServicer):
             raise RequestMalformed(message)
         parse_non_empty(request.selection)
         key = (CALLER.get().name, request.session)
+        asked = _copy_of_open(request)
         # It goes on where the caller goes away: what is durable is known here too, and is forgotten with its lease.
-        session = await asyncio.shield(self._opened(key, request))
-        if session.open.selection != request.selection:
+        session = await asyncio.shield(self._opened(key, asked))
+        if session.open.selection != asked.selection:
             message = f"there is a session {request.session} over other targets: close it, or take another name"
             raise SessionDiffers(message)
-        if session.open != request:
+        if session.open != asked:
             async with self._held(request.session) as session:
                 # With the rounds as they are now: a call that was under way may have closed one.
-                opened = _copy_of_open(request)
-                await self._committer.commit([SessionKept(*key, stored(opened, session.rounds))])
-                session.open = opened
+                await self._committer.commit([SessionKept(*key, stored(asked, session.rounds))])
+                session.open = asked
         session.renew()
         return pb.OpenSessionResponse(rounds=[_without_targets(one) for one in session.rounds.values()])
 
-    async def _opened(self, key: _Key, request: pb.OpenSessionRequest) -> SessionState:
+    async def _opened(self, key: _Key, asked: pb.OpenSessionRequest) -> SessionState:
         async with self._opening:
-            return self._living(key) or await self._open_new(key, request)
+            return self._living(key) or await self._open_new(key, asked)
 
-    async def _open_new(self, key: _Key, request: pb.OpenSessionRequest) -> SessionState:
+    async def _open_new(self, key: _Key, asked: pb.OpenSessionRequest) -> SessionState:
         if key not in self._sessions and len(self._sessions) >= SESSIONS_MAX:
             message = f"there are {SESSIONS_MAX} sessions already; close those that are done, or try again later"
             raise SessionsTooMany(message)
-        session = SessionState(_copy_of_open(request), {})
+        session = SessionState(asked, {})
         # Before it is durable: one of that name whose lease is over is not to be forgotten behind it.
         self._sessions[key] = session
         with session.called():
@@ -389,6 +389,7 @@ def _positions(
 
 
 def _copy_of_open(request: pb.OpenSessionRequest) -> pb.OpenSessionRequest:
+    """Give what is known here of it: with fields of a later version, it would not be what was asked for before."""
     selection = Selection()
     selection.CopyFrom(request.selection)
     selection.DiscardUnknownFields()

@@ -85,6 +85,20 @@ async def test_session_that_could_not_be_written_is_not_open(one: Bench) -> None
     assert service._living(next(iter(service._sessions))) is None
 
 
+@runs
+async def test_session_of_a_later_version_is_opened_and_renewed(one: Bench) -> None:
+    """A field that is not known here is passed over, in the selection too: it does not make it another session."""
+    service = service_of(one)
+    request = pb.OpenSessionRequest(session="move-7", selection=Selection(targets=["host-1/1"]))
+    known = request.SerializeToString()
+    later = bytes([0xA2, 0x06, 1, 65])
+    request.selection.MergeFromString(later)
+    for text in (request.SerializeToString() + later, known, request.SerializeToString()):
+        await service._open(pb.OpenSessionRequest.FromString(text))
+
+    assert one.store.groups == [1]
+
+
 def closing(service: SessionService) -> asyncio.Task[pb.CloseSessionResponse]:
     """Close the session."""
     request = pb.CloseSessionRequest(session="move-7")
