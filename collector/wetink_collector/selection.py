@@ -1,7 +1,7 @@
 """Which targets a call means."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from wetink.names import NameMalformed, TargetName, check_host_id, check_labels, parse_target
@@ -22,8 +22,13 @@ class Chosen:
 
     names: tuple[TargetName, ...]
     hosts: frozenset[str]
-    cgroups: tuple[str, ...]
+    cgroups: frozenset[str]
     labels: tuple[tuple[str, str], ...] = ()
+    _named: frozenset[TargetName] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Look names up once: an answer about thousands of targets that are named asks for each of them."""
+        object.__setattr__(self, "_named", frozenset(self.names))
 
     @property
     def only_names(self) -> bool:
@@ -32,11 +37,15 @@ class Chosen:
 
     def names_target(self, target: TargetKey) -> bool:
         """Whether a target is meant by its name, and not only by where it runs."""
-        return any(
-            (name.host_id, name.pid) == (target.host_id, target.pid)
-            and name.start_time_ticks in (None, target.start_time_ticks)
-            for name in self.names
-        )
+        pid = TargetName(target.host_id, target.pid)
+        return pid in self._named or replace(pid, start_time_ticks=target.start_time_ticks) in self._named
+
+    def has_cgroup(self, path: str) -> bool:
+        """Whether a cgroup is a selected one, or below it. Takes no longer where very many are selected."""
+        if not self.cgroups or not path.startswith("/"):
+            return False
+        ends = (place for place, character in enumerate(path) if character == "/")
+        return path in self.cgroups or any((path[:end] or "/") in self.cgroups for end in ends)
 
 
 def parse(selection: Selection) -> Chosen:
@@ -54,7 +63,8 @@ def parse(selection: Selection) -> Chosen:
         check_labels(selection.labels)
     except NameMalformed as error:
         raise SelectionMalformed(str(error)) from error
-    return Chosen(names, hosts, tuple(_cgroup(text) for text in selection.cgroups), tuple(selection.labels.items()))
+    cgroups = frozenset(_cgroup(text) for text in selection.cgroups)
+    return Chosen(names, hosts, cgroups, tuple(selection.labels.items()))
 
 
 def parse_non_empty(selection: Selection) -> Chosen:
@@ -125,8 +135,8 @@ def _matches(record: TargetRecord, chosen: Chosen) -> bool:
     """Whether a target is on a selected host, or in a selected cgroup or below it, or has all of the labels."""
     if record.target.host_id in chosen.hosts:
         return True
-    path, labels = record.started.cgroup, record.started.labels
-    return any(path == cgroup or path.startswith(cgroup.rstrip("/") + "/") for cgroup in chosen.cgroups) or (
+    labels = record.started.labels
+    return chosen.has_cgroup(record.started.cgroup) or (
         bool(chosen.labels) and all(labels.get(key) == value for key, value in chosen.labels)
     )
 

@@ -175,7 +175,7 @@ def test_answer_does_not_run_ahead_of_what_is_known() -> None:
     assert check_cursor(ending.cursor, list(catalog.all()), store.store_id)
 
 
-CHOSEN = Chosen((TargetName("host-1", 1),), frozenset(), ())
+CHOSEN = Chosen((TargetName("host-1", 1),), frozenset(), frozenset())
 
 
 async def _never(damage: RecordDamaged, _: TargetStarted) -> None:
