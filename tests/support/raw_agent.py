@@ -16,7 +16,7 @@ from wetink.pages import PAGE_SIZE, encode
 from wetink.v1 import ingest_pb2, types_pb2
 from wetink.v1.ingest_pb2_grpc import IngestServiceStub
 
-PATIENCE_SECONDS: Final = 20.0
+PATIENCE_SECONDS: Final = 60.0
 """How long it waits for anything before the test fails."""
 
 HEARTBEAT_SECONDS: Final = 5.0
