@@ -12,7 +12,7 @@ from tests.support.harvests import sets_of
 from wetink.status import status_with_reason
 from wetink.v1 import ingest_pb2, types_pb2
 
-PATIENCE_SECONDS: Final = 20.0
+PATIENCE_SECONDS: Final = 50.0
 """How long it waits for anything before the test fails."""
 
 WINDOW: Final = 8 << 20

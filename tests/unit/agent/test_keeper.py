@@ -15,7 +15,7 @@ import pytest
 
 from wetink_agent.entry import KEEPER
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 WORKER = """
 import json, os, signal, socket, sys

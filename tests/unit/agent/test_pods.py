@@ -248,12 +248,12 @@ def test_url_that_refuses_says_so() -> None:
 def test_list_that_drips_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time, and the whole does not."""
     monkeypatch.setattr(pods, "READ_SECONDS_MAX", 0.3)
-    with serving(Server(b"x" * 100, pause_seconds=0.05)) as url:
+    with serving(Server(b"x" * 1000, pause_seconds=0.05)) as url:
         began = time.monotonic()
         assert PodList(PodSource(url)).find(UID, ID) == {}
         with pytest.raises(PodsUnusable, match="too long"):
             read(PodSource(url))
-    assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
