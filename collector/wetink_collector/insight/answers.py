@@ -14,7 +14,7 @@ from wetink_collector.event_history import Chunk
 from wetink_collector.insight import heatmap as heat
 from wetink_collector.insight import mapped
 from wetink_collector.insight.history import History, KeptRounds, WrittenPages, written_in
-from wetink_collector.insight.inquiry import Inquiry, check_any, describe, without_history
+from wetink_collector.insight.inquiry import Inquiry, check_any, describe, too_short, without_history
 from wetink_collector.insight.ranking import ColdClass, HotRun, coldest_first, hottest
 from wetink_collector.insight.writers import Writers
 from wetink_collector.store.interface import RecordDamaged
@@ -56,6 +56,8 @@ async def heatmap(inquiry: Inquiry, request: pb.GetHeatmapRequest) -> pb.GetHeat
 
     status, kept = await inquiry.look_at_one(record, look)
     if not kept:
+        if not request.since_time_ns:
+            raise HistoryTooShort(too_short(record))
         message = f"no round of {record.name} has come since that time; ask for an earlier one, or later"
         raise HistoryTooShort(message)
     populated = await inquiry.populated(record, status.last_round)
@@ -119,8 +121,8 @@ async def cold_first(inquiry: Inquiry, request: pb.GetColdFirstRequest) -> Async
     record = inquiry.target(request.target)
     status = inquiry.status(record)
 
-    def look(history: History) -> tuple[pb.HistoryStatus, WrittenPages]:
-        return describe(status, history), history.written()
+    def look(history: History) -> tuple[pb.HistoryStatus, WrittenPages] | None:
+        return None if history.forgot_all else (describe(status, history), history.written())
 
     status, written = await inquiry.look_at_one(record, look)
     populated = await inquiry.populated(record, status.last_round)
@@ -245,8 +247,8 @@ async def _hot(
     status = inquiry.status(record)
     labels = mapped.Labels(mapped.names(inquiry.catalog.mappings.get(record.incarnation), record.started.page_size))
 
-    def look(history: History) -> tuple[pb.HistoryStatus, WrittenPages]:
-        return describe(status, history), history.written()
+    def look(history: History) -> tuple[pb.HistoryStatus, WrittenPages] | None:
+        return None if history.forgot_all else (describe(status, history), history.written())
 
     found = await inquiry.look_at_each(record, look)
     if isinstance(found, HistoryTooShort):

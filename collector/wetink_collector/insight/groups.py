@@ -75,15 +75,19 @@ class Spaces:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One target of a group: its rounds, oldest first, and the pages that others may map too."""
+    """One target of a group: its rounds, oldest first, and the pages that others may map too.
+
+    ``since_ns`` is when the last of its rounds that are not there ended; 0 where there are none but the first.
+    """
 
     incarnation: IncarnationKey
     kept: Sequence[KeptRounds]
     ranges: Sequence[SharedRange]
+    since_ns: int = 0
 
 
-def together(members: Sequence[Member], spaces: Spaces) -> WorkingSet:
-    """Give the working sets of targets together.
+def together(members: Sequence[Member], spaces: Spaces) -> WorkingSet | None:
+    """Give the working sets of targets together; None where there is no time in which the rounds of all are there.
 
     Time is cut into ticks, and a round counts in the tick in which it ends. A round that began before a window may have
     pages from before it, and one that goes on after its end has pages from in it: the bounds allow for both, and
@@ -98,7 +102,10 @@ def together(members: Sequence[Member], spaces: Spaces) -> WorkingSet:
         MessageTooLarge: Their newest rounds alone had too many pages, or they are in too many places.
     """
     readers = [_Reader(member, spaces) for member in members]
-    ticks = _ticks(readers)
+    # What a target wrote in rounds that are not there, windows of that time would lack.
+    ticks = _ticks(readers, max(member.since_ns for member in members))
+    if len(ticks) < 2:  # noqa: PLR2004 (a window has two ends)
+        return None
     index = PageIndex()
     found = WorkingSet(ticks[0], starts_max=TICKS_MAX + 1)
     for reader in readers:
@@ -191,10 +198,10 @@ def distinct(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))] if ordered.size else ordered
 
 
-def _ticks(readers: Sequence[_Reader]) -> list[int]:
+def _ticks(readers: Sequence[_Reader], since_ns: int) -> list[int]:
     """Cut the time of the newest rounds into ticks of the length of the slowest target's rounds.
 
-    The last one ends where every target that goes on is known up to.
+    The last one ends where every target that goes on is known up to, and none begins before ``since_ns``.
     """
     with_rounds = [reader for reader in readers if reader.ends]
     count = max(1, min(TICKS_MAX, ROUNDS_MAX // len(with_rounds)))
@@ -213,6 +220,7 @@ def _ticks(readers: Sequence[_Reader]) -> list[int]:
     end = min(one for one in ends if one >= max(ends) - STILL_TICKS * length)
     begin = min(begins)
     count = max(1, min(count, (end - begin) // length))
+    count = min(count, max(0, (end - since_ns) // length))
     return [end - length * before for before in range(count, -1, -1)]
 
 

@@ -125,6 +125,7 @@ class History:
         self._ends_dropped = 0
         self._kept: list[KeptRounds] = []
         self._kept_bytes = 0
+        self._kept_since_ns = 0
         self._uncounted_round_count = 0
         self._single_pages = 0
         self._single_ns = 0
@@ -145,6 +146,11 @@ class History:
     def kept(self) -> Sequence[KeptRounds]:
         """The rounds that are kept apart, oldest first. The first of the incarnation is not among them."""
         return tuple(self._kept)
+
+    @property
+    def kept_since_ns(self) -> int:
+        """Of rounds before this, those that are kept apart do not tell. 0 means that there are none but the first."""
+        return self._kept_since_ns
 
     @property
     def exact(self) -> bool:
@@ -170,7 +176,14 @@ class History:
     @property
     def first_round(self) -> int:
         """The first round of its working sets. 0 means that there is none yet."""
+        if self.forgot_all:
+            return self.round
         return self._working_set.first_round if self._working_set else 0
+
+    @property
+    def forgot_all(self) -> bool:
+        """Whether memory was so short that all counts of pages were let go of, and no round has come since."""
+        return self._working_set is not None and self._working_set.forgot_all
 
     @property
     def stretch_count(self) -> int:
@@ -258,6 +271,7 @@ class History:
         self._index = PageIndex()
         self._ends_ns, self._ends_dropped = [], 0
         self._kept, self._kept_bytes = [], 0
+        self._kept_since_ns = block.last_time_ns if block.last_round > 1 else 0
         self._uncounted_round_count = 0
         self._single_pages = self._single_ns = 0
 
@@ -298,7 +312,9 @@ class History:
                 return True
         if not self._kept:
             return False
-        self._kept_bytes -= self._kept.pop(0).size_bytes
+        dropped = self._kept.pop(0)
+        self._kept_bytes -= dropped.size_bytes
+        self._kept_since_ns = dropped.until_ns
         return True
 
     def _merge(self, first: int) -> None:

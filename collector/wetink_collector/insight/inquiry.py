@@ -63,7 +63,7 @@ class Inquiry:
             raise TargetUnknown(message)
         return record
 
-    async def look(self, record: TargetRecord, function: Callable[[History], T]) -> T | None:
+    async def look(self, record: TargetRecord, function: Callable[[History], T | None]) -> T | None:
         """Look at a target's history once every round that is committed by now is in it.
 
         Args:
@@ -71,7 +71,7 @@ class Inquiry:
             function: Runs on a thread; it may not keep the history.
 
         Returns:
-            What the function gives. None where there is no round yet after the first, or all were lost.
+            What the function gives, None also where there is no round yet after the first, or all were lost.
 
         Raises:
             StoreUnavailable: The history cannot be read now.
@@ -121,7 +121,7 @@ class Inquiry:
             record.incarnation, lambda history: function(record, history) if history.stretch_count else None
         )
 
-    async def look_at_each(self, record: TargetRecord, function: Callable[[History], T]) -> T | HistoryTooShort:
+    async def look_at_each(self, record: TargetRecord, function: Callable[[History], T | None]) -> T | HistoryTooShort:
         """Look at the history of one target among others.
 
         Returns:
@@ -135,11 +135,11 @@ class Inquiry:
         except HistoryTooShort as error:
             return error
 
-    async def look_at_one(self, record: TargetRecord, function: Callable[[History], T]) -> T:
+    async def look_at_one(self, record: TargetRecord, function: Callable[[History], T | None]) -> T:
         """Look at the history of the one target that is asked for.
 
         Raises:
-            HistoryTooShort: There is none.
+            HistoryTooShort: There is none, or the function gives None for what is left of it.
             StoreUnavailable: As ``look``.
         """
         found = await self.look(record, function)
@@ -222,7 +222,7 @@ def too_short(record: TargetRecord) -> str:
     if record.round:
         return (
             f"of {record.name} there is only the first round yet, or the last had too many pages to be counted "
-            f"({COUNTED_PAGES_MAX} are the most): ask again when the next has come"
+            f"({COUNTED_PAGES_MAX} are the most, and fewer where memory is short): ask again when the next has come"
         )
     return f"no round of {record.name} is here yet: ask again when two have come"
 

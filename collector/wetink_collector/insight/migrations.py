@@ -114,7 +114,7 @@ async def look(inquiry: Inquiry, record: TargetRecord) -> Known:
         ]
         return Known(writes, basis_of(record, history), stretches)
 
-    found = await inquiry.look_at_one(record, known)
+    found: Known | str = await inquiry.look_at_one(record, known)
     if isinstance(found, str):
         raise HistoryTooShort(found)
     return found

@@ -113,6 +113,11 @@ class WorkingSet:
         return self._stretch
 
     @property
+    def forgot_all(self) -> bool:
+        """Whether no window begins yet after what was forgotten: of single pages nothing is known then."""
+        return self._stretch > 0 and not self._cells.size
+
+    @property
     def since_ns(self) -> int:
         """Where the longest window begins."""
         return int(self._cells.begins_ns[0]) if self._cells.size else self._until_ns
@@ -166,9 +171,15 @@ class WorkingSet:
         return [ring.mean() for _, ring in sorted(self._rings.items()) if ring.count]
 
     def writable(self) -> tuple[int, int]:
-        """Give how many pages were written in the longest window, at least and at most."""
+        """Give how many pages were written in the longest window, at least and at most.
+
+        Where all windows were forgotten that might go on, it is the one that had most.
+        """
+        if not self._cells.size:
+            points = self.points()
+            return max((one.least.max for one in points), default=0), max((one.most.max for one in points), default=0)
         least, most = self._cells.sums(self._late_count)
-        return (int(least[0]), int(most[0])) if self._cells.size else (0, 0)
+        return int(least[0]), int(most[0])
 
     def _measure(self) -> None:
         """Note the windows that end now."""

@@ -79,7 +79,7 @@ async def _look(inquiry: Inquiry, record: TargetRecord, *, alone: bool) -> _Foun
         return _Found(
             record=record,
             message=pb.TargetWorkingSet(history=describe(status, history), working_set=_working_set(history)),
-            member=Member(record.incarnation, () if alone else history.kept, ranges),
+            member=Member(record.incarnation, () if alone else history.kept, ranges, history.kept_since_ns),
             written=np.empty(0, np.uint64) if alone else history.written().pages,
             last_round=history.round,
         )

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc
@@ -22,7 +23,7 @@ from wetink.v1.insight_pb2_grpc import InsightServiceStub
 from wetink_collector.address import UnixAddress
 from wetink_collector.errors import HistoryTooShort
 from wetink_collector.insight.accuracy import Accuracy
-from wetink_collector.insight.answers import hot_pages
+from wetink_collector.insight.answers import cold_first, heatmap, hot_pages
 from wetink_collector.insight.candidates import plan_drain_of, rank_candidates
 from wetink_collector.insight.histories import Histories
 from wetink_collector.insight.inquiry import Inquiry
@@ -116,6 +117,69 @@ def test_group_whose_rounds_were_all_let_go_of_has_what_else_is_known() -> None:
     answer = asyncio.run(run())
     assert not answer.group.working_set.points
     assert answer.group.working_set.writable_page_count == 6
+
+
+HEAVY = range(3000)
+"""Pages of six rows: so few that they are counted, and more than are kept where memory is short."""
+
+
+def sets_of_both(bytes_max: int, rounds: int, rounds_of_two: int) -> insight_pb2.GetWorkingSetResponse:
+    """Ask of one that writes 3000 other pages each second and one that writes 3; afresh where that one ended before."""
+
+    async def run() -> insight_pb2.GetWorkingSetResponse:
+        made = Random(3)  # noqa: S311 (test data)
+        async with asked(bytes_max=bytes_max) as (one, inquiry):
+            one.commit(started(ONE), started(TWO))
+            for number in range(1, rounds + 1):
+                one.commit(round_(number, made.sample(range(1 << 16), 3000)))
+                if number <= rounds_of_two:
+                    one.commit(round_(number, [1, 2, 3], TWO))
+            while one.store.maintain():
+                pass
+            if rounds_of_two < rounds:
+                one.histories.loaded()
+            return await working_sets(inquiry, insight_pb2.GetWorkingSetRequest(selection=BOTH))
+
+    return asyncio.run(run())
+
+
+def test_no_window_of_a_group_lacks_rounds_that_memory_was_too_short_for() -> None:
+    """Those of who writes most are let go of first. Windows of the time before would tell of the others alone."""
+    answer = sets_of_both(bytes_max=80_000, rounds=59, rounds_of_two=59)
+
+    assert answer.targets[0].working_set.points[0].pages.p50 == 3000
+    assert answer.group.working_set.points
+    assert min(point.pages.p50 for point in answer.group.working_set.points) >= 3000
+
+
+def test_no_window_of_a_group_lacks_rounds_that_the_store_has_merged_into_the_first() -> None:
+    """After a restart: of the other, which ended long ago, all are there."""
+    answer = sets_of_both(bytes_max=1 << 30, rounds=139, rounds_of_two=8)
+
+    history = answer.targets[0].history
+    shortest = answer.group.working_set.points[0]
+    assert history.first_round > 50
+    assert 0 < shortest.window_count * shortest.window_ns <= 1.001 * (history.as_of_time_ns - history.since_time_ns)
+
+
+def test_pages_that_memory_was_too_short_for_are_not_called_unwritten() -> None:
+    """Every row was written in the last round, so that all of them were let go of: what they were is not known."""
+
+    async def run() -> insight_pb2.GetWorkingSetResponse:
+        async with asked(bytes_max=1) as (one, inquiry):
+            one.commit(started(ONE), *(round_(number, HEAVY) for number in range(1, 9)))
+            with pytest.raises(HistoryTooShort, match="memory is short"):
+                await hot_pages(inquiry, insight_pb2.GetHotPagesRequest(selection=ALONE))
+            with pytest.raises(HistoryTooShort, match="memory is short"):
+                async for _ in cold_first(inquiry, insight_pb2.GetColdFirstRequest(target=DAMAGED)):
+                    pass
+            with pytest.raises(HistoryTooShort, match="memory is short"):
+                await heatmap(inquiry, insight_pb2.GetHeatmapRequest(target=DAMAGED))
+            return await working_sets(inquiry, insight_pb2.GetWorkingSetRequest(selection=ALONE))
+
+    (found,) = asyncio.run(run()).targets
+    assert (found.history.first_round, found.history.last_round, found.history.exact) == (8, 8, False)
+    assert found.working_set.writable_page_count == found.working_set.points[-1].pages.max == 3000
 
 
 def test_dirty_pages_do_not_wait_for_insight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

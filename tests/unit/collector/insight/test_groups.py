@@ -16,6 +16,7 @@ from wetink_collector.identity import IncarnationKey, TargetKey
 from wetink_collector.insight import groups
 from wetink_collector.insight.groups import Member, Spaces, distinct, together
 from wetink_collector.insight.mapped import SharedRange
+from wetink_collector.insight.working_set import WorkingSet
 from wetink_collector.round_log import RoundPages
 
 OBJECT = (5, 7, False)
@@ -25,6 +26,13 @@ ELSEWHERE = (5, 8, False)
 def of(pid: int, host_id: str = "host-1") -> IncarnationKey:
     """Give an incarnation."""
     return IncarnationKey(TargetKey(host_id, "boot-1", pid, 100), 1)
+
+
+def windows(members: Sequence[Member]) -> WorkingSet:
+    """Give the working sets of targets whose rounds are all there."""
+    found = together(members, Spaces())
+    assert found
+    return found
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ def test_every_window_has_the_truth_between_its_bounds(
         history, _ = taken(moved)
         members.append(Member(of(pid), history.kept, [SharedRange(0, 512, OBJECT, 0)]))
         truth += writes(pid, moved, random, shared)
-    found = together(members, Spaces())
+    found = windows(members)
 
     least, most = found._cells.sums(found._late_count)
     for begin_ns, low, high in zip(found._cells.begins_ns.tolist(), least.tolist(), most.tolist(), strict=True):
@@ -83,7 +91,7 @@ def test_round_that_goes_on_at_the_end_of_a_window_may_be_in_it() -> None:
     slow = [Batch([RoundPages(BitMap64([5 + at]), BitMap64())], [10**18 + at * second]) for at in ends]
     members = [Member(of(pid), taken(some)[0].kept, []) for pid, some in ((1, quick), (2, slow))]
 
-    least, most = together(members, Spaces()).writable()
+    least, most = windows(members).writable()
     # Page 1 of the one, and what the other wrote in its last round, which may be of after the window's end.
     assert least <= 1
     assert most == 2
@@ -102,7 +110,7 @@ def test_rounds_after_a_clock_was_set_back_are_in_the_windows() -> None:
     ]
     history, _ = taken(some)
 
-    assert together([Member(of(1), history.kept, [])], Spaces()).writable()[1] == 11
+    assert windows([Member(of(1), history.kept, [])]).writable()[1] == 11
 
 
 def test_pages_that_are_too_many_together_are_of_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +119,9 @@ def test_pages_that_are_too_many_together_are_of_fewer_rounds(monkeypatch: pytes
     history, _ = taken(some)
     members = [Member(of(pid), history.kept, []) for pid in (1, 2)]
 
-    assert together(members, Spaces()).stretch == 8
+    assert windows(members).stretch == 8
     monkeypatch.setattr(groups, "PAGES_MAX", 8)
-    assert together(members, Spaces()).stretch == 2
+    assert windows(members).stretch == 2
     monkeypatch.setattr(groups, "PAGES_MAX", 3)
     with pytest.raises(MessageTooLarge, match="4 pages are in the newest rounds of 2 targets"):
         together(members, Spaces())
@@ -150,3 +158,13 @@ def test_other_pages_have_keys_of_their_own() -> None:
 def test_distinct_keys(pages: list[int]) -> None:
     """Ascending, each once."""
     assert distinct(np.array(pages, np.uint64)).tolist() == sorted(set(pages))
+
+
+def test_rounds_that_are_not_there_leave_their_time_out() -> None:
+    """Also where nothing is left of it."""
+    some = [Batch([RoundPages(BitMap64([number]), BitMap64())], [number * 10**9]) for number in range(1, 10)]
+    history, _ = taken(some)
+    whole = Member(of(1), history.kept, [])
+
+    assert windows([whole, Member(of(2), history.kept[3:], [], since_ns=5 * 10**9)]).stretch == 4
+    assert together([whole, Member(of(2), (), [], since_ns=9 * 10**9)], Spaces()) is None
