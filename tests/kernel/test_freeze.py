@@ -84,6 +84,7 @@ def test_a_signal_that_comes_meanwhile_arrives() -> None:
 
 def test_the_guard_freezes_neither_itself_nor_the_agent(tmp_path: Path) -> None:
     """Whoever asks for it: who is frozen with them goes on when the hold's time is over."""
+    target_is = ""
     with programs.running("sleeper", "threads", tmp_path / "target") as target:
         with programs.running("sleeper", "threads", tmp_path / "agent") as agent:
             for _ in range(TRIES):
@@ -118,6 +119,7 @@ async def frozen_beside_the_guard(*pids: int) -> list[str]:
 
 def test_what_is_traced_by_somebody_else_is_not_frozen() -> None:
     """Then the work is not done."""
+    why = ""
     with programs.running("writer", "random", 1) as writer:
 
         def again() -> None:
@@ -126,9 +128,10 @@ def test_what_is_traced_by_somebody_else_is_not_frozen() -> None:
         for _ in range(TRIES):
             with pytest.raises(NotFrozen) as caught:
                 while_frozen(writer.pid, again)
-            if "did not stop within" not in str(caught.value):  # as in ``held``
+            why = str(caught.value)
+            if "did not stop within" not in why:  # as in ``held``
                 break
-        assert "cannot be stopped" in str(caught.value)
+        assert "cannot be stopped" in why
         held(writer.pid, lambda: None)
 
 
