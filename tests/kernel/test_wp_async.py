@@ -198,6 +198,16 @@ def test_locked_memory_that_grows_is_found() -> None:
             assert within(tracker.harvest(), first, 64)[0] == set(range(64))
 
 
+def best_round_seconds(tracker: WpAsync) -> float:
+    """Give what the quickest of some rounds takes, for others run here too."""
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        tracker.harvest()
+        took.append(time.perf_counter() - began)
+    return min(took)
+
+
 def test_a_sparse_mapping_costs_no_page_tables() -> None:
     """A mapping of 64 GiB with 32 pages in it is harvested without the kernel making tables for its holes."""
     with victim() as target:
@@ -207,9 +217,7 @@ def test_a_sparse_mapping_costs_no_page_tables() -> None:
         before = status_kib(target.pid, "VmPTE")
         with tracked(target.pid) as tracker:
             assert set(pages) <= set(tracker.harvest().written)
-            began = time.perf_counter()
-            tracker.harvest()
-            took = time.perf_counter() - began
+            took = best_round_seconds(tracker)
             target.write(pages[7])
             harvest = tracker.harvest()
 
@@ -226,9 +234,7 @@ def test_five_thousand_small_mappings_are_harvested_in_reasonable_time() -> None
         target.do(f"for n in range(5000): checked(libc.mprotect({first * PAGE} + n * 2 * PAGE, PAGE, 1))")
         with tracked(target.pid) as tracker:
             assert within(tracker.harvest(), first, 10_000)[0] == set(range(10_000))
-            began = time.perf_counter()
-            tracker.harvest()
-            assert time.perf_counter() - began < 1
+            assert best_round_seconds(tracker) < 1
             target.write(first + 4001)
             assert within(tracker.harvest(), first, 10_000)[0] == {4001}
 

@@ -9,6 +9,7 @@ Source: include/uapi/linux/fuse.h; fuse(4).
 import ctypes
 import errno
 import os
+import select
 import stat
 import struct
 import threading
@@ -48,7 +49,7 @@ class HeldFile:
         self.path = directory / NAME
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._directory = directory
-        self._device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        self._device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         options = f"fd={self._device},rootmode=40755,user_id=0,group_id=0,allow_other"
         if self._libc.mount(b"wetink-test", os.fsencode(directory), b"fuse", 0, options.encode()):
             number = ctypes.get_errno()
@@ -57,6 +58,7 @@ class HeldFile:
         self._changed = threading.Condition()
         self._held: list[tuple[int, int]] = []
         self._holding = False
+        self._over = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._serve, name="held-file", daemon=True)
         self._thread.start()
 
@@ -81,18 +83,23 @@ class HeldFile:
         """Let go of everybody and unmount it."""
         self.release()
         self._libc.umount2(os.fsencode(self._directory), _MNT_DETACH)
+        # Who still has the file open goes on asking. The numbers may be others' as soon as they are closed.
+        os.eventfd_write(self._over, 1)
+        self._thread.join()
         os.close(self._device)
-        # The last reference goes with the last of those that still have the file open.
-        self._thread.join(0.1)
+        os.close(self._over)
 
     def _serve(self) -> None:
-        while True:
+        poll = select.poll()
+        for fd in (self._device, self._over):
+            poll.register(fd, select.POLLIN)
+        while self._over not in dict(poll.poll()):
             try:
                 request = os.read(self._device, _REQUEST_BYTES_MAX)
             except OSError as error:
-                if error.errno in {errno.ENODEV, errno.EBADF}:
+                if error.errno == errno.ENODEV:
                     return
-                if error.errno not in {errno.EINTR, errno.ENOENT}:
+                if error.errno not in {errno.EINTR, errno.ENOENT, errno.EAGAIN}:
                     raise
                 continue
             _, opcode, unique, node = struct.unpack_from("=IIQQ", request)
@@ -126,7 +133,7 @@ class HeldFile:
         try:
             os.write(self._device, struct.pack("=IiQ", 16 + len(body), -error, unique) + body)
         except OSError as failed:
-            if failed.errno not in {errno.ENOENT, errno.ENODEV, errno.EBADF}:  # who asked is gone
+            if failed.errno not in {errno.ENOENT, errno.ENODEV}:  # who asked is gone
                 raise
 
 
