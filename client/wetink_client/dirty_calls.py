@@ -39,6 +39,7 @@ from wetink_client.values import (
     mappings_of,
     target_of,
     thawed_of,
+    tree_of,
     watched_counts_of,
 )
 
@@ -71,6 +72,20 @@ class DirtyCalls(Transport):
         """
         pages = self._walk(lambda stubs: stubs.dirty.ListTargets, requests.targets(selection))
         return tuple(target_of(target) for page in pages for target in page.targets)
+
+    def tree(self, root: str) -> Selection:
+        """Select a process and all targets that descend from it, as they are now.
+
+        Those whose tracking was refused, failed or was lost are among them: no answer that leaves them out is complete.
+
+        Args:
+            root: ``HOST/PID``, or ``HOST/PID@START``, which must itself be a target.
+
+        Raises:
+            NotFound: No target is it, or descends from it.
+        """
+        name = requests.process(root)
+        return tree_of(self.targets(Selection(hosts=(name.host_id,))), name)
 
     def mappings(self, target: str) -> TargetMappings:
         """Tell what a target has mapped, and what of it can change unseen, as its agent said last.
@@ -304,6 +319,11 @@ class AsyncDirtyCalls(AsyncTransport):
         """As ``Collector.targets``."""
         pages = self._walk(lambda stubs: stubs.dirty.ListTargets, requests.targets(selection))
         return tuple([target_of(target) async for page in pages for target in page.targets])
+
+    async def tree(self, root: str) -> Selection:
+        """As ``Collector.tree``."""
+        name = requests.process(root)
+        return tree_of(await self.targets(Selection(hosts=(name.host_id,))), name)
 
     async def mappings(self, target: str) -> TargetMappings:
         """As ``Collector.mappings``."""

@@ -14,24 +14,21 @@ from wetink_client.options import (
     JsonOption,
     LabelsOption,
     TargetsArgument,
+    TreesOption,
     connected,
+    in_trees,
     needed,
     print_lines,
     wants_json,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from wetink_client import ColdPages, Collector, History
+    from wetink_client import ColdPages, History
     from wetink_client.insight_tables import InsightPrinter
 
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="HOST/PID@START or HOST/PID.")]
-
-TreesOption = Annotated[
-    list[str] | None,
-    typer.Option("--tree", metavar="HOST/PID", help="This process and all that descend from it. May be repeated."),
-]
 
 PICTURES: Final = (".png", ".svg")
 """What a file to draw into may end with."""
@@ -73,7 +70,7 @@ def working_set(
     the pages written at all, and those populated. Of several targets also of all together, shared pages counted once.
     """
     with connected(context) as collector:
-        found = collector.working_set(needed([*(names or ()), *_in_trees(collector, tree)], host, cgroup, label))
+        found = collector.working_set(needed([*(names or ()), *in_trees(collector, tree)], host, cgroup, label))
     if wants_json(context, json):
         print_lines(json_module.dumps(asdict(target)) for target in found.targets)
         if found.group:
@@ -137,7 +134,7 @@ def hot_pages(
         raise Failure(message, ExitCode.USAGE)
     with connected(context) as collector:
         found = collector.hot_pages(
-            needed([*(names or ()), *_in_trees(collector, tree)], host, cgroup, label),
+            needed([*(names or ()), *in_trees(collector, tree)], host, cgroup, label),
             limit=limit,
             order="age" if order == "age" else "rounds",
         )
@@ -198,29 +195,6 @@ def writers(
         print_lines([json_module.dumps(asdict(found))])
     else:
         _printer().writers(found)
-
-
-def _in_trees(collector: "Collector", roots: "Sequence[str] | None") -> list[str]:
-    """Give the targets of process trees.
-
-    Raises:
-        Failure: One has none, or its name cannot be one.
-    """
-    from wetink.names import NameMalformed, parse_target  # noqa: PLC0415 (gRPC, when asked for)
-    from wetink_client.values import Selection, tree  # noqa: PLC0415 (as above)
-
-    found: list[str] = []
-    for root in roots or ():
-        try:
-            name = parse_target(root)
-        except NameMalformed as error:
-            raise Failure(str(error), ExitCode.USAGE) from error
-        names = tree(collector.targets(Selection(hosts=(name.host_id,))), name)
-        if not names:
-            message = f"no target is process {root} or descends from it: `wetink targets` lists those that are tracked"
-            raise Failure(message, ExitCode.NOT_FOUND)
-        found += names
-    return found
 
 
 def _cold_line(part: "ColdPages") -> dict[str, object]:

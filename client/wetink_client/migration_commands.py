@@ -18,7 +18,9 @@ from wetink_client.options import (
     JsonOption,
     LabelsOption,
     TargetsArgument,
+    TreesOption,
     connected,
+    in_trees,
     needed,
     print_lines,
     wants_json,
@@ -142,6 +144,7 @@ def rank(
     host: HostsOption = None,
     cgroup: CgroupsOption = None,
     label: LabelsOption = None,
+    tree: TreesOption = None,
     policy: PolicyOption = "downtime",
     downtime: DowntimeOption = None,
     round_cost: RoundCostOption = None,
@@ -157,7 +160,8 @@ def rank(
     """
     plan = _plan(policy, downtime, round_cost, fixed_cost, auto_converge=auto_converge)
     with connected(context) as collector:
-        found = collector.rank(needed(names, host, cgroup, label), bandwidth_of(bandwidth), plan, limit=limit)
+        selection = needed([*(names or ()), *in_trees(collector, tree)], host, cgroup, label)
+        found = collector.rank(selection, bandwidth_of(bandwidth), plan, limit=limit)
     if wants_json(context, json):
         print_lines(json_module.dumps({"left_out": False, **asdict(one)}) for one in found.candidates)
         print_lines(json_module.dumps({"left_out": True, **asdict(one)}) for one in found.left_out)

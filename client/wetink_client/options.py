@@ -1,7 +1,7 @@
 """What the commands of ``wetink`` share: options, connecting, and printing."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,10 @@ CgroupsOption = Annotated[
 LabelsOption = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="KEY=VALUE", help="Every target with all of these labels. May be repeated."),
+]
+TreesOption = Annotated[
+    list[str] | None,
+    typer.Option("--tree", metavar="HOST/PID", help="This process and all that descend from it. May be repeated."),
 ]
 TargetsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="TARGET", help="HOST/PID@START or HOST/PID.", show_default=False)
@@ -106,6 +110,11 @@ def needed(
         message = "no target is named: write HOST/PID, --host HOST, --cgroup PATH or --label KEY=VALUE"
         raise Failure(message, ExitCode.USAGE)
     return found
+
+
+def in_trees(collector: "Collector", roots: "Sequence[str] | None") -> list[str]:
+    """Give the targets of process trees."""
+    return [name for root in roots or () for name in collector.tree(root).targets]
 
 
 def hold_seconds(hold: str, hold_for: float | None) -> float:

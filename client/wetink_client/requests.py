@@ -84,6 +84,16 @@ def targets(selection: Selectable | None) -> dirty_pb2.ListTargetsRequest:
     return dirty_pb2.ListTargetsRequest(selection=selected(selection), page_size=PAGE_SIZE)
 
 
+def process(target: str) -> names.TargetName:
+    """Read a target's name.
+
+    Raises:
+        InvalidRequest: It is none.
+    """
+    (text,) = Selection(targets=(target,)).targets
+    return names.parse_target(text)
+
+
 def mappings(target: str) -> dirty_pb2.ListMappingsRequest:
     """Ask what a target has mapped."""
     (name,) = Selection(targets=(target,)).targets

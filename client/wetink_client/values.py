@@ -12,7 +12,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from wetink.names import NameMalformed, TargetName, check_host_id, parse_labels, parse_target
 from wetink.v1 import dirty_pb2, types_pb2
-from wetink_client.errors import BrokenAnswer, InvalidRequest, Refused
+from wetink_client.errors import BrokenAnswer, InvalidRequest, NotFound, Refused
 
 NANOSECONDS_A_SECOND: Final = 1_000_000_000
 
@@ -440,25 +440,29 @@ def target_of(message: dirty_pb2.TargetInfo) -> TargetInfo:
     )
 
 
-def tree(targets: Iterable[TargetInfo], root: TargetName) -> tuple[str, ...]:
-    """Give the names of those that are a process, or descend from it, and may well live.
-
-    A process whose tracking was refused, failed or was lost is among them: no answer that leaves it out is complete.
+def tree_of(targets: Iterable[TargetInfo], root: TargetName) -> Selection:
+    """Select those that are a process, or descend from it, and may well live.
 
     Args:
         targets: Those of its host.
         root: The process. With a start time it must itself be a target: ancestors are told by their pids alone.
+
+    Raises:
+        NotFound: None is.
     """
     living = [
         target
         for target in targets
         if target.host_id == root.host_id and (target.end_reason is None or target.end_reason in _MAY_LIVE)
     ]
-    if root.start_time_ticks is not None and not any(
+    is_there = root.start_time_ticks is None or any(
         (target.pid, target.start_time_ticks) == (root.pid, root.start_time_ticks) for target in living
-    ):
-        return ()
-    return tuple(target.name for target in living if root.pid in (target.pid, *target.ancestors))
+    )
+    found = tuple(target.name for target in living if root.pid in (target.pid, *target.ancestors))
+    if not found or not is_there:
+        message = f"no target is process {root} or descends from it: `wetink targets` lists those that are tracked"
+        raise NotFound(message, "TARGET_UNKNOWN")
+    return Selection(found)
 
 
 _MAY_LIVE: Final = (EndReason.REFUSED, EndReason.FAILED, EndReason.LOST)

@@ -248,6 +248,12 @@ def _find_window(
         )
         return response
     response.period_seconds, response.period_strength = period.seconds, period.strength
+    if away_seconds > series.end_seconds - series.start_seconds:
+        response.reason = (
+            f"nothing was heard of its host for {away_seconds:.0f} s, longer than the history is: "
+            "where in its cycle the target is now cannot be told"
+        )
+        return response
     window = next_window(
         series,
         period,

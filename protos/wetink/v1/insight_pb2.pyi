@@ -282,7 +282,8 @@ class GroupWorkingSet(_message.Message):
     def working_set(self) -> Global___WorkingSet:
         """Of all targets together. A page of shared memory counts once, by the object behind it, where mappings are known.
         Of several targets the curve has bounds: their rounds do not begin and end at the same time. It is of their newest
-        rounds, 2048 of all targets together, or fewer where they have many millions of pages; the writable pages are of all
+        rounds, 2048 of all targets together, or fewer where they have many millions of pages, and as far back as the rounds
+        of each are kept; the writable pages are of all
         their histories. Of targets of several hosts it is never exact, and its bounds hold as far as their clocks agree.
         Pages that get dirty a second are those of each target added up, or fewer where the curve says so.
         """

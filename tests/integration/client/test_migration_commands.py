@@ -88,6 +88,7 @@ def test_rank_and_drain_plan_say_who_is_left_out(address: str) -> None:
     assert len(plan["moves"]) == len(plan["cannot_move"]) == 1  # type: ignore[arg-type]
     assert "cannot be moved: node-1/2@100" in shown
     assert "left out: node-1/2@100" in text(address, "rank", "--host", HOST, "--bandwidth", "4MB")
+    assert [one["name"] for one in lines(address, "rank", "--tree", f"{HOST}/1", "--bandwidth", "4MB")] == [NAME]
 
 
 def test_report_is_scored_and_shown(address: str) -> None:
@@ -124,6 +125,8 @@ def test_mistake_is_2_and_refusal_is_1(address: str) -> None:
         (["predict", f"{HOST}/2", "--bandwidth", "1MB"], 1),
         (["window", f"{HOST}/9", "--bandwidth", "1MB"], 4),
         (["rank", "--bandwidth", "1MB"], 2),
+        (["rank", "--bandwidth", "1MB", "--tree", f"{HOST}/3"], 4),
+        (["rank", "--bandwidth", "1MB", "--tree", HOST], 2),
         (["drain-plan", "node-9", "--bandwidth", "1MB"], 4),
         (["report-migration", NAME, "--bandwidth", "1MB", "--round", "7"], 2),
         (["accuracy", "--limit", "5000"], 2),

@@ -229,6 +229,28 @@ def test_no_window_is_in_the_past_while_its_agent_is_away(
     assert (away.window.start_time_ns - away.basis.as_of_time_ns) / 1e9 > 0.9 * passed_seconds
 
 
+def test_no_window_is_told_once_an_agent_was_away_for_longer_than_was_seen(
+    shared_collector: CollectorProcess, one: types_pb2.Target, name: str, host: str
+) -> None:
+    """A hundred rounds of a millisecond: after a tenth of a second nobody knows where in its cycle the target is."""
+    with Agent(shared_collector.address, host) as agent, Collector(shared_collector.address) as collector:
+        agent.hello()
+        agent.say(start(one))
+        for number, written in enumerate(in_cycles(20, 8, 100), 1):
+            some = batch(one, number, written=written)
+            some.last_time_ns = T0_NS + number * 10**6
+            agent.say(some)
+        agent.acknowledged(one, 101)
+        agent.half_close()
+        while any(found.host_id == host and found.connected for found in collector.hosts()):
+            pass
+        time.sleep(0.2)
+        found = collector.find_window(name, 10**9, FREE)
+
+    assert found.period_seconds == pytest.approx(0.02, rel=0.1)
+    assert (found.window, "nothing was heard" in found.reason) == (None, True)
+
+
 def test_no_window_is_an_answer_with_its_reason(
     connected: Agent, shared_collector: CollectorProcess, one: types_pb2.Target, name: str, host: str
 ) -> None:

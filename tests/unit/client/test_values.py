@@ -4,8 +4,8 @@ import pytest
 
 from wetink.names import parse_target
 from wetink.v1 import dirty_pb2, types_pb2
-from wetink_client import Backend, Consistency, EndReason, IncompleteReason, InvalidRequest, Selection
-from wetink_client.values import all_ended, counts_of, status_of, target_of, tree
+from wetink_client import Backend, Consistency, EndReason, IncompleteReason, InvalidRequest, NotFound, Selection
+from wetink_client.values import all_ended, counts_of, status_of, target_of, tree_of
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,10 @@ def test_tree_has_whoever_may_live() -> None:
         for pid, reason in reasons.items()
     ]
 
-    assert tree(targets, parse_target("h/1")) == ("h/1@1", "h/2@2", "h/3@3", "h/4@4")
-    assert tree(targets, parse_target("h/2@2")) == ("h/2@2",)
-    assert tree(targets, parse_target("g/1")) == ()
+    assert tree_of(targets, parse_target("h/1")) == Selection(("h/1@1", "h/2@2", "h/3@3", "h/4@4"))
+    assert tree_of(targets, parse_target("h/2@2")) == Selection(("h/2@2",))
+    with pytest.raises(NotFound, match="g/1"):
+        tree_of(targets, parse_target("g/1"))
 
 
 def test_tree_of_another_process_with_the_same_pid_is_none() -> None:
@@ -136,5 +137,6 @@ def test_tree_of_another_process_with_the_same_pid_is_none() -> None:
         dirty_pb2.TargetInfo(name="h/1@7", target=types_pb2.Target(host_id="h", pid=1, start_time_ticks=7))
     )
 
-    assert tree([target], parse_target("h/1@7")) == ("h/1@7",)
-    assert tree([target], parse_target("h/1@8")) == ()
+    assert tree_of([target], parse_target("h/1@7")) == Selection(("h/1@7",))
+    with pytest.raises(NotFound, match="h/1@8"):
+        tree_of([target], parse_target("h/1@8"))
