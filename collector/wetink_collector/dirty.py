@@ -50,6 +50,9 @@ COMMAND_SECONDS_MAX: Final = 15.0
 """How long an agent may take to track or untrack: an attach takes milliseconds, a process that is stopped or held by a
 debugger some seconds."""
 
+SENTENCE_CHARACTERS_MAX: Final = 1024
+"""Bound on an agent's sentence that a call ends with: callers take no status of over 8 KiB, and then know no reason."""
+
 INTERVAL_MS_MAX: Final = 3_600_000
 """Bound on the time between two answers of a watch: after an hour an ended target is forgotten."""
 
@@ -442,7 +445,8 @@ def _check_tracked(result: CommandResult, session: Session, pid: int) -> None:
     """
     if result.code:
         refusal = _REFUSAL_OF.get(result.code, TrackRefused)
-        raise refusal(result.message or f"the agent of host {session.host_id} cannot track process {pid}")
+        said = result.message[:SENTENCE_CHARACTERS_MAX]
+        raise refusal(said or f"the agent of host {session.host_id} cannot track process {pid}")
     target = result.position.target
     if (target.host_id, target.boot_id) != (session.host_id, session.hello.boot_id):
         message = f"the agent of host {session.host_id} answered about a target of host {target.host_id[:253]!r}"
@@ -452,7 +456,7 @@ def _check_tracked(result: CommandResult, session: Session, pid: int) -> None:
 def _check_untracked(result: CommandResult, record: TargetRecord) -> None:
     """Accept the agent's answer to Untrack. A process that it does not track is what was asked for."""
     if result.code not in (code_pb2.OK, code_pb2.NOT_FOUND):
-        raise TrackRefused(result.message or f"the agent cannot stop tracking {record.name}")
+        raise TrackRefused(result.message[:SENTENCE_CHARACTERS_MAX] or f"the agent cannot stop tracking {record.name}")
 
 
 def _has_begun(record: TargetRecord, incarnation: int) -> bool:

@@ -865,16 +865,17 @@ def test_process_that_exited_is_not_wanted_any_more(
 def test_track_that_the_agent_refuses(
     live: Agent, reader: Reader, host: str, code: int, status: grpc.StatusCode, reason: str
 ) -> None:
-    """With the agent's sentence."""
+    """With the agent's sentence, of which as much is told as a caller's transport takes."""
+    sentence = "the agent's sentence" + " goes on" * 5000
 
     def refuse() -> None:
         asked = live.hear("track").track
-        live.say(ingest_pb2.CommandResult(request_id=asked.request_id, code=code, message="the agent's sentence"))
+        live.say(ingest_pb2.CommandResult(request_id=asked.request_id, code=code, message=sentence))
 
     with meanwhile(refuse), refused(status, reason) as refusal:
         track(reader, host)
 
-    assert refusal.message == "the agent's sentence"
+    assert refusal.message == sentence[:1024]
 
 
 def test_track_where_there_is_no_agent(live: Agent, reader: Reader, host: str) -> None:
