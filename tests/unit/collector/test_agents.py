@@ -332,8 +332,7 @@ async def end_in_the_middle(one: Bench, how: str) -> None:
     await asyncio.wait([wire.serving])
     # Whoever asks gets the error, and with it all that it holds.
     assert wire.serving.cancelled() or bool(wire.serving.exception()) == (how != "half-closed")
-    await a_while()
-    assert half_rounds() == []
+    await until(lambda: not half_rounds())
 
 
 def half_rounds() -> list[object]:
