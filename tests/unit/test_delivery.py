@@ -322,6 +322,7 @@ class Delivery(RuleBasedStateMachine):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(amount(gate=600, soak=3600))  # seconds, for a machine that is busy
 def test_every_round_has_its_effect_once() -> None:
     """Whatever is cut, lost, said twice, forgotten, or put back."""
     run_state_machine_as_test(

@@ -662,6 +662,7 @@ class InFile(Machine):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(amount(gate=600, soak=3600))  # seconds, for a machine that is busy
 @pytest.mark.parametrize(
     "machine, examples",
     [(InMemory, amount(gate=100, soak=16_000)), (InFile, amount(gate=30, soak=7_000))],

@@ -104,6 +104,7 @@ def check_left(done: Sequence[Operation], story: stories.Story, random: Random |
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(amount(gate=600, soak=3600))  # seconds, for a machine that is busy
 @pytest.mark.needs("cc")
 @pytest.mark.parametrize("has_faults", [False, True], ids=["disk works", "fsyncs fail"])
 def test_every_prefix_of_what_was_written_recovers(tmp_path: Path, *, has_faults: bool) -> None:
