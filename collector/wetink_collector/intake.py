@@ -56,6 +56,9 @@ EVENTS_BYTES_MAX: Final = 40 << 20
 HALF_ROUNDS_BYTES_MAX: Final = ROUND_BYTES_MAX + EVENTS_BYTES_MAX
 """Bound on all that a stream holds of rounds that are not whole yet: an agent has one of them at a time."""
 
+CONTAINER_BYTES: Final = 256
+"""What a container of a set counts for there: it takes as much memory, however few bytes it came in."""
+
 HALF_ROUND_BYTES_MIN: Final = 256 << 10
 """What each of them counts for at least, so that they are no more than some hundred."""
 
@@ -290,7 +293,8 @@ class Intake:
             track for track in (*others, newest) if track.parts and self._tracks.get(track.incarnation.target) is track
         ]
         held_bytes = sum(max(track.parts.held_bytes, HALF_ROUND_BYTES_MIN) for track in self._in_parts if track.parts)
-        if held_bytes > HALF_ROUNDS_BYTES_MAX:
+        # One alone has bounds of its own.
+        if held_bytes > HALF_ROUNDS_BYTES_MAX and len(self._in_parts) > 1:
             text = (
                 f"{newest.incarnation.target} is not covered: the rounds of host {self._hello.host_id} of which some "
                 f"parts have come, and others not, have over {HALF_ROUNDS_BYTES_MAX} bytes together; its agent must "
@@ -330,6 +334,7 @@ class _Parts:
     next_part: int = 0
     size_bytes: int = 0
     page_count: int = 0
+    container_count: int = 0
     written: BitMap64 = field(default_factory=BitMap64)
     vanished: BitMap64 = field(default_factory=BitMap64)
     uncertain: BitMap64 = field(default_factory=BitMap64)
@@ -338,7 +343,7 @@ class _Parts:
 
     @property
     def held_bytes(self) -> int:
-        return self.size_bytes + min(self.events_bytes, EVENTS_BYTES_MAX)
+        return self.size_bytes + min(self.events_bytes, EVENTS_BYTES_MAX) + CONTAINER_BYTES * self.container_count
 
     def add(self, message: WriteProtectBatch, pages: RoundPages) -> None:
         if message.part != self.next_part:
@@ -355,7 +360,8 @@ class _Parts:
         self.written |= pages.written
         self.vanished |= pages.vanished
         self.uncertain |= pages.uncertain
-        if sum(map(container_count, (self.written, self.vanished))) > CONTAINERS_MAX:
+        self.container_count = sum(map(container_count, (self.written, self.vanished)))
+        if self.container_count > CONTAINERS_MAX:
             text = f"round {message.last_round} has pages in over {CONTAINERS_MAX} places; track less of it"
             raise RoundTooLarge(text, **metadata(message))
         self.next_part += 1

@@ -246,11 +246,19 @@ def test_half_rounds_of_many_targets_are_bounded_together(stream: Intake, monkey
 
     assert isinstance(stream.batch(batch(1, written=[2], part=1, part_count=2, key=others[0])), RoundsAppended)
     assert stream.batch(batch(1, written=[1], part=0, part_count=2, key=others[4])) is None
-    # Of one alone the bytes count, of its page sets and its events.
-    large = batch(6, written=[2], part=1, part_count=3)
-    large.events.address = bytes(intake.HALF_ROUND_BYTES_MIN)
+    # Bytes count, and what pages far from each other take in memory.
+    large = batch(6, written=range(1 << 17, 1 << 28, 1 << 16), part=1, part_count=3)
     with pytest.raises(RoundTooLarge, match="one after the other"):
         stream.batch(large)
+
+
+def test_half_a_round_alone_has_bounds_of_its_own(stream: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that sends the parts of a round one after the other is never refused for what waits of others."""
+    monkeypatch.setattr(intake, "HALF_ROUNDS_BYTES_MAX", 1)
+    for number in range(6, 9):
+        parts = [batch(number, written=[part], part=part, part_count=3) for part in range(3)]
+        assert [stream.batch(part) for part in parts[:2]] == [None, None]
+        assert isinstance(stream.batch(parts[2]), RoundsAppended)
 
 
 def test_first_part_again_begins_again(stream: Intake) -> None:
