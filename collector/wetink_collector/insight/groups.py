@@ -77,7 +77,7 @@ class Spaces:
 class Member:
     """One target of a group: its rounds, oldest first, and the pages that others may map too.
 
-    ``since_ns`` is when the last of its rounds that are not there ended; 0 where there are none but the first.
+    ``since_ns`` is when the last of its rounds that are not there ended; 0 where it was not tracked before the others.
     """
 
     incarnation: IncarnationKey

@@ -75,6 +75,8 @@ class _Work:
 
     incarnation: IncarnationKey
     history: History
+    # Whether the target had another incarnation before.
+    follows: bool = False
     waiting: deque[RoundsAppended] = field(default_factory=deque)
     waiting_bytes: int = 0
     reload: bool = False
@@ -146,8 +148,9 @@ class Histories:
                     self._append(change)
             case IncarnationStarted():
                 with self._lock:
+                    follows = change.incarnation.target in self._kept
                     self._drop(change.incarnation.target)
-                    self._begin(change.incarnation, reload=False)
+                    self._begin(change.incarnation, reload=False, follows=follows)
             case IncarnationEnded(rounds_dropped=True):
                 with self._lock:
                     self._drop(change.incarnation.target)
@@ -207,8 +210,9 @@ class Histories:
             work = self._kept.get(incarnation.target)
             return function(work.history) if work and work.incarnation == incarnation else None
 
-    def _begin(self, incarnation: IncarnationKey, *, reload: bool) -> None:
-        work = self._kept[incarnation.target] = _Work(incarnation, History(incarnation), reload=reload)
+    def _begin(self, incarnation: IncarnationKey, *, reload: bool, follows: bool = False) -> None:
+        history = History(incarnation, follows=follows)
+        work = self._kept[incarnation.target] = _Work(incarnation, history, follows=follows, reload=reload)
         if reload:
             self._queue(work)
 
@@ -331,7 +335,7 @@ class Histories:
             count = len(work.waiting)
         if reload:
             with self._using:
-                work.history = History(work.incarnation)
+                work.history = History(work.incarnation, follows=work.follows)
             for stored in self._store.read(work.incarnation, after_round=0):
                 self._count(work, _appended(work.incarnation, stored))
                 yield False
@@ -403,7 +407,7 @@ class Histories:
         name = str(work.incarnation.target)
         message = f"the rounds of {name} could not be counted ({type(error).__name__}): the collector's log says why"
         with self._using:
-            work.history = History(work.incarnation)
+            work.history = History(work.incarnation, follows=work.follows)
             self._note_size(work)
         with self._lock:
             work.failure, work.failed_seconds = message, time.monotonic()

@@ -112,9 +112,24 @@ class WrittenPages:
 class History:
     """One incarnation. Used by one thread at a time."""
 
-    def __init__(self, incarnation: IncarnationKey, *, starts_max: int = STARTS_MAX, ends_max: int = ENDS_MAX) -> None:
-        """Begin with nothing; the bounds are those of ``WorkingSet``."""
+    def __init__(
+        self,
+        incarnation: IncarnationKey,
+        *,
+        follows: bool = False,
+        starts_max: int = STARTS_MAX,
+        ends_max: int = ENDS_MAX,
+    ) -> None:
+        """Begin with nothing.
+
+        Args:
+            incarnation: Whose rounds come.
+            follows: Whether there was another one of the target before it, of which nothing is known any more.
+            starts_max: As in ``WorkingSet``.
+            ends_max: Likewise.
+        """
         self.incarnation = incarnation
+        self._follows = follows
         self._starts_max = starts_max
         self._ends_max = ends_max
         self._last: Block | None = None
@@ -149,7 +164,7 @@ class History:
 
     @property
     def kept_since_ns(self) -> int:
-        """Of rounds before this, those that are kept apart do not tell. 0 means that there are none but the first."""
+        """What was written before this, the rounds that are kept apart do not tell. 0 means that it was not tracked."""
         return self._kept_since_ns
 
     @property
@@ -271,7 +286,7 @@ class History:
         self._index = PageIndex()
         self._ends_ns, self._ends_dropped = [], 0
         self._kept, self._kept_bytes = [], 0
-        self._kept_since_ns = block.last_time_ns if block.last_round > 1 else 0
+        self._kept_since_ns = block.last_time_ns if block.last_round > 1 or self._follows else 0
         self._uncounted_round_count = 0
         self._single_pages = self._single_ns = 0
 

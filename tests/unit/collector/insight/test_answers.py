@@ -162,6 +162,24 @@ def test_no_window_of_a_group_lacks_rounds_that_the_store_has_merged_into_the_fi
     assert 0 < shortest.window_count * shortest.window_ns <= 1.001 * (history.as_of_time_ns - history.since_time_ns)
 
 
+def test_no_window_of_a_group_lacks_what_a_target_wrote_before_it_was_tracked_afresh() -> None:
+    """In its incarnation before, of which nothing is known any more, it wrote as well."""
+    again = incarnation(1, 2)
+
+    async def run() -> insight_pb2.GetWorkingSetResponse:
+        async with asked() as (one, inquiry):
+            one.commit(started(ONE), started(TWO), *(round_(number, [1, 2, 3], TWO) for number in range(1, 41)))
+            one.commit(*(round_(number, own(number)) for number in range(1, 31)), started(again))
+            for number in range(1, 11):
+                some = round_(number, own(number), again)
+                one.commit(replace(some, block=replace(some.block, last_time_ns=(30 + number) * 10**9)))
+            return await working_sets(inquiry, insight_pb2.GetWorkingSetRequest(selection=BOTH))
+
+    shortest = asyncio.run(run()).group.working_set.points[0]
+    assert (shortest.window_ns, shortest.window_count) == (10**9, 9)
+    assert shortest.pages.p50 == 5 + 3
+
+
 def test_pages_that_memory_was_too_short_for_are_not_called_unwritten() -> None:
     """Every row was written in the last round, so that all of them were let go of: what they were is not known."""
 
