@@ -21,7 +21,8 @@ LOOK_SECONDS: Final = 0.5
 """From look to look: a child is a target within a second of its fork. What it wrote before is in its first round."""
 
 LOOK_SHARE_MAX: Final = 0.05
-"""Part of a processor that looks may take; on a host with very many processes they come less often."""
+"""Part of a processor that looks may take; on a host with very many processes they come less often. For what a look has
+to wait on a busy host it takes nothing, and who starts there is found as soon as elsewhere."""
 
 ATTACH_AT_ONCE: Final = 8
 """Processes attached to at once: each may take five seconds to stop, and most a millisecond."""
@@ -75,6 +76,7 @@ class Follower:
         self._pool = pool
         self._look = asyncio.Event()
         self._is_blind = False
+        self._look_seconds = 0.0
         self._retry_at: dict[Identity, float] = {}
         self._pauses: dict[Identity, float] = {}
         self._tasks: dict[Identity, asyncio.Task[None]] = {}
@@ -93,12 +95,10 @@ class Follower:
                 await asyncio.wait(self._tasks.values())
             on_looked()
             while True:
-                began = time.monotonic()
                 await self._try_to_look()
-                now = time.monotonic()
                 self._look.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(LOOK_SECONDS, (now - began) / LOOK_SHARE_MAX)):
+                    async with asyncio.timeout(max(LOOK_SECONDS, self._look_seconds / LOOK_SHARE_MAX)):
                         await self._look.wait()
         finally:
             for task in self._tasks.values():
@@ -172,14 +172,23 @@ class Follower:
         identities = self.named | self.wanted
         if not self._selection.is_empty:
             # A look at every process takes milliseconds on a large host: not on the event loop.
-            found = await asyncio.get_running_loop().run_in_executor(self._pool, discovery.processes, self._selection)
+            loop = asyncio.get_running_loop()
+            found, self._look_seconds = await loop.run_in_executor(self._pool, _timed_look, self._selection)
+            began = time.thread_time()
             # Also of those whose own parent has gone: they are no descendants of anybody's any more.
             roots = frozenset(pid for pid, _ in (*identities, *self._tracked))
             # Asked after the look: one of ours that it saw has begun before.
             for pid in self._selection.select(found, roots) - self._ourselves():
                 with contextlib.suppress(NoSuchProcess):
                     identities.add((pid, procfs.stat(pid).start_time_ticks))
+            self._look_seconds += time.thread_time() - began
         for kept in (self._retry_at, self._pauses):
             for identity in kept.keys() - identities:
                 del kept[identity]
         return sorted(identities)
+
+
+def _timed_look(selection: discovery.Selection) -> tuple[dict[int, discovery.Process], float]:
+    """Look at every process; also gives the processor time that it took, in seconds."""
+    began = time.thread_time()
+    return discovery.processes(selection), time.thread_time() - began

@@ -13,7 +13,7 @@ from tests.support.service import Service, start
 from wetink_client import Collector
 from wetink_client.errors import NotFound, WetinkError
 
-KNOWN_SECONDS_MAX = 20.0
+KNOWN_SECONDS_MAX = 60.0
 
 HOST = "here"
 """The host id of agents in tests."""

@@ -126,7 +126,7 @@ def test_label_that_cannot_be_one_is_refused_at_the_start(label: str) -> None:
     """With the option and what a label looks like, before anything is attached."""
     agent = start_agent("127.0.0.1:1", "--label", label)
     try:
-        assert agent.process.wait(20) == 2
+        assert agent.process.wait(PATIENCE_SECONDS) == 2
     finally:
         agent.close()
     assert "(--label)" in agent.log

@@ -7,18 +7,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support.agent import HOST, running_agent, worker_pid
 from tests.support.collector import running_collector
+from tests.support.watched import wait_until
 from wetink_client import Collector
 from wetink_client.errors import Refused
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/freezer", "/sys/fs/cgroup/pids")
 
 PARENT = "import subprocess, sys; print(subprocess.Popen(['sleep', '3210']).pid, flush=True); sys.stdin.read()"
@@ -126,9 +128,15 @@ def test_the_agent_in_its_targets_cgroup_is_no_target_nor_is_its_guard() -> None
             with sleeping(seconds) as later:
                 join(path, later)
                 assert tracked(client, {first, later}) == {first, later}
+            wait_until(partial(has_ended, client, later), seconds_max=PATIENCE_SECONDS)
         assert not agent.events("target_refused")
         with pytest.raises(Refused, match="cannot track itself"):
             client.track(HOST, guard)
+
+
+def has_ended(client: Collector, pid: int) -> bool:
+    """Whether a process is no target any more."""
+    return not client.targets(f"{HOST}/{pid}")[0].live
 
 
 def join(path: str, pid: int) -> None:

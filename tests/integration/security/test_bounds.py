@@ -85,7 +85,7 @@ def test_connection_of_nobody_is_closed(option: str, *, calls: bool) -> None:
     environment = {hasty_collector.OPTIONS: json.dumps({option: 1000})}
     with running_collector(module=HASTY, environment=environment) as collector, Agent(collector.address) as agent:
         agent.hello()
-        assert 0.5 < seconds_until_closed(collector, calls=calls) < 5
+        assert 0.5 < seconds_until_closed(collector, calls=calls) < 20
         agent.deliver(target(), [1])
 
 
@@ -112,10 +112,10 @@ def test_stream_that_never_says_hello_ends(start: Start) -> None:
     """After its time, with a reason and an audit line."""
     collector = start()
     audit = Audit(collector)
+    began = time.monotonic()
     with Agent(collector.address) as agent:
-        began = time.monotonic()
         assert agent.error()[:2] == (grpc.StatusCode.DEADLINE_EXCEEDED, "AGENT_SILENT")
-        assert 9 < time.monotonic() - began < 20
+        assert 9 < time.monotonic() - began < 50
     assert "without a Hello" in audit.wait_for(method="Stream", result="DEADLINE_EXCEEDED")["why"]
 
 
@@ -123,14 +123,14 @@ def test_stream_that_never_says_hello_ends(start: Start) -> None:
 def test_connection_that_says_nothing_is_closed(start: Start, authority: Authority, *, tls: bool) -> None:
     """Before TLS as after it there is a time in which a peer must have said what it is."""
     collector = start(*(wanting_certificates(authority) if tls else ()))
+    began = time.monotonic()
     with connect(collector) as silent, connect(collector) as slow:
-        began = time.monotonic()
         slow.sendall(b"\x16\x03\x01" if tls else b"PRI * HTTP/2")
         for connection in (silent, slow):
-            connection.settimeout(20)
+            connection.settimeout(60)
             while connection.recv(4096):
                 pass
-        assert 8 < time.monotonic() - began < 20
+        assert 8 < time.monotonic() - began < 60
 
 
 @pytest.mark.usefixtures("many_descriptors")
@@ -140,10 +140,10 @@ def test_connections_are_bounded(start: Start) -> None:
     with Agent(collector.address) as agent, ExitStack() as opened:
         agent.hello()
         crowd = [opened.enter_context(connect(collector)) for _ in range(CONNECTIONS_MAX + 50)]
-        crowd[-1].settimeout(5)
+        crowd[-1].settimeout(60)
         assert crowd[-1].recv(4096) == b""
         agent.deliver(target(), [1])
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while True:
         try:
             assert [host.host_id for host in Reader(collector.address).hosts()] == ["host-1"]

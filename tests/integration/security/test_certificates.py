@@ -479,6 +479,7 @@ def test_swap_that_went_wrong_changes_nothing(
 
     assert served_serial(collector, authority, probe) == before
     assert served_serial(collector, authority, probe) == before
+    collector.wait_for_log("certificate_unusable")  # what is logged comes after what is answered
     assert len([line for line in collector.log.splitlines() if "certificate_unusable" in line]) == 1
 
     swapped = authority.collector()

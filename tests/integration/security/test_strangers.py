@@ -97,10 +97,11 @@ def dripping(address: str, message: bytes, seconds: float) -> Iterator[list[byte
 def test_hello_that_drips_ends_in_its_time() -> None:
     """A byte now and then keeps no stream open: DEADLINE_EXCEEDED after 10 s, and others go on meanwhile."""
     message = b"\0\0\0\x01\0" + bytes(256)
-    with running_collector() as collector, dripping(collector.address, message, 0.5) as heard:
+    with running_collector() as collector, ExitStack() as opened:
         began, audit = time.monotonic(), Audit(collector)
+        heard = opened.enter_context(dripping(collector.address, message, 0.5))
         while not collector.events("stream_refused"):
-            assert time.monotonic() - began < 20, heard
+            assert time.monotonic() - began < 60, heard
             Reader(collector.address).hosts()
             time.sleep(0.2)
 

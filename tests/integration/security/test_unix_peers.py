@@ -61,7 +61,7 @@ def collector(start: Callable[..., CollectorProcess], directory: Path) -> Collec
 
 def serves(collector: CollectorProcess) -> None:
     """Wait until root is answered: as an admin it reads."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             Reader(collector.address).hosts()
@@ -194,7 +194,7 @@ def connected(directory: Path) -> socket.socket:
 
 def is_closed(one: socket.socket) -> bool:
     """Whether the other side has closed, or does within a while."""
-    one.settimeout(5)
+    one.settimeout(60)
     try:
         while one.recv(4096):
             pass

@@ -15,7 +15,7 @@ from pyroaring import BitMap64
 from tests.support.contracts import Contract
 from wetink.pages import encode
 
-PATIENCE_SECONDS: Final = 20.0
+PATIENCE_SECONDS: Final = 60.0
 """How long anything may take before a test fails."""
 
 Fields: TypeAlias = dict[str, object]
@@ -86,7 +86,7 @@ class PeerAgent:
         """Open the stream, and say nothing yet."""
         self._channel = grpc.insecure_channel(self._address, (("grpc.use_local_subchannel_pool", 1),))
         stub = self._contract.stub(self._channel, "IngestService")
-        self._call = stub.Stream(iter(self._said.get, None), timeout=PATIENCE_SECONDS * 3)
+        self._call = stub.Stream(iter(self._said.get, None), timeout=PATIENCE_SECONDS * 2)
         return self
 
     def __exit__(
