@@ -77,6 +77,7 @@ class DirtyCalls(Transport):
         """Select a process and all targets that descend from it, as they are now.
 
         Those whose tracking was refused, failed or was lost are among them: no answer that leaves them out is complete.
+        Agents of the first version tell of no ancestors: of theirs the process alone is found.
 
         Args:
             root: ``HOST/PID``, or ``HOST/PID@START``, which must itself be a target.
