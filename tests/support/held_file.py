@@ -73,8 +73,8 @@ class HeldFile:
 
     def release(self) -> None:
         """Let all reads end."""
-        self._holding = False
         with self._changed:
+            self._holding = False
             held, self._held = self._held, []
         for unique, size_bytes in held:
             self._answer(unique, bytes([BYTE]) * size_bytes)
@@ -109,11 +109,12 @@ class HeldFile:
         if opcode == _READ:
             _, offset, size_bytes = struct.unpack_from("=QQI", body)
             size_bytes = max(0, min(size_bytes, SIZE_BYTES - offset))
-            if self._holding:
-                with self._changed:
+            with self._changed:
+                is_held = self._holding
+                if is_held:
                     self._held.append((unique, size_bytes))
                     self._changed.notify_all()
-            else:
+            if not is_held:
                 self._answer(unique, bytes([BYTE]) * size_bytes)
         elif opcode == _LOOKUP and body.rstrip(b"\0") == NAME.encode():
             self._answer(unique, struct.pack("=QQQQII", _FILE, 0, 0, 0, 0, 0) + _attributes(_FILE))
