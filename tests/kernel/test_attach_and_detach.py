@@ -17,7 +17,7 @@ from tests.support.programs import Program, Progress
 from wetink_agent.attach import take_userfaultfd
 from wetink_agent.wp_async import WpAsync
 
-pytestmark = [pytest.mark.needs("kernel", "root", "cc"), pytest.mark.timeout(amount(gate=120, soak=1800))]
+pytestmark = [pytest.mark.needs("kernel", "root", "cc"), pytest.mark.timeout(amount(gate=300, soak=1800))]
 
 THREADS: Final = 16
 TIMES: Final = amount(gate=50, soak=1000)
