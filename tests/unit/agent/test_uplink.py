@@ -112,7 +112,7 @@ def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
     """Run a test's coroutine, with an end."""
 
     async def within() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             await test()
 
     asyncio.run(within())
