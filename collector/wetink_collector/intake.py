@@ -249,17 +249,17 @@ class Intake:
         track = self._tracks.get(incarnation.target)
         if track is None or track.incarnation != incarnation:
             return None
-        if track.end == END_REASON_REFUSED and message.reason == END_REASON_EXITED:
-            # It need not be remembered as one that would be missing from answers.
+        if message.reason == END_REASON_EXITED and incarnation.target in self._refused:
+            # It need not be remembered as one that would be missing from answers. No cursor of it goes on all the same.
             self._refused.discard(incarnation.target)
             self._put_ended(incarnation.target)
+            return _ended(incarnation, message, now_ns, rounds_dropped=True)
         if track.end:
             return None
         track.end = message.reason
         self._living.discard(incarnation.target)
         self._put_ended(incarnation.target)
-        # Our clock, not the agent's: retention counts from it.
-        return IncarnationEnded(incarnation, message.reason, now_ns, message.message[:COMMAND_CHARACTERS_MAX])
+        return _ended(incarnation, message, now_ns)
 
     def _put_ended(self, target: TargetKey) -> None:
         self._ended[target] = None
@@ -455,6 +455,15 @@ def _known(incarnation: IncarnationKey, position: TargetPosition, record: Target
         round=record.round,
         # One that was cut to the bound is none that the agent knows.
         last_time_ns=record.last.last_time_ns % NUMBER_MAX if record.last else 0,
+    )
+
+
+def _ended(
+    incarnation: IncarnationKey, message: TargetEnded, now_ns: int, *, rounds_dropped: bool = False
+) -> IncarnationEnded:
+    # Our clock, not the agent's: retention counts from it.
+    return IncarnationEnded(
+        incarnation, message.reason, now_ns, message.message[:COMMAND_CHARACTERS_MAX], rounds_dropped
     )
 
 

@@ -512,7 +512,8 @@ class Session:
         self.end(RoundGap(f"{text}; begin a new one", **metadata, round=str(last_round)))
 
     def _acknowledge(self, incarnation: IncarnationKey, last_round: int) -> None:
-        self._acks[incarnation] = last_round
+        # One that has not been sent yet may name more: of what was refused nothing is here any more when it has exited.
+        self._acks[incarnation] = max(last_round, self._acks.get(incarnation, 0))
         self._wake.set()
 
     def _answer(self, request_id: int, answer: object) -> None:

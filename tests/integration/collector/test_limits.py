@@ -126,6 +126,15 @@ def test_target_with_too_many_pages_is_refused_in_the_middle(
         # What is on its way is thrown away, and acknowledged: the agent need not keep it.
         agent.say(batch(large, 3, written=[5]))
         agent.acknowledged(large, 3)
+        # Once it has exited nobody misses it, and no copy of what was taken of it goes on.
+        cursor = reader.dirty(f"{host}/1").summary.cursor
+        agent.say(TargetEnded(target=large, incarnation=1, reason=types_pb2.END_REASON_EXITED))
+        agent.acknowledged(large, 0)
+        answer = reader.dirty(hosts=[host])
+        assert answer.written == {f"{host}/2@100": {2, 22}}
+        assert answer.summary.complete
+        with refused(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_INCARNATION_ENDED"):
+            reader.dirty(f"{host}/1", cursor=cursor)
 
 
 def test_agent_that_knows_no_refusals_goes_on_without_the_target(

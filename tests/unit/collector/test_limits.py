@@ -99,6 +99,9 @@ def test_refused_targets_that_are_gone_are_not_remembered(monkeypatch: pytest.Mo
         assert stream.is_refused(started(pid))
         if gone == "exited":
             message = TargetEnded(target=target(pid), incarnation=1, reason=END_REASON_EXITED)
+            # Told once: for whoever asks about its host it is no longer one that lives and is not covered.
+            told = IncarnationEnded(started(pid), END_REASON_EXITED, 1, "", rounds_dropped=True)
+            assert stream.ended(message, 1) == told
             assert stream.ended(message, 1) is None
             assert stream.batch(batch(target(pid), 1, written=[1])) == Superseded(started(pid), 1)
         elif stream.is_one_too_many(start(target(pid + 1))):
