@@ -115,9 +115,9 @@ def test_report_is_scored_and_shown(address: str) -> None:
     assert "verdict right in 1 of 1" in text(address, "accuracy")
 
 
-def test_mistake_is_2_and_refusal_is_1(address: str) -> None:
-    """Each is one sentence."""
-    for arguments, code in (
+@pytest.mark.parametrize(
+    "arguments,code",
+    [
         (["predict", NAME, "--bandwidth", "fast"], 2),
         (["predict", NAME, "--bandwidth", "0"], 2),
         (["predict", NAME, "--bandwidth", "1MB", "--policy", "hope"], 2),
@@ -130,8 +130,12 @@ def test_mistake_is_2_and_refusal_is_1(address: str) -> None:
         (["drain-plan", "node-9", "--bandwidth", "1MB"], 4),
         (["report-migration", NAME, "--bandwidth", "1MB", "--round", "7"], 2),
         (["accuracy", "--limit", "5000"], 2),
-    ):
-        assert failure("--collector", address, *arguments)[0] == code, arguments
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistake_is_2_and_refusal_is_1(address: str, arguments: list[str], code: int) -> None:
+    """Each is one sentence."""
+    assert failure("--collector", address, *arguments)[0] == code
 
 
 @pytest.mark.parametrize(
