@@ -15,7 +15,7 @@ from wetink_client.errors import ResynchronisationNeeded, Unavailable
 from wetink_client.shadow import ShadowCopy
 from wetink_client.verify import differences
 
-pytestmark = [pytest.mark.needs("kernel", "root", "cc"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("kernel", "root", "cc"), pytest.mark.timeout(600)]
 
 KILLS = 20
 

@@ -291,7 +291,7 @@ def test_target_that_ends_meanwhile_is_told_as_it_ended() -> None:
         Collector(collector.address) as client,
     ):
         worker = worker_pid(agent)
-        os.kill(worker, signal.SIGSTOP)
+        programs.stop(worker)
         writer.process.kill()
         writer.process.wait()
         os.kill(worker, signal.SIGKILL)

@@ -115,7 +115,8 @@ def test_pods_that_cannot_be_listed_cost_no_target(tmp_path: Path) -> None:
         Collector(collector.address) as client,
     ):
         target = the_target(client)
-        (warning,) = agent.events("pods_unreadable")
+        warning = agent.wait_for_log("pods_unreadable")
+        assert len(agent.events("pods_unreadable")) == 1
 
     assert target.labels == FOUND
     assert "absent" in warning["why"]

@@ -23,7 +23,7 @@ from wetink_client import Collector, Strictness
 from wetink_client.errors import NotFound, WetinkError
 from wetink_client.shadow import ShadowCopy
 
-pytestmark = [pytest.mark.needs("kernel", "root"), pytest.mark.timeout(amount(gate=480, soak=1800))]
+pytestmark = [pytest.mark.needs("kernel", "root"), pytest.mark.timeout(amount(gate=900, soak=1800))]
 
 SECONDS: Final = amount(gate=30.0, soak=300.0)
 BARRIER_SECONDS: Final = 60.0
