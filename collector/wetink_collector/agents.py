@@ -13,20 +13,21 @@ from wetink.pages import MESSAGE_BYTES_MAX
 from wetink.v1.ingest_pb2 import Hello, Track, Welcome
 from wetink_collector import metrics, versions
 from wetink_collector.caller import CALLER
-from wetink_collector.catalog import Catalog
+from wetink_collector.catalog import HOST_KEPT_SECONDS, Catalog
 from wetink_collector.committer import STORE_SENTENCE, Committer
 from wetink_collector.errors import (
     AgentSilent,
     Deposed,
     Draining,
     HostForbidden,
+    HostsTooMany,
     MessageMalformed,
     Refusal,
     RoundGap,
     StoreUnavailable,
 )
 from wetink_collector.intake import Opening, open_stream
-from wetink_collector.limits import DEFAULTS, Limits
+from wetink_collector.limits import DEFAULTS, HOSTS_MAX, Limits
 from wetink_collector.message_checks import check_hello
 from wetink_collector.room import OF_STREAM_BYTES_MAX
 from wetink_collector.session import Session
@@ -165,6 +166,7 @@ class Agents:
             raise Draining(DRAINING_SENTENCE)
         if self._store_failed:
             raise StoreUnavailable(STORE_SENTENCE)
+        self._check_room(session.host_id)
         older = self._sessions.get(session.host_id)
         self._sessions[session.host_id] = session
         if older:
@@ -172,6 +174,17 @@ class Agents:
                 self._catalog.set_connected(session.host_id, connected=False)
             older.end(Deposed(f"a newer stream of host {session.host_id} has taken over"))
             await older.closed()
+
+    def _check_room(self, host_id: str) -> None:
+        known = self._catalog.hosts
+        if host_id in known or host_id in self._sessions:
+            return
+        if len(known) + len(self._sessions.keys() - known.keys()) >= HOSTS_MAX:
+            message = (
+                f"host {host_id} is not taken: there are {HOSTS_MAX} hosts already, and one is forgotten when its "
+                f"agent has been away for {HOST_KEPT_SECONDS / 3600:.0f} hours"
+            )
+            raise HostsTooMany(message)
 
     def _changes(self, hello: Hello, opening: Opening) -> Iterator[Change]:
         yield HostSeen(hello.host_id, hello.boot_id, hello.agent_version, time.time_ns())

@@ -114,6 +114,10 @@ class RefusedTooMany(Refusal):
     """An agent has even more targets than can be refused one by one."""
 
 
+class HostsTooMany(Refusal):
+    """A host is new, and there are as many as there may be."""
+
+
 class TargetRefused(Refusal):
     """A limit of the collector or of the agent keeps a process from being tracked."""
 
@@ -222,6 +226,7 @@ STATUS_OF: Final[Mapping[type[Refusal], tuple[StatusCode, str]]] = {
     PagesTooMany: (StatusCode.RESOURCE_EXHAUSTED, "PAGES_TOO_MANY"),
     TargetsTooMany: (StatusCode.RESOURCE_EXHAUSTED, "TARGETS_TOO_MANY"),  # when others have ended
     RefusedTooMany: (StatusCode.RESOURCE_EXHAUSTED, "TARGETS_TOO_MANY"),  # as above
+    HostsTooMany: (StatusCode.RESOURCE_EXHAUSTED, "HOSTS_TOO_MANY"),  # when others are forgotten
     TargetRefused: (StatusCode.RESOURCE_EXHAUSTED, "TARGET_REFUSED"),
     PolicyUnknown: (StatusCode.INVALID_ARGUMENT, "POLICY_UNKNOWN"),
     TargetEnded: (StatusCode.FAILED_PRECONDITION, "TARGET_ENDED"),
@@ -252,6 +257,7 @@ RETRY_SECONDS_OF: Final[Mapping[type[Refusal], float]] = {
     PagesTooMany: 300.0,
     TargetsTooMany: 30.0,
     RefusedTooMany: 30.0,
+    HostsTooMany: 300.0,
 }
 """When it is worth trying again, where the collector knows: a store that failed is tried as often, another target may
 have ended soon, and a target that is too large seldom becomes small."""

@@ -28,6 +28,10 @@ REFUSED_MAX: Final = 1024
 """Bound on the targets of one host that are remembered as refused. Beyond it the whole stream is: what nobody remembers
 would be missing from answers unseen."""
 
+HOSTS_MAX: Final = 16_384
+"""Bound on hosts, also on those whose agents have gone and that are not forgotten yet, in some tens of MiB: whoever may
+announce one host may announce any, where nobody has to say who they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

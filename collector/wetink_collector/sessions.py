@@ -218,7 +218,8 @@ class SessionService(SessionServiceServicer):
         check_name(request.round, "round")
         begun = session.rounds.get(request.round)
         if begun and begun.parent != request.parent:
-            message = f"round {request.round} was begun with the parent {begun.parent or 'none'!r}: take another name"
+            parent = f"with the parent {begun.parent!r}" if begun.parent else "without a parent"
+            message = f"round {request.round} was begun {parent}: take another name"
             raise RoundDiffers(message)
         if begun:
             return begun

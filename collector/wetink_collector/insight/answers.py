@@ -166,6 +166,10 @@ async def writers(inquiry: Inquiry, request: pb.GetWritersRequest) -> pb.GetWrit
             first, last = first or own[0], own[-1]
             await inquiry.on_thread(_count, counted, own, request.since_time_ns)
     if first is None or last is None:
+        known = inquiry.catalog.events.of(record.target)
+        if known and known.end_index:
+            message = f"the events that came of {record.name} are not kept any more: ask again when others have come"
+            raise EventsMissing(message)
         message = (
             f"no events of {record.name} are kept here: run its agent with --events, "
             "and with a backend that streams them (wp-async or wp-sync)"

@@ -46,6 +46,7 @@ class IngestServiceStub:
       RESOURCE_EXHAUSTED  A message over `message_bytes_max`. ROUND_TOO_LARGE (metadata as above): the collector takes no
                         more of the target, and the agent does not understand TargetRefused; go on without the target.
                         TARGETS_TOO_MANY: more targets than even can be refused. Reconnect when RetryInfo says.
+                        HOSTS_TOO_MANY: the host is new, and there are too many. Likewise.
       UNAVAILABLE  The collector is going down. Reconnect with back-off.
     buf:lint:ignore RPC_REQUEST_STANDARD_NAME
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
@@ -70,6 +71,7 @@ class IngestServiceAsyncStub(IngestServiceStub):
       RESOURCE_EXHAUSTED  A message over `message_bytes_max`. ROUND_TOO_LARGE (metadata as above): the collector takes no
                         more of the target, and the agent does not understand TargetRefused; go on without the target.
                         TARGETS_TOO_MANY: more targets than even can be refused. Reconnect when RetryInfo says.
+                        HOSTS_TOO_MANY: the host is new, and there are too many. Likewise.
       UNAVAILABLE  The collector is going down. Reconnect with back-off.
     buf:lint:ignore RPC_REQUEST_STANDARD_NAME
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
@@ -97,6 +99,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
           RESOURCE_EXHAUSTED  A message over `message_bytes_max`. ROUND_TOO_LARGE (metadata as above): the collector takes no
                             more of the target, and the agent does not understand TargetRefused; go on without the target.
                             TARGETS_TOO_MANY: more targets than even can be refused. Reconnect when RetryInfo says.
+                            HOSTS_TOO_MANY: the host is new, and there are too many. Likewise.
           UNAVAILABLE  The collector is going down. Reconnect with back-off.
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME

@@ -173,7 +173,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(
     with pytest.raises(Refused, match="over other targets: close it, or take another name"):
         client.open_session(session, [name, f"{host_id}/8"])
     client.close_round(session, "first")
-    with pytest.raises(Refused, match="was begun with the parent 'none': take another name"):
+    with pytest.raises(Refused, match="was begun without a parent: take another name"):
         client.begin_round(session, "first", "first")
     client.begin_round(session, "second", "first")
     agent.end(tracked, types_pb2.END_REASON_EXEC)

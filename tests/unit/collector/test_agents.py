@@ -13,10 +13,10 @@ from tests.unit.collector.bench import Bench, runs, until
 from tests.unit.collector.changes import ended, incarnation, started
 from wetink.pages import encode
 from wetink.v1.ingest_pb2 import AgentMessage, CollectorMessage, Hello, WriteProtectBatch
-from wetink.v1.types_pb2 import END_REASON_LOST, TargetPosition
+from wetink.v1.types_pb2 import END_REASON_LOST
 from wetink_collector import intake
 from wetink_collector.agents import SILENCE_SECONDS_MAX, Agents
-from wetink_collector.errors import AgentSilent, Deposed, Refusal, RoundGap
+from wetink_collector.errors import AgentSilent, Deposed, HostsTooMany, Refusal, RoundGap
 from wetink_collector.limits import Limits
 from wetink_collector.room import IN_ALL_BYTES_MAX, Place
 from wetink_collector.session import Session
@@ -28,13 +28,14 @@ ONE = incarnation()
 class Wire:
     """The agent's side of one stream, without a transport."""
 
-    def __init__(self, agents: Agents, one: Bench, *, can_be_refused: bool = False) -> None:
+    def __init__(self, agents: Agents, one: Bench, *, host_id: str = "host-1", can_be_refused: bool = False) -> None:
         """Open it, and say Hello."""
         self._said: asyncio.Queue[Any] = asyncio.Queue()
         self.heard: list[CollectorMessage] = []
         self.serving = asyncio.create_task(agents.serve(self, one.committer))  # type: ignore[arg-type]  # what is used of it
-        position = TargetPosition(target=ONE.target.message(), incarnation=1, round=1)
-        hello = Hello(protocol_version=1, host_id="host-1", boot_id="boot-1", positions=[position])
+        hello = Hello(protocol_version=1, host_id=host_id, boot_id="boot-1")
+        if host_id == ONE.target.host_id:
+            hello.positions.add(target=ONE.target.message(), incarnation=1, round=1)
         hello.can_be_refused = can_be_refused
         self.say(hello=hello)
 
@@ -187,6 +188,27 @@ async def test_what_a_stream_remembers_of_refused_targets_does_not_grow(one: Ben
         await until(lambda: wire.kinds().count("target_refused") == 6)
     wire.half_close()
     await wire.serving
+
+
+@runs
+async def test_new_host_beyond_the_bound_is_turned_away_and_the_known_ones_are_not(one: Bench) -> None:
+    """Also while the last that fits is not known yet, and for those that went and are not forgotten."""
+    agents = Agents(one.catalog)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wetink_collector.agents.HOSTS_MAX", 2)
+        wires = [Wire(agents, one, host_id=host_id) for host_id in ("host-1", "host-2", "host-3")]
+        with pytest.raises(HostsTooMany, match="host host-3 is not taken: there are 2 hosts already"):
+            await wires[2].serving
+        for wire in wires[:2]:
+            wire.half_close()
+            await wire.serving
+            assert wire.kinds() == ["welcome"]
+        with pytest.raises(HostsTooMany):
+            await Wire(agents, one, host_id="host-4").serving
+        again = Wire(agents, one, host_id="host-2")
+        again.half_close()
+        await again.serving
+        assert again.kinds() == ["welcome"]
 
 
 @runs
