@@ -420,6 +420,9 @@ def test_row_47_a_freeze_while_the_kernel_writes_to_protected_memory(row: Watche
     for _ in range(10):
         row.target.do("thread " + ";".join([read] * 50))
         row.check()
+    # read_iter_zero() gives what it has so far, in whole pages, where the freezer wakes it in the middle of its work.
+    whole_pages = range(PAGE, 65 * PAGE, PAGE)
     for number in range(10):
-        assert row.target.do(f"join {number}") == [64 * PAGE]
+        (size_bytes,) = row.target.do(f"join {number}")
+        assert size_bytes in whole_pages
     row.check()
