@@ -75,7 +75,7 @@ class Still:
             NoSuchProcess: It is gone.
         """
         # Only its own threads make new ones: what a look finds after all were stopped is all there is.
-        while fresh := [tid for tid in _threads(pid) if tid not in self._statuses]:
+        while fresh := [tid for tid in procfs.threads(pid) if tid not in self._statuses]:
             seized = [tid for tid in fresh if self._seize(tid)]
             for tid in seized:
                 self._wait(tid)
@@ -127,14 +127,6 @@ class Still:
                 raise NotFrozen(message)
             time.sleep(pause)
             pause = min(pause + 20e-6, _PAUSE_SECONDS_MAX)
-
-
-def _threads(pid: int) -> list[int]:
-    try:
-        return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
-    except (FileNotFoundError, ProcessLookupError) as error:
-        message = f"there is no process {pid}: it has exited, or the pid is wrong"
-        raise NoSuchProcess(message) from error
 
 
 def _has_ended(tid: int) -> bool:

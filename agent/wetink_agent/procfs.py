@@ -26,6 +26,9 @@ ANCESTORS_MAX: Final = 64
 LIVING_LOOKS_MAX: Final = 50
 """Looks for a thread that lives, where each may end while it is looked at: they all do where the process does."""
 
+LISTINGS_MAX: Final = 50
+"""Listings of threads that are made again, since threads began or ended meanwhile."""
+
 _READ_BYTES: Final = 64 << 10
 _ADDR_NO_RANDOMIZE: Final = 0x0040000  # linux/personality.h
 _PF_KTHREAD: Final = 0x00200000
@@ -68,6 +71,8 @@ class Stat:
     state: str
     parent_pid: int
     flags: int
+    thread_count: int
+    """Of the process, with those that have ended and are not reaped yet."""
     start_time_ticks: int
     layout: tuple[int, int, int]
     """Where program text and stack begin: execve(2) sets them anew."""
@@ -383,13 +388,22 @@ def has_random_layout(pid: int) -> bool:
 def threads(pid: int) -> list[int]:
     """Give the ids of a process's threads, those that have ended too while it lives.
 
+    A listing may lack threads that live, where one ends while the kernel is at it: so it is made again until it has as
+    many as there are. Where threads come and go all the while, it has all that were seen.
+
     Raises:
         NoSuchProcess: It is gone.
     """
-    try:
-        return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise _gone(pid) from error
+    seen: dict[int, None] = {}
+    for _ in range(LISTINGS_MAX):
+        try:
+            found = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise _gone(pid) from error
+        if len(found) == stat(pid).thread_count:
+            return found
+        seen |= dict.fromkeys(found)
+    return list(seen)
 
 
 def _is_every_thread_stopped(pid: int) -> bool:
@@ -432,6 +446,7 @@ def parse_stat(text: bytes) -> Stat:
         state=fields[0].decode(),
         parent_pid=int(fields[1]),
         flags=int(fields[6]),
+        thread_count=int(fields[17]),
         start_time_ticks=int(fields[19]),
         layout=(int(fields[23]), int(fields[24]), int(fields[25])),
     )

@@ -28,6 +28,7 @@ TIMES = amount(gate=20, soak=500)
 ROUNDS = amount(gate=10, soak=300)
 RELAY_TIMES = amount(gate=30, soak=1000)
 THREADS_MIN = 300
+LIVING_TIMES = amount(gate=40_000, soak=1_000_000)
 
 
 @pytest.fixture
@@ -102,6 +103,18 @@ def test_a_process_of_which_no_thread_stays_is_not_said_to_have_exited() -> None
         with pytest.raises(NoSuchProcess):
             procfs.read_maps(program.pid)
     assert tracked > RELAY_TIMES // 10
+
+
+def test_a_thread_that_lives_is_always_found() -> None:
+    """A listing during which the only other thread ends has, once in thousands, the first alone, which has ended."""
+    with programs.running("odd", "relay") as program:
+        wait_until(lambda: procfs.stat(program.pid).is_gone)
+        for _ in range(LIVING_TIMES):
+            assert procfs.living_thread(program.pid) != program.pid
+        program.process.kill()
+        wait_until(lambda: procfs.stat(program.pid).is_gone and procfs.threads(program.pid) == [program.pid])
+        with pytest.raises(NoSuchProcess):
+            procfs.living_thread(program.pid)
 
 
 def test_no_thread_of_it_runs_or_begins_while_it_is_frozen(busy: Program) -> None:
