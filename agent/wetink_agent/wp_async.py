@@ -137,6 +137,7 @@ class WpAsync:
         self._maps = b""
         self._maps_told = b""
         self._ours = BitMap64()
+        self._registered: list[Range] = []
         self._audited: list[Range] = []
         self._shared_memory: list[shared_memory.Part] = []
         self._private_files = np.empty((0, 2), dtype=np.uint64)
@@ -298,6 +299,7 @@ class WpAsync:
         if self._maps != self._maps_told:
             self._maps = self._maps_told
             self._make_plan()
+        self._unregister_what_came_between()
         # Not by a set: to hash what was read anew takes many times as long as to compare it.
         if before == b"" or before == self._maps:  # noqa: PLR1714
             return (), ()
@@ -306,6 +308,25 @@ class WpAsync:
         for start, end in unmapped:
             self._ours.remove_range(start // PAGE_SIZE, end // PAGE_SIZE)
         return _addresses(new - old), unmapped
+
+    def _unregister_what_came_between(self) -> None:
+        """Unregister what is not ours to register: it took a mapping's place between our look and its registration.
+
+        MADV_GUARD_INSTALL never ends in a protected mapping of a file, as ``_disarm`` says.
+        """
+        registered, self._registered = self._registered, []
+        for mapping in procfs.parse_maps(self._maps) if registered else ():
+            if not (mapping.shared or (mapping.inode and not self.registers_files)):
+                continue
+            for start, end in shared_memory.within(registered, mapping.start, mapping.end):
+                argument = uf.uffdio_range(start=start, len=end - start)
+                try:
+                    syscalls.ioctl(self._uffd, uf.UFFDIO_UNREGISTER, argument, "UFFDIO_UNREGISTER")
+                except OSError as error:
+                    # It is of a kind that cannot be registered; the mapping, or the whole memory, has gone.
+                    if error.errno not in {errno.EINVAL, errno.ENOMEM, errno.ESRCH}:
+                        raise
+                self._ours.remove_range(start // PAGE_SIZE, end // PAGE_SIZE)
 
     def _audit(self) -> Runs:
         """Find populated anonymous memory under no registration; it skips what is registered as a whole."""
@@ -381,6 +402,7 @@ class WpAsync:
             # audit finds it in every round for as long as it holds anything.
         else:
             self._ours.add_range(start // PAGE_SIZE, end // PAGE_SIZE)
+            self._registered.append(span)
 
     def _census(self, flags: int = fs.PM_SCAN_WP_MATCHING) -> tuple[Runs, BitMap64]:
         """Find what is populated under registration, and what of it was written; arm the latter again."""

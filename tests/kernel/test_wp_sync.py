@@ -1,6 +1,8 @@
 """What ``wp-sync`` finds and says in real processes, on the real kernel."""
 
 import itertools
+import json
+import mmap
 import os
 import signal
 import subprocess
@@ -30,12 +32,16 @@ from wetink_agent.resolver_loop import CompiledResolver
 from wetink_agent.runs import Runs
 from wetink_agent.shared_memory import Range
 from wetink_agent.uapi import userfaultfd as uf
+from wetink_agent.wp_async import WpAsync
 from wetink_agent.wp_sync import WpSync
 
 pytestmark = pytest.mark.needs("kernel", "root", "cc")
 
 ROUNDS = 25
 PR_SET_MEMORY_MERGE = 67
+MAP_FIXED = 0x10
+MADV_GUARD_INSTALL = 102
+GUARD_SECONDS_MAX = 30
 PATIENCE_SECONDS = 60.0
 
 
@@ -163,6 +169,41 @@ def test_what_is_filled_between_scan_and_protection_is_in_the_next_round(*, fill
             target.write(first, first + 2)
             tracker.harvest()
             assert (1 in within(tracker.harvest(), first, 3)[0]) is not fills_gaps
+        finally:
+            tracker.close()
+
+
+@pytest.mark.parametrize("backend", [WpSync, WpAsync])
+@pytest.mark.parametrize("flags", [mmap.MAP_PRIVATE, mmap.MAP_SHARED], ids=["private", "shared"])
+def test_a_file_in_the_place_of_what_was_looked_at_holds_nobody_up(backend: type[WpAsync], flags: int) -> None:
+    """Memory of a file takes a mapping's place just before that is registered, and then has guard pages installed."""
+    with victim() as target:
+        first = target.map(8)
+        target.do("global file; file = os.memfd_create('it'); os.ftruncate(file, 8 * PAGE)")
+
+        class Late(backend):  # type: ignore[valid-type, misc]  # a parameter
+            is_late = True
+
+            def _register_span(self, span: Range) -> None:
+                if self.is_late and span[0] <= first * PAGE < span[1]:
+                    self.is_late = False
+                    target.do(f"fill(mmap(8, {first * PAGE}, 3, {MAP_FIXED | flags}, file), 8)")
+                super()._register_span(span)
+
+        tracker = Late(target.pid, take_userfaultfd(target.pid))
+        try:
+            tracker.harvest()
+            assert not tracker.is_late
+            line = json.dumps(f"checked(libc.madvise({first * PAGE}, {4 * PAGE}, {MADV_GUARD_INSTALL}))")
+            assert target.program.process.stdin is not None
+            target.program.process.stdin.write(f"{line}\n".encode())
+            until = time.monotonic() + GUARD_SECONDS_MAX
+            while not target.program.has_said(wait_seconds=0.05):
+                tracker.harvest()
+                assert time.monotonic() < until
+            assert json.loads(target.program.read_line()) == {"result": None}
+            target.write(first + 5)
+            assert 5 in within(tracker.harvest(), first, 8)[0]
         finally:
             tracker.close()
 
